@@ -1,0 +1,1 @@
+"""reprolib: attacks, defenses, metrics and the ledger behind the book *Leaky Gradients*."""
