@@ -1,0 +1,191 @@
+"""Measurement records: JSON with a checksum and provenance, written so that no reader ever sees half a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import platform
+import secrets
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+SCHEMA = 1
+"""Raised when the layout of the files changes; `load` refuses any other."""
+
+PACKAGES = ("reprolib", "torch", "torchvision", "torchmetrics", "numpy", "scipy")
+
+
+def write_atomic(path: str | os.PathLike, content: bytes) -> None:
+    """Replace a file's content in one step: the old file or the whole new one is there at any moment.
+
+    path: its folder is made when missing. The temporary file lies in the same folder, since a rename is atomic only
+    within one file system. Raises OSError (a full disk, no permission) with the old file intact and no temporary left.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save(path: str | os.PathLike, payload: Mapping[str, Any]) -> None:
+    """Write a record atomically, with its schema version and the checksum of its payload.
+
+    payload: string keys; values of JSON's types, and besides: pandas tables (their index is dropped), dataclasses,
+    NumPy and torch numbers and arrays, and floats that are not finite. `load` gives tables and floats back as they
+    were, dataclasses as dictionaries, arrays as lists.
+    Raises TypeError for anything else; OSError as `write_atomic`.
+    """
+    plain = _encode(payload)
+    lines = ",\n".join(f"{json.dumps(key)}: {_dumps(value)}" for key, value in plain.items())
+    text = f'{{"schema": {SCHEMA},\n"sha256": "{_checksum(plain)}",\n"payload": {{\n{lines}\n}}}}\n'
+    write_atomic(path, text.encode())
+
+
+def load(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a record that `save` wrote.
+
+    Raises FileNotFoundError for a missing file, and ValueError for one that is truncated, was changed by hand, or has
+    another schema, saying what to do.
+    """
+    path = Path(path)
+    remedy = "delete it and run the chapter again (or take the committed file back: git checkout)"
+    try:
+        record = json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name} is not complete JSON ({error}): the file was cut or edited; {remedy}") from error
+    if not isinstance(record, dict) or not {"schema", "sha256", "payload"} <= record.keys():
+        raise ValueError(f"{path.name} is no record of reprolib (schema, sha256 and payload are expected); {remedy}")
+    if record["schema"] != SCHEMA:
+        raise ValueError(f"{path.name} has schema {record['schema']}, this reprolib reads schema {SCHEMA}; {remedy}")
+    if record["sha256"] != _checksum(record["payload"]):
+        raise ValueError(f"{path.name}: the checksum does not fit the content, so it was changed or damaged; {remedy}")
+    return _decode(record["payload"])
+
+
+def provenance(
+    device: torch.device | str = "cpu",
+    seed: int | None = None,
+    data: Mapping[str, str] | None = None,
+    started: datetime | None = None,
+) -> dict[str, Any]:
+    """What a measurement was made with: versions, commit, device, threads, seed, data; never a path or a host name.
+
+    data: name of each image set -> its fingerprint. started: adds the seconds since then.
+    """
+    now = datetime.now(UTC)
+    record = {
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "seed": seed,
+        "data": dict(data or {}),
+        "time": now.isoformat(timespec="seconds"),
+    }
+    if started is not None:
+        record["seconds"] = round((now - started).total_seconds(), 1)
+    return record
+
+
+def device_name(device: torch.device | str) -> str:
+    """The device's model as its maker calls it, for example "cpu: AMD EPYC 9354"."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    return f"{device.type}: {name}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that reprolib lies in, with "+changes" for edited files; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        # A package installed below someone else's repository must not claim that repository's commit.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _dumps(plain: Any) -> str:
+    return json.dumps(plain, sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+
+
+def _checksum(plain: Any) -> str:
+    return hashlib.sha256(_dumps(plain).encode()).hexdigest()
+
+
+def _encode(value: Any) -> Any:
+    """Reduce a value to strict JSON. Tables and non-finite floats become objects with one key that starts with $."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"$float": str(value)}
+    if isinstance(value, pd.DataFrame):
+        columns = [_encode(value.iloc[:, i].tolist()) for i in range(value.shape[1])]
+        return {"$table": {"columns": [str(name) for name in value.columns], "values": columns}}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _encode({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError(f"keys of a record must be strings, got {[k for k in value if not isinstance(k, str)]}")
+        return {key: _encode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encode(item) for item in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return _encode(value.tolist())
+    if isinstance(value, torch.Tensor):
+        return _encode(value.detach().cpu().tolist())
+    raise TypeError(f"a record cannot hold a {type(value).__name__}: {value!r}")
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"$float"}:
+        return float(value["$float"])
+    if value.keys() == {"$table"}:
+        table = value["$table"]
+        return pd.DataFrame(dict(zip(table["columns"], map(_decode, table["values"]), strict=True)))
+    return {key: _decode(item) for key, item in value.items()}

@@ -1,0 +1,121 @@
+import json
+import math
+import os
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from reprolib import results
+
+
+@dataclass(frozen=True)
+class Point:
+    x: float
+    y: tuple[int, ...]
+
+
+def test_a_record_comes_back_as_it_was_saved(tmp_path):
+    table = pd.DataFrame({"mse": [1e-7, math.inf, 0.1 + 0.2], "label": [1, 2, 3], "name": ["a", "ü", None]})
+    payload = {
+        "n": np.int64(3),
+        "x": np.float32(0.5),
+        "list": torch.tensor([1.0, 2.0]),
+        "point": Point(-math.inf, (1, 2)),
+        "table": table,
+        "nothing": None,
+    }
+    results.save(tmp_path / "deep" / "record.json", payload)
+    loaded = results.load(tmp_path / "deep" / "record.json")
+    assert loaded["n"] == 3 and loaded["x"] == 0.5 and loaded["list"] == [1.0, 2.0] and loaded["nothing"] is None
+    assert loaded["point"] == {"x": -math.inf, "y": [1, 2]}
+    pd.testing.assert_frame_equal(loaded["table"], table)
+
+
+def test_the_file_is_strict_json_and_the_same_for_the_same_payload(tmp_path):
+    for name in ("a.json", "b.json"):
+        results.save(tmp_path / name, {"mse": float("nan"), "note": "≤"})
+    text = (tmp_path / "a.json").read_text()
+    assert text == (tmp_path / "b.json").read_text()
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    assert json.loads(text, parse_constant=refuse)["schema"] == results.SCHEMA
+    assert math.isnan(results.load(tmp_path / "a.json")["mse"])
+
+
+def test_a_value_that_json_cannot_hold_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(TypeError, match="cannot hold a object"):
+        results.save(tmp_path / "a.json", {"x": object()})
+    with pytest.raises(TypeError, match="must be strings"):
+        results.save(tmp_path / "a.json", {"x": {1: 2}})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_cut_in_half_says_what_to_do(tmp_path):
+    path = tmp_path / "dlg.json"
+    results.save(path, {"x": list(range(100))})
+    whole = path.read_bytes()
+    for length in (0, 1, len(whole) // 2, len(whole) - 3):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"dlg\.json is not complete JSON.*run the chapter again"):
+            results.load(path)
+
+
+def test_a_changed_number_is_noticed(tmp_path):
+    path = tmp_path / "dlg.json"
+    results.save(path, {"success": 0.25})
+    path.write_text(path.read_text().replace("0.25", "0.95"))
+    with pytest.raises(ValueError, match="checksum does not fit.*run the chapter again"):
+        results.load(path)
+
+
+def test_other_json_and_other_schemas_are_refused(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("[1, 2]")
+    with pytest.raises(ValueError, match="no record of reprolib"):
+        results.load(path)
+    path.write_text('{"schema": 99, "sha256": "", "payload": {}}')
+    with pytest.raises(ValueError, match="schema 99.*reads schema 1"):
+        results.load(path)
+    with pytest.raises(FileNotFoundError):
+        results.load(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatch, step):
+    path = tmp_path / "dlg.json"
+    results.save(path, {"x": 1})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, step, full)
+    with pytest.raises(OSError, match="No space left"):
+        results.save(path, {"x": 2})
+    monkeypatch.undo()
+    assert results.load(path) == {"x": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["dlg.json"]
+
+
+def test_provenance_names_versions_and_no_path():
+    record = results.provenance("cpu", seed=7, data={"photos": "abc"}, started=datetime.now(UTC) - timedelta(seconds=5))
+    assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert record["seed"] == 7 and record["data"] == {"photos": "abc"} and 4 < record["seconds"] < 60
+    assert record["device"].startswith("cpu: ") and record["threads"] >= 1
+    text = json.dumps(record)
+    assert str(Path.home()) + "/" not in text and str(Path.cwd()) not in text and os.uname().nodename not in text
+
+
+def test_without_git_there_is_no_commit(monkeypatch):
+    def absent(*_, **__):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", absent)
+    assert results.provenance()["commit"] is None
