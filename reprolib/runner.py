@@ -1,0 +1,453 @@
+"""Papermill over the chapters: unchanged ones are skipped, a killed run continues, no page is ever half written.
+
+An executed chapter is a page, `book/chapters/<stem>.ipynb`. Papermill writes into a temporary file beside it, which
+replaces the page in one step when the chapter has ended well. The page's metadata keep a fingerprint of everything
+that the chapter read; a page with the same fingerprint is not run again. Each chapter runs in a process of its own
+under a file lock, so that neither a crash nor a second run can touch another chapter.
+Source: design section 6.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib import metadata
+from multiprocessing import connection
+from pathlib import Path
+from typing import Literal
+
+import nbformat
+import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from packaging.requirements import Requirement
+from papermill.exceptions import PapermillExecutionError
+
+PROFILES = ("auto", "smoke", "cpu", "gpu", "paper")
+PARAMETERS_TAG, INJECTED_TAG, STALE_TAG = "parameters", "injected-parameters", "stale-page"
+SECONDS_BETWEEN_LINES = 60
+
+
+class ChapterBusy(RuntimeError):
+    """Another process is running this chapter."""
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One notebook: `notebooks/01-dlg.ipynb` has the stem `01-dlg`, the number 1 and the paper key `dlg`."""
+
+    root: Path
+    stem: str
+
+    @property
+    def number(self) -> int | None:
+        match = re.match(r"(\d+)-", self.stem)
+        return int(match[1]) if match else None
+
+    @property
+    def paper(self) -> str:
+        return re.sub(r"^\d+-", "", self.stem)
+
+    @property
+    def notebook(self) -> Path:
+        return self.root / "notebooks" / f"{self.stem}.ipynb"
+
+    @property
+    def page(self) -> Path:
+        return self.root / "book" / "chapters" / f"{self.stem}.ipynb"
+
+    @property
+    def failed(self) -> Path:
+        """Where a failing execution is kept for reading; the site does not show it."""
+        return self.page.parent / "failed" / self.page.name
+
+    @property
+    def executing(self) -> Path:
+        # One name a chapter, not one a process: under the lock a leftover is always a dead process's, and is replaced.
+        return self.page.with_name(f".{self.stem}.executing.ipynb")
+
+    @property
+    def lock(self) -> Path:
+        return self.page.with_name(f".{self.stem}.lock")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a notebook's `parameters` cell holds. data_root: an absolute folder, or None for the offline sets alone."""
+
+    profile: str = "auto"
+    seed: int = 0
+    device: str = "auto"
+    data_root: str | None = None
+
+    def __post_init__(self):
+        if self.profile not in PROFILES:
+            raise ValueError(f"profile {self.profile!r} is unknown; known profiles: {', '.join(PROFILES)}")
+        if self.data_root is not None and not Path(self.data_root).is_dir():
+            raise ValueError(f"data_root {self.data_root!r} is not a folder; make it, or leave it out to run offline")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a chapter. where: for a failure, the cell and the exception in one line."""
+
+    chapter: str
+    status: Literal["ran", "unchanged", "failed", "busy"]
+    seconds: float = 0.0
+    where: str = ""
+
+    @property
+    def good(self) -> bool:
+        return self.status in ("ran", "unchanged")
+
+
+def chapters(root: Path) -> list[Chapter]:
+    """All chapters of the book at `root`, in the order of their file names."""
+    return [Chapter(root, path.stem) for path in sorted((root / "notebooks").glob("*.ipynb"))]
+
+
+def find(root: Path, names: Sequence[str] = ()) -> list[Chapter]:
+    """The chapters called by file stem, number or paper key, in the book's order; all of them without names.
+
+    Raises ValueError for a name that no chapter has; it lists the known ones.
+    """
+    known = chapters(root)
+    if not known:
+        raise ValueError(f"{root / 'notebooks'} holds no notebook: run this inside a clone of the book")
+    wanted = set()
+    for name in names:
+        number = int(name) if name.isdecimal() else None
+        hits = [c for c in known if name in (c.stem, c.paper) or (number is not None and number == c.number)]
+        if not hits:
+            raise ValueError(f"chapter {name!r} is unknown; known chapters: {', '.join(c.stem for c in known)}")
+        wanted.update(hits)
+    return [c for c in known if c in wanted] if names else known
+
+
+# --- what a chapter reads ---------------------------------------------------------------------------------------------
+
+
+def fingerprint(chapter: Chapter, parameters: Parameters) -> str:
+    """16 hex digits over everything a chapter's page depends on; equal means that the page need not be run again.
+
+    Read: the notebook's cells (not its outputs), reprolib's sources, the chapter's claims and reference results, the
+    checkpoints, the parameters, the versions of Python and of reprolib's requirements, and the data root's listing.
+    """
+    cells = nbformat.read(chapter.notebook, as_version=4).cells
+    # The runner and what stands to its left (design section 1) never reach a chapter.
+    sources = (p for p in Path(__file__).parent.rglob("*.py") if p.stem not in ("runner", "cli", "report"))
+    root = chapter.root
+    inputs = {
+        "cells": [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells],
+        "sources": _contents(sources, Path(__file__).parent),
+        "claims": _contents((root / "claims").glob(f"{chapter.paper}.y*ml"), root),
+        "reference": _contents((root / "results" / "reference" / chapter.paper).rglob("*"), root),
+        "checkpoints": _contents((root / "checkpoints").rglob("*"), root),
+        "parameters": asdict(parameters),
+        "versions": _versions(),
+        "data": _listing(Path(parameters.data_root)) if parameters.data_root else None,
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _contents(paths: Iterator[Path], base: Path) -> list[tuple[str, str]]:
+    """Name and checksum of each file."""
+    files = sorted(path for path in paths if path.is_file())
+    return [(str(path.relative_to(base)), hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
+
+
+def _versions() -> dict[str, str]:
+    required = (Requirement(line) for line in metadata.requires("reprolib") or ())
+    names = sorted(r.name for r in required if r.marker is None or r.marker.evaluate({"extra": ""}))
+    return {"python": ".".join(map(str, sys.version_info[:2]))} | {name: metadata.version(name) for name in names}
+
+
+def _listing(folder: Path, depth: int = 3) -> list[tuple[str, int, int]]:
+    """Names, sizes and times down to the class folders: cheap where a set has a million files."""
+    entries = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        is_folder, stat = entry.is_dir(), entry.stat()
+        entries.append((entry.name, 0 if is_folder else stat.st_size, stat.st_mtime_ns))
+        if is_folder and depth > 1:
+            entries.extend((f"{entry.name}/{name}", *rest) for name, *rest in _listing(Path(entry.path), depth - 1))
+    return entries
+
+
+def is_current(chapter: Chapter, parameters: Parameters) -> bool:
+    """Whether the chapter's page was executed from these very inputs and is not marked stale."""
+    try:
+        record = nbformat.read(chapter.page, as_version=4).metadata.get("reprolib", {})
+        return "stale" not in record and record.get("fingerprint") == fingerprint(chapter, parameters)
+    except (FileNotFoundError, ValueError):  # no page, or one that is no notebook (ValueError): it is written anew
+        return False
+
+
+# --- pages on disk ----------------------------------------------------------------------------------------------------
+
+
+def save_notebook(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Write a notebook so that `path` holds the old text or the new one at every moment. OSError leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            nbformat.write(notebook, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def locked(chapter: Chapter) -> Iterator[None]:
+    """Hold the chapter's lock. Raises ChapterBusy at once, naming the holder, where another process has it."""
+    chapter.lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(chapter.lock, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise ChapterBusy(f"{chapter.stem} is being run by {holder}; wait for it to end, or end it") from None
+        # The lock file stays: removing it would let a third run lock a new file while a second waits on the old one.
+        file.truncate(0)
+        file.write(f"process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}")
+        file.flush()
+        yield
+
+
+def mark_stale(chapter: Chapter, reason: str) -> None:
+    """Say on top of the last good page that it is out of date and why; without such a page, leave one that says so."""
+    now = datetime.now().astimezone().isoformat(timespec="minutes")
+    if chapter.page.exists():
+        page = nbformat.read(chapter.page, as_version=4)
+        says = "This page shows the last run that succeeded; it is out of date."
+    else:
+        page = nbformat.v4.new_notebook()
+        page.cells = nbformat.read(chapter.notebook, as_version=4).cells[:1]
+        says = "This chapter has not run to its end yet."
+    page.cells = [cell for cell in page.cells if STALE_TAG not in cell.metadata.get("tags", [])]
+    note = nbformat.v4.new_markdown_cell(
+        f"````{{admonition}} Stale page\n:class: warning\n{says} A run on {now[:10]} at {now[11:16]} failed:\n\n"
+        f"    {reason}\n````",
+        id="stale-page",
+        metadata={"tags": [STALE_TAG]},
+    )
+    page.cells.insert(_below_title(page), note)
+    page.metadata.setdefault("reprolib", {})["stale"] = {"since": now, "reason": reason}
+    save_notebook(page, chapter.page)
+
+
+def _below_title(page: nbformat.NotebookNode) -> int:
+    """Index of the cell below the title, whose cell is cut after the heading: Sphinx wants the heading first."""
+    if not page.cells or page.cells[0].cell_type != "markdown":
+        return 0
+    match = re.search(r"^# .*$", page.cells[0].source, re.MULTILINE)
+    if match is None:
+        return 0
+    rest = page.cells[0].source[match.end() :].strip("\n")
+    if rest:
+        page.cells[0].source = page.cells[0].source[: match.end()]
+        page.cells.insert(1, nbformat.v4.new_markdown_cell(rest, id="below-title"))
+    return 1
+
+
+# --- one chapter ------------------------------------------------------------------------------------------------------
+
+
+def own_kernel(threads: int) -> type[AsyncKernelManager]:
+    """A kernel manager that starts this very interpreter, whatever kernels the user has installed, with its threads."""
+    spec = KernelSpec(**get_kernel_dict(), env={"OMP_NUM_THREADS": str(threads)})
+
+    class OwnKernel(AsyncKernelManager):
+        kernel_spec = spec
+
+    return OwnKernel
+
+
+def execute(chapter: Chapter, parameters: Parameters, threads: int = 1) -> Outcome:
+    """Run a chapter now, under its lock, and replace its page; on failure keep the old page and mark it stale."""
+    started = time.monotonic()
+    try:
+        with locked(chapter):
+            try:
+                return Outcome(chapter.stem, "ran", _execute(chapter, parameters, threads))
+            except PapermillExecutionError as error:
+                message = (error.evalue.strip().splitlines() or [""])[0]
+                reason = f"cell {_failing_cell(chapter)}: {error.ename}: {message}"
+                _keep_for_reading(chapter)
+            except DeadKernelError:
+                reason = f"cell {_failing_cell(chapter)}: the kernel died (killed, or out of memory)"
+                _keep_for_reading(chapter)
+            except OSError as error:
+                reason = f"the page could not be saved: {error.strerror or error}"
+            except Exception as error:  # a notebook that is none, a kernel that does not start: the others still run
+                reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            finally:
+                chapter.executing.unlink(missing_ok=True)
+            return Outcome(chapter.stem, "failed", time.monotonic() - started, _mark_stale_or_say(chapter, reason))
+    except ChapterBusy as error:
+        return Outcome(chapter.stem, "busy", where=str(error))
+
+
+def _keep_for_reading(chapter: Chapter) -> None:
+    chapter.failed.parent.mkdir(exist_ok=True)
+    os.replace(chapter.executing, chapter.failed)
+
+
+def _mark_stale_or_say(chapter: Chapter, reason: str) -> str:
+    try:
+        mark_stale(chapter, reason)
+    except (OSError, ValueError) as error:
+        return f"{reason} (nor could the page be marked stale: {error})"
+    return reason
+
+
+def _execute(chapter: Chapter, parameters: Parameters, threads: int) -> float:
+    """Papermill into the temporary file, then the page in one step. Returns the seconds that the notebook took."""
+    mark = fingerprint(chapter, parameters)  # before the run: what is edited meanwhile makes the page run again
+    papermill.execute_notebook(
+        chapter.notebook,
+        chapter.executing,
+        parameters=asdict(parameters),
+        kernel_name="python3",
+        kernel_manager_class=own_kernel(threads),
+        progress_bar=False,
+        cwd=chapter.root,
+    )
+    page = nbformat.read(chapter.executing, as_version=4)
+    defaults = next((i for i, c in enumerate(page.cells) if PARAMETERS_TAG in c.metadata.get("tags", [])), None)
+    if defaults is not None:
+        # The page shows the parameters that were run, in the place of the defaults, under the same (fixed) cell id.
+        page.cells[defaults + 1].id = page.cells[defaults].id
+        del page.cells[defaults]
+    # Paths of this machine say nothing to a reader.
+    for key, path in (("input_path", chapter.notebook), ("output_path", chapter.page)):
+        page.metadata.papermill[key] = path.relative_to(chapter.root).as_posix()
+    page.metadata["reprolib"] = {"fingerprint": mark}
+    save_notebook(page, chapter.page)
+    chapter.failed.unlink(missing_ok=True)
+    return page.metadata.papermill.duration
+
+
+def _failing_cell(chapter: Chapter) -> int | str:
+    """Number, counted from 1 in the clean notebook, of the last cell that was started."""
+    cells = nbformat.read(chapter.executing, as_version=4).cells
+    cells = [c for c in cells if "papermill" in c.metadata and INJECTED_TAG not in c.metadata.get("tags", [])]
+    started = [number for number, cell in enumerate(cells, 1) if cell.metadata.papermill.get("start_time")]
+    return started[-1] if started else "?"
+
+
+# --- many chapters ----------------------------------------------------------------------------------------------------
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run(
+    root: Path,
+    names: Sequence[str] = (),
+    parameters: Parameters | None = None,
+    jobs: int = 1,
+    force: bool = False,
+    tell: Callable[[str], None] = print,
+) -> list[Outcome]:
+    """Run the chapters whose inputs changed, `jobs` at once; a failing one does not stop the others.
+
+    Each gets cores // jobs threads (fewer if OMP_NUM_THREADS says so). `tell` gets a line when a chapter starts or
+    ends, and one a minute in between. force: run unchanged chapters too.
+    Raises ValueError for an unknown chapter or jobs < 1, before any work starts.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}; it must be at least 1")
+    parameters = parameters or Parameters()
+    wanted = find(root, names)
+    changed = [c for c in wanted if force or not is_current(c, parameters)]
+    outcomes = {c.stem: Outcome(c.stem, "unchanged") for c in wanted if c not in changed}
+    threads = max(1, cores() // max(1, min(jobs, len(changed))))
+    threads = min(threads, int(os.environ.get("OMP_NUM_THREADS", threads)))
+    context = multiprocessing.get_context("spawn")
+    running: dict[connection.Connection, tuple[Chapter, multiprocessing.Process, float]] = {}
+    queue = list(changed)
+    try:
+        while queue or running:
+            while queue and len(running) < jobs:
+                chapter = queue.pop(0)
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_worker, args=(sender, chapter, parameters, threads))
+                process.start()
+                sender.close()  # this side's copy, so that a dying worker closes the pipe
+                running[receiver] = (chapter, process, time.monotonic())
+                tell(f"{chapter.stem}: running (profile {parameters.profile}, {threads} threads)")
+            ready = connection.wait(running, timeout=SECONDS_BETWEEN_LINES)
+            for receiver in ready:
+                chapter, process, started = running.pop(receiver)
+                outcome = _receive(receiver, chapter, process, time.monotonic() - started)
+                outcomes[chapter.stem] = outcome
+                tell(f"{chapter.stem}: {outcome.status} ({outcome.seconds:.0f} s)")
+            if not ready:
+                now = time.monotonic()
+                tell(", ".join(f"{c.stem}: {_progress(c)}, {(now - t) / 60:.0f} min" for c, _, t in running.values()))
+    finally:
+        for _, process, _ in running.values():  # left only when interrupted
+            process.terminate()
+    return [outcomes[c.stem] for c in wanted]
+
+
+def _receive(
+    pipe: connection.Connection, chapter: Chapter, process: multiprocessing.Process, seconds: float
+) -> Outcome:
+    """The worker's outcome, or what ended the worker."""
+    try:
+        outcome = pipe.recv()
+        process.join()
+        return outcome
+    except EOFError:
+        process.join()
+    code = process.exitcode or 0
+    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    reason = f"the chapter's process ended with {how}"
+    with suppress(ChapterBusy), locked(chapter):  # busy: another run has taken over and decides what the page says
+        reason = _mark_stale_or_say(chapter, reason)
+    return Outcome(chapter.stem, "failed", seconds, reason)
+
+
+def _worker(pipe: connection.Connection, chapter: Chapter, parameters: Parameters, threads: int) -> None:
+    """The chapter's own process. It ends with its parent, however that one ends; the kernel does the same with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
+    parent = multiprocessing.parent_process().sentinel
+
+    def end_with_parent():
+        connection.wait([parent])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    pipe.send(execute(chapter, parameters, threads))
+
+
+def _progress(chapter: Chapter) -> str:
+    """How far a running chapter is. Papermill rewrites the temporary file at every cell: a look may meet a torn one."""
+    try:
+        cells = nbformat.read(chapter.executing, as_version=4).cells
+    except (OSError, ValueError):
+        return "running"
+    done = sum(cell.metadata.get("papermill", {}).get("status") == "completed" for cell in cells)
+    return f"cell {done + 1} of {len(cells)}"

@@ -1,0 +1,249 @@
+"""The runner on tiny notebooks: what is run, what is skipped, and what is left after every way of going wrong."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from reprolib import runner
+
+PARAMETERS = 'profile = "auto"\nseed = 0\ndevice = "auto"\ndata_root = None'
+
+
+def write_chapter(root: Path, stem: str, *sources: str) -> runner.Chapter:
+    cells = [
+        nbformat.v4.new_markdown_cell(f"# Chapter {stem}\n\nWhat the paper says.", id="title"),
+        nbformat.v4.new_code_cell(PARAMETERS, id="parameters", metadata={"tags": ["parameters"]}),
+        *(nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)),
+    ]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    (root / "notebooks").mkdir(exist_ok=True)
+    chapter = runner.Chapter(root, stem)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), chapter.notebook)
+    return chapter
+
+
+def put_good_page(chapter: runner.Chapter, text: str = "the last good page") -> bytes:
+    page = nbformat.read(chapter.notebook, as_version=4)
+    page.cells.append(nbformat.v4.new_markdown_cell(text, id="good"))
+    page.metadata["reprolib"] = {"fingerprint": "of another day"}
+    runner.save_notebook(page, chapter.page)
+    return chapter.page.read_bytes()
+
+
+def text_of(path: Path) -> str:
+    page = nbformat.read(path, as_version=4)
+    outputs = (output.get("text", "") for cell in page.cells for output in cell.get("outputs", []))
+    return "\n".join([*(cell.source for cell in page.cells), *outputs])
+
+
+def leftovers(root: Path) -> list[str]:
+    return [path.name for path in (root / "book" / "chapters").glob(".*") if not path.name.endswith(".lock")]
+
+
+def test_chapters_are_found_by_stem_number_and_paper(tmp_path):
+    for stem in ("02-idlg", "01-dlg", "03-ig"):
+        write_chapter(tmp_path, stem)
+    assert [c.stem for c in runner.find(tmp_path)] == ["01-dlg", "02-idlg", "03-ig"]
+    assert [c.stem for c in runner.find(tmp_path, ["idlg", "1", "01-dlg"])] == ["01-dlg", "02-idlg"]
+
+
+def test_unknown_names_list_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match="holds no notebook: run this inside a clone"):
+        runner.find(tmp_path)
+    write_chapter(tmp_path, "01-dlg")
+    with pytest.raises(ValueError, match="chapter 'gdl' is unknown; known chapters: 01-dlg"):
+        runner.find(tmp_path, ["gdl"])
+    with pytest.raises(ValueError, match="profile 'huge' is unknown; known profiles: auto, smoke, cpu, gpu, paper"):
+        runner.Parameters(profile="huge")
+    with pytest.raises(ValueError, match="data_root '/no/such/folder' is not a folder"):
+        runner.Parameters(data_root="/no/such/folder")
+    with pytest.raises(ValueError, match="jobs is 0; it must be at least 1"):
+        runner.run(tmp_path, jobs=0)
+
+
+def test_fingerprint_follows_what_a_chapter_reads_and_nothing_else(tmp_path):
+    chapter = write_chapter(tmp_path, "01-dlg", "1 + 1")
+    data = tmp_path / "data"
+    data.mkdir()
+    base = runner.Parameters(profile="smoke", data_root=str(data))
+    seen = [runner.fingerprint(chapter, base)]
+
+    def changed() -> bool:
+        seen.append(runner.fingerprint(chapter, base))
+        return seen[-1] not in seen[:-1]
+
+    executed = nbformat.read(chapter.notebook, as_version=4)
+    executed.cells[-1].outputs = [nbformat.v4.new_output("stream", text="2")]
+    nbformat.write(executed, chapter.notebook)
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "claims" / "idlg.yml").write_text("paper: idlg")
+    assert not changed(), "neither a cell's output nor another paper's claims"
+    (tmp_path / "claims" / "dlg.yml").write_text("paper: dlg")
+    assert changed()
+    (tmp_path / "results" / "reference" / "dlg").mkdir(parents=True)
+    (tmp_path / "results" / "reference" / "dlg" / "gpu.json").write_text("{}")
+    assert changed()
+    (data / "cifar10" / "test").mkdir(parents=True)
+    assert changed()
+    write_chapter(tmp_path, "01-dlg", "1 + 2")
+    assert changed()
+    assert runner.fingerprint(chapter, runner.Parameters(profile="smoke", seed=1, data_root=str(data))) not in seen
+
+
+def test_a_failing_chapter_does_not_stop_the_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    good = write_chapter(
+        tmp_path,
+        "01-good",
+        "import os, sys\nprint(profile, seed, data_root, os.environ['OMP_NUM_THREADS'], sys.executable)",
+    )
+    bad = write_chapter(tmp_path, "02-bad", "1 + 1", "raise ValueError('too grey\\nsecond line')")
+    old = put_good_page(bad)
+    parameters = runner.Parameters(profile="smoke", seed=7)
+    lines = []
+    outcomes = runner.run(tmp_path, parameters=parameters, jobs=2, tell=lines.append)
+    assert [o.status for o in outcomes] == ["ran", "failed"]
+    assert outcomes[1].where == "cell 4: ValueError: too grey"
+    assert any("02-bad: failed" in line for line in lines)
+
+    page = nbformat.read(good.page, as_version=4)
+    assert f"smoke 7 None 1 {sys.executable}" in text_of(good.page)
+    assert [cell.id for cell in page.cells] == ["title", "parameters", "cell-0"], "the run's parameters, once"
+    assert page.metadata.papermill.input_path == "notebooks/01-good.ipynb", "no path of this machine"
+    assert "too grey" in text_of(bad.failed)
+    assert "the last good page" in text_of(bad.page) and "Stale page" in text_of(bad.page)
+    assert bad.page.read_bytes() != old
+    assert leftovers(tmp_path) == []
+
+    write_chapter(tmp_path, "02-bad", "print('repaired')")
+    outcomes = runner.run(tmp_path, parameters=parameters, tell=lines.append)
+    assert [o.status for o in outcomes] == ["unchanged", "ran"]
+    assert "repaired" in text_of(bad.page) and "Stale page" not in text_of(bad.page)
+    assert not bad.failed.exists(), "nothing to read any more"
+
+
+def test_a_stale_mark_stands_below_the_title_once(tmp_path):
+    chapter = write_chapter(tmp_path, "01-dlg")
+    put_good_page(chapter)
+    runner.mark_stale(chapter, "first reason")
+    runner.mark_stale(chapter, "second reason")
+    page = nbformat.read(chapter.page, as_version=4)
+    assert page.cells[0].source == "# Chapter 01-dlg"
+    assert "second reason" in page.cells[1].source and time.strftime("%Y-%m-%d") in page.cells[1].source
+    assert page.cells[2].source == "What the paper says."
+    assert "first reason" not in text_of(chapter.page)
+    assert page.metadata.reprolib.stale.reason == "second reason"
+    page.metadata.reprolib.fingerprint = runner.fingerprint(chapter, runner.Parameters())
+    runner.save_notebook(page, chapter.page)
+    assert not runner.is_current(chapter, runner.Parameters()), "a stale page is run again whatever its inputs"
+
+
+def test_a_chapter_that_never_ran_leaves_a_page_that_says_so(tmp_path):
+    chapter = write_chapter(tmp_path, "01-dlg")
+    runner.mark_stale(chapter, "cell 1: KeyError")
+    text = text_of(chapter.page)
+    assert "# Chapter 01-dlg" in text and "has not run to its end yet" in text and "KeyError" in text
+
+
+def test_a_killed_kernel_and_a_killed_process_are_failures_of_one_chapter(tmp_path):
+    write_chapter(tmp_path, "01-kernel", "import os, signal", "os.kill(os.getpid(), signal.SIGKILL)")
+    write_chapter(tmp_path, "02-process", "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)")
+    (tmp_path / "notebooks" / "03-none.ipynb").write_text("{ cut in ha")
+    outcomes = runner.run(tmp_path, jobs=3, tell=lambda line: None)
+    assert [o.status for o in outcomes] == ["failed"] * 3
+    assert outcomes[0].where == "cell 4: the kernel died (killed, or out of memory)"
+    assert outcomes[1].where == "the chapter's process ended with signal SIGKILL"
+    assert "NotJSONError" in outcomes[2].where
+
+
+def test_a_second_run_of_the_same_chapter_says_so_and_does_nothing(tmp_path):
+    chapter = write_chapter(tmp_path, "01-dlg", "1 + 1")
+    with runner.locked(chapter):
+        outcome = runner.execute(chapter, runner.Parameters())
+    assert outcome.status == "busy" and not outcome.good
+    assert f"01-dlg is being run by process {os.getpid()}, since 20" in outcome.where
+    assert not chapter.page.exists()
+    with runner.locked(chapter):
+        pass  # the lock is free again
+
+
+def test_a_full_disk_leaves_the_old_page(tmp_path):
+    chapter = write_chapter(tmp_path, "01-dlg", "print('x' * 300_000)")
+    put_good_page(chapter)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # a write beyond fails, as on a full disk
+    try:
+        outcome = runner.execute(chapter, runner.Parameters())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert outcome.status == "failed" and "the page could not be saved: File too large" in outcome.where
+    assert "the last good page" in text_of(chapter.page) and "could not be saved" in text_of(chapter.page)
+    assert leftovers(tmp_path) == []
+
+
+def test_a_disk_too_full_even_for_the_mark_leaves_the_page_as_it_was(tmp_path, monkeypatch):
+    chapter = write_chapter(tmp_path, "01-dlg")
+    old = put_good_page(chapter)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runner, "_execute", full)
+    monkeypatch.setattr(runner.os, "fsync", full)
+    outcome = runner.execute(chapter, runner.Parameters())
+    assert "No space left on device (nor could the page be marked stale" in outcome.where
+    assert chapter.page.read_bytes() == old
+    assert leftovers(tmp_path) == []
+
+
+SLOW = "import pathlib, time\npathlib.Path('reached').touch()\ntime.sleep(600 if pathlib.Path('slow').exists() else 0)"
+RUN = "import pathlib\nfrom reprolib import runner\n{patch}\nrunner.{call}"
+STOP_IN_SAVE = """
+import os, time
+def stop(*_):
+    pathlib.Path("reached").touch()
+    time.sleep(600)
+os.{step} = stop
+"""
+
+
+@pytest.mark.parametrize("moment", ["in a cell", "before the page is replaced", "before the text is on disk"])
+def test_sigkill_leaves_the_old_page_and_the_next_run_continues(tmp_path, moment):
+    chapter = write_chapter(tmp_path, "01-dlg", SLOW, "print('complete')")
+    old = put_good_page(chapter)
+    (tmp_path / "slow").touch()
+    if moment == "in a cell":
+        script = RUN.format(patch="", call="run(pathlib.Path.cwd())")
+    else:
+        (tmp_path / "slow").unlink()
+        step = "replace" if moment == "before the page is replaced" else "fsync"
+        call = "execute(runner.Chapter(pathlib.Path.cwd(), '01-dlg'), runner.Parameters())"
+        # Only the last `reached` counts: the cell has touched it too, so the script removes it as papermill ends.
+        patch = "papermill = runner.papermill.execute_notebook\n" + STOP_IN_SAVE.format(step=step)
+        script = RUN.format(patch=patch, call=call).replace(
+            "runner.execute(",
+            "runner.papermill.execute_notebook = lambda *a, **k: (papermill(*a, **k), os.remove('reached'))\n"
+            "runner.execute(",
+        )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    reached = tmp_path / "reached"
+    while not (reached.exists() and (moment == "in a cell" or list(chapter.page.parent.glob(".*.tmp")))):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert chapter.page.read_bytes() == old
+    (tmp_path / "slow").unlink(missing_ok=True)
+    time.sleep(0.5)  # the worker notices at once that its parent is gone, and gives the lock back
+    outcome = runner.execute(chapter, runner.Parameters())
+    assert outcome.status == "ran"
+    assert "complete" in text_of(chapter.page)
+    assert leftovers(tmp_path) == []
