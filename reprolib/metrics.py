@@ -1,0 +1,399 @@
+"""How good a reconstruction is, against what baseline, and how sure a rate over images and networks can be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.optimize import linear_sum_assignment
+from statsmodels.stats.proportion import proportion_confint
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+if TYPE_CHECKING:
+    from reprolib.data import ImageSet
+
+THRESHOLDS = (1e-2, 5e-3, 1e-3, 5e-4, 1e-4)
+"""The mean squared errors of iDLG's Figure 1: a run below one of them is "of good fidelity" at that level."""
+
+PSNR_CAP = 60.0
+"""dB; beyond it (an MSE of 1e-6) differences are far below one grey level of an 8-bit image."""
+
+RESAMPLES = 10_000
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def mse(reconstructed: Tensor, images: Tensor) -> Tensor:
+    """Mean squared error of each image, in double precision. NaN and overflow come out as +inf: a failure.
+
+    reconstructed, images: [..., C, H, W] of one shape. Returns [...] float64. Unclamped input gives iDLG's convention.
+    """
+    _same_shape(reconstructed, images)
+    error = (reconstructed.double().cpu() - images.double().cpu()).square().mean(dim=(-3, -2, -1))
+    return torch.nan_to_num(error, nan=torch.inf, posinf=torch.inf)
+
+
+def psnr(reconstructed: Tensor, images: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each image, capped at `PSNR_CAP`; both in [0, 1], [N, C, H, W] -> [N]."""
+    _same_shape(reconstructed, images)
+    ratio = peak_signal_noise_ratio(
+        _shown(reconstructed), _shown(images), data_range=1.0, reduction="none", dim=(1, 2, 3)
+    )
+    return ratio.clamp(max=PSNR_CAP)
+
+
+def ssim(reconstructed: Tensor, images: Tensor) -> Tensor:
+    """Structural similarity of each image; both in [0, 1], [N, C, H, W] -> [N].
+
+    Setting, the same everywhere in the book: Gaussian window 11 × 11 with sigma 1.5, K = (0.01, 0.03), reflected
+    borders, mean over pixels and channels (Wang et al. 2004). Images with a side below 11 pixels, such as the 8 × 8
+    digits, take a window of 5 × 5 with sigma 0.6, since most of the large window would be reflections.
+    """
+    _same_shape(reconstructed, images)
+    sigma = 1.5 if min(images.shape[-2:]) >= 11 else 0.6  # torchmetrics derives the window from sigma: 11 and 5 pixels
+    value = structural_similarity_index_measure(
+        _shown(reconstructed), _shown(images), sigma=sigma, data_range=1.0, reduction="none"
+    )
+    return value.reshape(-1)
+
+
+def match_batches(raw: Tensor, images: Tensor) -> Tensor:
+    """For every true image of a batch, the index of the reconstruction assigned to it (Hungarian, smallest total MSE).
+
+    A batch's gradient does not change when its images change places, so an attack can recover them only up to order.
+    raw, images: [T, B, C, H, W]. Returns [T, B] int64; `raw[t, result[t, i]]` belongs to `images[t, i]`.
+    """
+    _same_shape(raw, images)
+    trials, size = raw.shape[:2]
+    if size == 1:
+        return torch.zeros(trials, 1, dtype=torch.long)
+    assignment = torch.empty(trials, size, dtype=torch.long)
+    for t in range(trials):
+        cost = mse(raw[t, None].expand(size, *raw[t].shape), images[t, :, None].expand(size, *raw[t].shape))
+        # No two images in [0, 1] differ by more than 1. Without the cap a diverged reconstruction, at 1e16, would
+        # drown the differences between all others.
+        assignment[t] = torch.from_numpy(linear_sum_assignment(cost.clamp(max=1.0).numpy())[1])
+    return assignment
+
+
+def label_overlap(inferred: Tensor, labels: Tensor) -> Tensor:
+    """Share of a batch's labels recovered, as multisets: order does not count, repetitions do. [T, B] twice -> [T]."""
+    if inferred.shape != labels.shape:
+        raise ValueError(f"inferred has shape {tuple(inferred.shape)}, expected that of labels, {tuple(labels.shape)}")
+    shares = []
+    for guess, truth in zip(inferred.tolist(), labels.tolist(), strict=True):
+        shares.append(sum(min(guess.count(c), truth.count(c)) for c in set(truth)) / len(truth))
+    return torch.tensor(shares)
+
+
+def identify(reconstructed: Tensor, images: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
+    """Rank of each truth among a pool of candidates, by MSE to the reconstruction; 1 identifies the image.
+
+    reconstructed, images: [N, C, H, W] in [0, 1]. pool: [M, C, H, W], distractors of the same distribution; the truth
+    joins them, and where the pool already holds it, it counts once. Ties count against the attacker, so that a grey
+    or broken reconstruction identifies nothing. Returns ranks [N] and the number of candidates [N] (chance is one over
+    it), both int64.
+    """
+    _same_shape(reconstructed, images)
+    if pool.dim() != 4 or pool.shape[1:] != images.shape[1:] or len(pool) == 0:
+        raise ValueError(
+            f"pool has shape {tuple(pool.shape)}, expected [M, {', '.join(map(str, images.shape[1:]))}] with M >= 1"
+        )
+    guess, truth, others = (_shown(x).double().flatten(1) for x in (reconstructed, images, pool))
+    known = torch.stack([(row == others).all(1) for row in truth])
+    # Differences, not the expanded square: a perfect reconstruction is at distance 0 and must not drown in rounding.
+    to_others = torch.cdist(guess, others, compute_mode="donot_use_mm_for_euclid_dist")
+    to_truth = (guess - truth).norm(dim=1, keepdim=True)
+    ranks = 1 + ((to_others <= to_truth) & ~known).sum(1)
+    return ranks, 1 + (~known).sum(1)
+
+
+def score(reconstruction: Any, images: Tensor, labels: Tensor, pool: Tensor | ImageSet | None = None) -> pd.DataFrame:
+    """One row an image: how well it, its label and its identity were recovered.
+
+    reconstruction: a `Reconstruction`; images: [T, B, C, H, W] in [0, 1]; labels: [T, B].
+    Batches are matched once (`match_batches`), and every column uses that assignment.
+
+    Columns: trial, image, label, label_inferred, label_correct, mse (raw pixels), mse_clamped, psnr and ssim (clamped),
+    objective, evaluations, diverged; with a pool also rank, identified, chance. A diverged trial is a row like any
+    other, with mse = +inf where its pixels are not finite.
+    """
+    raw = reconstruction.raw.detach().cpu()
+    images, labels = images.detach().cpu(), labels.detach().cpu()
+    if raw.shape != images.shape:
+        raise ValueError(
+            f"images has shape {tuple(images.shape)}, the reconstruction {tuple(raw.shape)}: both are [T, B, C, H, W]"
+        )
+    if labels.shape != images.shape[:2]:
+        raise ValueError(f"labels has shape {tuple(labels.shape)}, expected [T, B] = {tuple(images.shape[:2])}")
+    trials, size = labels.shape
+    order = match_batches(raw, images)
+    raw = raw[torch.arange(trials)[:, None], order].flatten(0, 1)
+    inferred = reconstruction.labels.detach().cpu().gather(1, order).flatten()
+    truth, shown = images.flatten(0, 1), _shown(raw)
+
+    def per_image(values: Tensor) -> np.ndarray:
+        return values.detach().cpu().repeat_interleave(size).numpy()
+
+    table = pd.DataFrame(
+        {
+            "trial": per_image(torch.arange(trials)),
+            "image": np.tile(np.arange(size), trials),
+            "label": labels.flatten().numpy(),
+            "label_inferred": inferred.numpy(),
+            "label_correct": (inferred == labels.flatten()).numpy(),
+            "mse": mse(raw, truth).numpy(),
+            "mse_clamped": mse(shown, truth).numpy(),
+            "psnr": psnr(shown, truth).double().numpy(),
+            "ssim": ssim(shown, truth).double().numpy(),
+            "objective": per_image(reconstruction.objective.double()),
+            "evaluations": per_image(reconstruction.evaluations),
+            "diverged": per_image(reconstruction.diverged),
+        }
+    )
+    if pool is not None:
+        ranks, candidates = identify(shown, truth, pool if isinstance(pool, Tensor) else pool.images)
+        table["rank"], table["identified"], table["chance"] = (
+            ranks.numpy(),
+            (ranks == 1).numpy(),
+            (1 / candidates.double()).numpy(),
+        )
+    return table
+
+
+def summarise(scores: pd.DataFrame, by: str | Sequence[str], threshold: float = 1e-3) -> pd.DataFrame:
+    """One row a group of `score`'s rows: the success rate with its interval, medians and means.
+
+    by: column or columns to group by, in order of appearance. A column `network` makes networks the clusters of the
+    interval. Medians count a failure as +inf; psnr and ssim are means over all images, diverged ones included.
+    """
+    by = [by] if isinstance(by, str) else list(by)
+    if missing := [name for name in by if name not in scores]:
+        raise ValueError(f"by names {missing}, but scores has the columns {list(scores.columns)}")
+    rows = []
+    for key, group in scores.groupby(by, sort=False, dropna=False):
+        clusters = group["network"] if "network" in group and "network" not in by else None
+        rate = success(group["mse"], threshold, clusters)
+        row = dict(zip(by, key, strict=True))
+        row |= {"images": len(group), "success": rate.value, "low": rate.low, "high": rate.high}
+        row |= {"median mse": float(group["mse"].median()), "psnr": group["psnr"].mean(), "ssim": group["ssim"].mean()}
+        row |= {"labels right": group["label_correct"].mean(), "diverged": group["diverged"].mean()}
+        if "identified" in group:
+            row["identified"] = group["identified"].mean()
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def baselines(images: Tensor, auxiliary: ImageSet, seed: int = 0, threshold: float = 1e-2) -> pd.DataFrame:
+    """What knowing nothing of the gradient achieves, one row a baseline: a reconstruction below these is no leak.
+
+    images: [..., C, H, W], the victims' images. auxiliary: images of the same kind that the attacker may own.
+    Rows: constant grey, mean image of the auxiliary set, a random auxiliary image, the auxiliary image nearest to the
+    truth (an oracle: content that was public already) and the attack's own start, N(0, 1).
+    Columns: baseline, mean mse, median mse (raw), psnr, ssim (means, clamped), success (share below the threshold).
+    """
+    truth = images.detach().cpu().flatten(0, -4).float()
+    known = auxiliary.images.cpu().float()
+    if known.shape[1:] != truth.shape[1:]:
+        raise ValueError(
+            f"auxiliary holds images of {tuple(known.shape[1:])}, the victims are {tuple(truth.shape[1:])}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    nearest = torch.cdist(truth.flatten(1), known.flatten(1)).argmin(1)
+    guesses = {
+        "constant grey": torch.full_like(truth, 0.5),
+        "mean image": known.mean(0, keepdim=True).expand_as(truth),
+        "random auxiliary image": known[torch.randint(len(known), (len(truth),), generator=generator)],
+        "nearest auxiliary image (oracle)": known[nearest],
+        "random start N(0, 1)": torch.randn(truth.shape, generator=generator),
+    }
+    rows = []
+    for name, guess in guesses.items():
+        error = mse(guess, truth)
+        row = {"baseline": name, "mean mse": error.mean().item(), "median mse": error.median().item()}
+        row |= {"psnr": psnr(guess, truth).mean().item(), "ssim": ssim(guess, truth).mean().item()}
+        rows.append(row | {"success": (error < threshold).double().mean().item()})
+    return pd.DataFrame(rows)
+
+
+def _shown(images: Tensor) -> Tensor:
+    """Images as a screen shows them: clamped to [0, 1], pixels that are not a number black."""
+    return torch.nan_to_num(images.detach().cpu().float(), nan=0.0).clamp(0, 1)
+
+
+def _same_shape(reconstructed: Tensor, images: Tensor) -> None:
+    if reconstructed.shape != images.shape:
+        raise ValueError(
+            f"reconstructed has shape {tuple(reconstructed.shape)}, expected that of images, {tuple(images.shape)}"
+        )
+
+
+# --- intervals --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval. n counts images; method says how the interval was made."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    method: str
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def wilson(successes: int, n: int) -> Interval:
+    """Share of n independent trials with its Wilson 95 % interval (Wilson 1927).
+
+    Raises ValueError unless 0 <= successes <= n and n >= 1.
+    """
+    successes, n = int(successes), int(n)
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"successes={successes} of n={n}: expected n >= 1 and 0 <= successes <= n")
+    low, high = proportion_confint(successes, n, alpha=0.05, method="wilson")
+    return Interval(successes / n, float(low), float(high), n, "Wilson")
+
+
+def bootstrap_mean(values: Any, clusters: Any = None, seed: int = 0) -> Interval:
+    """Mean with a percentile bootstrap 95 % interval over 10,000 resamples.
+
+    values: [n], finite (for errors that may be infinite use `bootstrap_median` or `success`). clusters: [n], the
+    network (or other shared draw) that each value belongs to: clusters are resampled first, then values within them.
+    """
+    values, clusters = _sample(values, clusters)
+    _finite("values", values)
+    return _bootstrap(values, clusters, _row_means, float(values.mean()), "mean", seed)
+
+
+def bootstrap_median(values: Any, clusters: Any = None, seed: int = 0) -> Interval:
+    """Median with a percentile bootstrap 95 % interval; NaN counts as +inf, so a diverged run is the worst of all."""
+    values, clusters = _sample(values, clusters)
+    return _bootstrap(values, clusters, _row_medians, float(np.median(values)), "median", seed)
+
+
+def success(mse: Any, threshold: float, clusters: Any = None) -> Interval:
+    """Share of images with an error below the threshold, NaN and inf being failures, with a 95 % interval.
+
+    Without clusters: Wilson over independent images. With clusters (the network of each image): the network is a
+    random effect, so the interval is a bootstrap over networks and then over images within them. Where that bootstrap
+    has nothing to vary (all or no image succeeds), it is Wilson with the number of networks as the effective number:
+    the cautious end, as if the images of one network were one observation. With a single network it is Wilson over its
+    images and says nothing about other networks; `method` tells which.
+    """
+    values, labels = _sample(mse, clusters)
+    return share(values < threshold, None if clusters is None else labels)
+
+
+def share(hits: Any, clusters: Any = None, seed: int = 0) -> Interval:
+    """Share of true values with the interval of `success`: for labels that are right, images identified and so on."""
+    values, labels = _sample(hits, clusters)
+    if not np.isin(values, (0.0, 1.0)).all():
+        raise ValueError("hits must be true or false")
+    total, groups = int(values.sum()), len(np.unique(labels))
+    if clusters is None:
+        return wilson(total, len(values))
+    if groups == 1:
+        plain = wilson(total, len(values))
+        return Interval(plain.value, plain.low, plain.high, plain.n, "Wilson, within one network")
+    if total in (0, len(values)):
+        edge = wilson(groups if total else 0, groups)
+        return Interval(edge.value, edge.low, edge.high, len(values), f"Wilson, effective n = {groups} networks")
+    return _bootstrap(values, labels, _row_means, total / len(values), "share", seed)
+
+
+def difference(a: Any, b: Any, clusters: Any = None, seed: int = 0) -> Interval:
+    """Mean of a - b over pairs (the same image, network and start) with a paired bootstrap 95 % interval.
+
+    a, b: [n], finite: success indicators, or logarithms of errors. Where every pair differs by the same -1, 0 or 1 the
+    bootstrap has no width; the interval is then Wilson's for the share of pairs that differ, with the number of
+    clusters (without clusters: of pairs) as n.
+    """
+    a, labels = _sample(a, clusters)
+    b, _ = _sample(b, None)
+    if a.shape != b.shape:
+        raise ValueError(f"a has {len(a)} values and b {len(b)}: a paired difference needs as many, in the same order")
+    _finite("a", a)
+    _finite("b", b)
+    delta = a - b
+    if (delta == delta[0]).all() and delta[0] in (-1.0, 0.0, 1.0):
+        groups = len(np.unique(labels))
+        if delta[0] == 0:
+            reach = wilson(0, groups).high
+            low, high = -reach, reach
+        else:
+            low, high = sorted((float(delta[0]), float(delta[0]) * wilson(groups, groups).low))
+        method = f"Wilson for the pairs that differ, effective n = {groups}"
+        return Interval(float(delta[0]), low, high, len(delta), method)
+    return _bootstrap(delta, labels, _row_means, float(delta.mean()), "paired difference", seed)
+
+
+def fidelity_curve(mse: Any, thresholds: Sequence[float] = THRESHOLDS, clusters: Any = None) -> pd.DataFrame:
+    """Share of runs below each threshold (iDLG, Figure 1), one row a threshold: threshold, value, low, high, n."""
+    rows = []
+    for threshold in thresholds:
+        rate = success(mse, threshold, clusters)
+        rows.append({"threshold": threshold, "value": rate.value, "low": rate.low, "high": rate.high, "n": rate.n})
+    return pd.DataFrame(rows)
+
+
+def _sample(values: Any, clusters: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Values as float64 with NaN as +inf, and the cluster of each: without clusters, every value is its own."""
+    values = np.asarray(values, dtype=np.float64).reshape(-1)
+    if len(values) == 0:
+        raise ValueError("no values: an interval needs at least one")
+    values = np.where(np.isnan(values), np.inf, values)
+    if clusters is None:
+        return values, np.arange(len(values))
+    clusters = np.unique(np.asarray(clusters).reshape(-1), return_inverse=True)[1]
+    if len(clusters) != len(values):
+        raise ValueError(f"clusters has {len(clusters)} entries for {len(values)} values: expected one for each")
+    return values, clusters
+
+
+def _finite(name: str, values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        count = int((~np.isfinite(values)).sum())
+        raise ValueError(f"{name} holds {count} values that are not finite: use success or bootstrap_median")
+
+
+def _row_means(draws: np.ndarray) -> np.ndarray:
+    return np.nanmean(draws, axis=1) if np.isnan(draws).any() else draws.mean(axis=1)
+
+
+def _row_medians(draws: np.ndarray) -> np.ndarray:
+    return np.nanmedian(draws, axis=1) if np.isnan(draws).any() else np.median(draws, axis=1)
+
+
+def _bootstrap(
+    values: np.ndarray, clusters: np.ndarray, statistic: Any, estimate: float, name: str, seed: int
+) -> Interval:
+    """Two-level percentile bootstrap: resample clusters, then values within each drawn cluster."""
+    groups = [values[clusters == c] for c in np.unique(clusters)]
+    sizes = np.array([len(group) for group in groups])
+    padded = np.full((len(groups), sizes.max()), np.nan)
+    for row, group in zip(padded, groups, strict=True):
+        row[: len(group)] = group
+    generator = np.random.default_rng(seed)
+    statistics = []
+    chunk = max(1, 2_000_000 // padded.size)
+    for start in range(0, RESAMPLES, chunk):
+        count = min(chunk, RESAMPLES - start)
+        drawn = generator.integers(len(groups), size=(count, len(groups)))
+        within = generator.random((count, len(groups), padded.shape[1]))
+        index = (within * sizes[drawn][..., None]).astype(np.int64)
+        draws = padded[drawn[..., None], index]
+        draws[np.arange(padded.shape[1]) >= sizes[drawn][..., None]] = np.nan
+        statistics.append(statistic(draws.reshape(count, -1)))
+    # An order statistic, not an interpolation: between a finite value and +inf there is nothing to interpolate.
+    low, high = np.quantile(np.concatenate(statistics), [0.025, 0.975], method="inverted_cdf")
+    levels = "two-level " if sizes.max() > 1 else ""
+    return Interval(estimate, float(low), float(high), len(values), f"{levels}bootstrap of the {name}")

@@ -1,0 +1,294 @@
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+from reprolib import metrics
+
+
+@dataclass
+class Outcome:
+    """What `score` reads of a Reconstruction."""
+
+    raw: torch.Tensor
+    labels: torch.Tensor
+
+    def __post_init__(self):
+        trials = len(self.raw)
+        self.objective = torch.arange(trials, dtype=torch.float32)
+        self.evaluations = torch.full((trials,), 40)
+        self.diverged = torch.zeros(trials, dtype=torch.bool)
+
+
+@dataclass
+class Auxiliary:
+    images: torch.Tensor
+
+
+@pytest.fixture
+def images():
+    return torch.rand(4, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+# --- images
+
+
+def test_mse_is_of_raw_pixels_and_broken_images_count_as_infinite():
+    truth = torch.zeros(4, 1, 8, 8)
+    guess = torch.stack([truth[0], truth[0] + 2, truth[0] + torch.nan, truth[0] + 1e30])
+    assert metrics.mse(guess, truth).tolist()[:3] == [0.0, 4.0, math.inf]
+    assert metrics.mse(guess, truth)[3] == pytest.approx(1e60)  # beyond float32: computed in double
+
+
+def test_psnr_and_its_cap():
+    truth = torch.full((2, 1, 8, 8), 0.5)
+    guess = truth.clone()
+    guess[1] += 0.1
+    assert metrics.psnr(guess, truth).tolist() == pytest.approx([60.0, 20.0], abs=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 8, 8), (3, 5, 5)])
+def test_ssim_is_one_for_equal_images_and_falls_with_noise(shape):
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.rand(5, *shape, generator=generator)
+    noise = torch.randn(truth.shape, generator=generator)
+    assert metrics.ssim(truth, truth).tolist() == pytest.approx([1.0] * 5, abs=1e-5)
+    little, much = metrics.ssim(truth + 0.1 * noise, truth), metrics.ssim(truth + noise, truth)
+    assert little.shape == (5,) and (little > much).all() and (little < 1).all()
+
+
+def test_ssim_agrees_with_scikit_image():
+    from skimage.metrics import structural_similarity
+
+    truth = torch.rand(1, 1, 48, 48, generator=torch.Generator().manual_seed(0))
+    guess = (truth + 0.1).clamp(0, 1)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0, "full": True}
+    _, reference = structural_similarity(truth[0, 0].numpy(), guess[0, 0].numpy(), **options)
+    assert metrics.ssim(guess, truth).item() == pytest.approx(reference.mean(), abs=5e-3)  # borders differ a little
+
+
+def test_a_permuted_batch_is_matched_exactly(images):
+    order = torch.tensor([2, 0, 1])
+    assignment = metrics.match_batches(images[:, order], images)
+    assert assignment.tolist() == [order.argsort().tolist()] * 4
+    table = metrics.score(Outcome(images[:, order], torch.tensor([[7, 8, 9]] * 4)[:, order]), images, labels=_labels())
+    assert (table["mse"] == 0).all() and table["label_correct"].all() and (table["psnr"] == 60).all()
+
+
+def test_the_matching_does_not_depend_on_the_order_of_the_truth(images):
+    raw = images + 0.3 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    order = torch.tensor([1, 2, 0])
+    straight, turned = metrics.match_batches(raw, images), metrics.match_batches(raw, images[:, order])
+    assert torch.equal(straight[:, order], turned)
+
+
+def test_a_diverged_image_does_not_disturb_the_matching_of_the_others(images):
+    raw = images[:, [1, 0, 2]].clone()
+    raw[:, 0] = 1e16 * torch.randn(raw[:, 0].shape, generator=torch.Generator().manual_seed(1))
+    raw[0, 0] = torch.nan
+    assert metrics.match_batches(raw, images).tolist() == [[1, 0, 2]] * 4
+
+
+def _labels():
+    return torch.tensor([[7, 8, 9]] * 4)
+
+
+def test_score_has_a_row_an_image(images):
+    raw = images.clone()
+    raw[1] += 3.0
+    raw[2, 0, 0, 0, 0] = torch.inf
+    labels = _labels().clone()
+    labels[3, 2] = -1
+    table = metrics.score(Outcome(raw, labels), images, _labels())
+    assert len(table) == 12 and table["trial"].tolist() == [t for t in range(4) for _ in range(3)]
+    assert table["image"].tolist() == [0, 1, 2] * 4
+    assert table.query("trial == 1")["mse"].tolist() == pytest.approx([9.0] * 3, rel=1e-5)
+    assert (table.query("trial == 1")["mse_clamped"] < 1).all()
+    assert table.query("trial == 2")["mse"].tolist().count(math.inf) == 1
+    assert table[["mse_clamped", "psnr", "ssim"]].notna().all().all()
+    assert table["label_correct"].tolist() == [True] * 11 + [False]
+    assert table.query("trial == 3")["objective"].tolist() == [3.0] * 3 and (table["evaluations"] == 40).all()
+    assert "rank" not in table
+
+
+def test_identification_in_a_pool(images):
+    pool = torch.rand(99, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+    raw = images.clone()
+    raw[0] = 0.5  # grey is closer to other images than a noisy truth: no identification
+    raw[1] = torch.nan
+    table = metrics.score(Outcome(raw, _labels()), images, _labels(), pool=Auxiliary(pool))
+    assert table["identified"].tolist()[6:] == [True] * 6 and (table["chance"] == 0.01).all()
+    assert not table["identified"][3:6].any()
+    everyone = torch.cat([pool, images.flatten(0, 1)])
+    again = metrics.score(Outcome(raw, _labels()), images, _labels(), pool=everyone)
+    assert again["identified"].tolist()[6:] == [True] * 6  # the truth in the pool is no rival of itself
+    assert again["chance"][0] == pytest.approx(1 / 111)
+    ranks, candidates = metrics.identify(torch.full((1, 3, 16, 16), 0.5), torch.ones(1, 3, 16, 16), pool)
+    assert ranks.item() == candidates.item() == 100
+
+
+def test_a_tie_identifies_nothing():
+    grey, pool = torch.full((1, 1, 8, 8), 0.5), torch.zeros(3, 1, 8, 8)
+    ranks, _ = metrics.identify(grey, torch.ones(1, 1, 8, 8), pool)
+    assert ranks.item() == 4
+
+
+def test_label_overlap_counts_repetitions():
+    truth = torch.tensor([[1, 1, 2, 3], [0, 0, 0, 0]])
+    guess = torch.tensor([[3, 1, 1, 1], [0, 1, 2, -1]])
+    assert metrics.label_overlap(guess, truth).tolist() == [0.75, 0.25]
+
+
+def test_summarise_groups_and_counts_failures(images):
+    raw = images.clone()
+    raw[0] = torch.nan
+    table = metrics.score(Outcome(raw, _labels()), images, _labels())
+    table["network"] = table["trial"]
+    table["attack"] = ["a"] * 6 + ["b"] * 6
+    summary = metrics.summarise(table, "attack")
+    assert summary["attack"].tolist() == ["a", "b"] and summary["images"].tolist() == [6, 6]
+    assert summary["success"].tolist() == [0.5, 1.0] and summary["labels right"].tolist() == [1.0, 1.0]
+    assert summary["median mse"].tolist() == [math.inf, 0.0]
+    with pytest.raises(ValueError, match=r"by names \['defense'\].*columns"):
+        metrics.summarise(table, ["defense"])
+
+
+def test_the_mean_image_baseline_is_the_pixel_variance():
+    known = torch.rand(50, 3, 12, 12, generator=torch.Generator().manual_seed(3))
+    table = metrics.baselines(known, Auxiliary(known)).set_index("baseline")
+    variance = known.double().var(0, unbiased=False).mean().item()
+    assert table.loc["mean image", "mean mse"] == pytest.approx(variance, rel=1e-5)
+    assert table.loc["nearest auxiliary image (oracle)", "success"] == 1.0
+    assert table.loc["constant grey", "mean mse"] == pytest.approx(1 / 12, rel=0.05)
+    assert table.loc["random start N(0, 1)", "mean mse"] == pytest.approx(1 + 1 / 3, rel=0.05)
+    assert list(table.index) == list(metrics.baselines(known[:1], Auxiliary(known))["baseline"])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: metrics.mse(x, x[:, :2]), r"reconstructed has shape .* expected that of images"),
+        (lambda x: metrics.score(Outcome(x[:2], _labels()), x, _labels()), r"images has shape .*\[T, B, C, H, W\]"),
+        (lambda x: metrics.score(Outcome(x, _labels()), x, _labels()[:, 0]), r"labels has shape \(4,\), expected"),
+        (lambda x: metrics.identify(x[0], x[0], x[0, :0]), r"pool has shape .*expected \[M, 3, 16, 16\]"),
+        (lambda x: metrics.baselines(x, Auxiliary(x[0, :, :1])), r"auxiliary holds images of \(1, 16, 16\)"),
+        (lambda x: metrics.label_overlap(_labels(), _labels()[:, :1]), "expected that of labels"),
+    ],
+)
+def test_bad_shapes_name_the_argument(images, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(images)
+
+
+# --- intervals
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"), [(0, 20, 0, 0.1612), (10, 20, 0.2993, 0.7007), (3, 64, 0.0161, 0.1290)]
+)
+def test_wilson_values(successes, n, low, high):
+    interval = metrics.wilson(successes, n)
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-4)
+    assert interval.value == successes / n and interval.n == n and interval.method == "Wilson"
+
+
+@pytest.mark.parametrize(("successes", "n"), [(1, 0), (-1, 5), (6, 5)])
+def test_wilson_refuses_impossible_counts(successes, n):
+    with pytest.raises(ValueError, match=f"successes={successes} of n={n}"):
+        metrics.wilson(successes, n)
+
+
+def test_the_bootstrap_agrees_with_scipy():
+    values = np.random.default_rng(0).gamma(2.0, size=60)
+    ours = metrics.bootstrap_mean(values)
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=1).confidence_interval
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), rel=0.03)
+    assert ours == metrics.bootstrap_mean(values) and ours.method == "bootstrap of the mean"
+
+
+def test_networks_that_differ_widen_the_interval():
+    rates = np.repeat([1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0], 16)
+    networks = np.repeat(np.arange(8), 16)
+    naive, clustered = metrics.bootstrap_mean(rates), metrics.bootstrap_mean(rates, networks)
+    assert clustered.value == naive.value == 0.75
+    assert clustered.high - clustered.low > 2.5 * (naive.high - naive.low)
+    assert clustered.method == "two-level bootstrap of the mean"
+
+
+def test_clusters_of_one_value_are_the_plain_bootstrap_and_sizes_may_differ():
+    values = np.random.default_rng(0).normal(size=30)
+    assert metrics.bootstrap_mean(values, np.arange(30)) == metrics.bootstrap_mean(values)
+    uneven = metrics.bootstrap_mean(values, np.repeat([0, 1, 2], [1, 9, 20]))
+    assert uneven.low < uneven.value < uneven.high
+
+
+def test_the_median_counts_divergence_as_infinite():
+    values = [1e-6] * 6 + [math.nan] * 2 + [math.inf] * 2
+    interval = metrics.bootstrap_median(values)
+    assert interval.value == 1e-6 and interval.low == 1e-6 and interval.high == math.inf
+    assert metrics.bootstrap_median([math.inf] * 4).value == math.inf
+
+
+def test_success_counts_nan_and_infinity_as_failures():
+    interval = metrics.success([1e-5, 2e-3, math.nan, math.inf], 1e-3)
+    assert interval.value == 0.25 and interval.n == 4 and interval.method == "Wilson"
+    assert metrics.success([1e-3], 1e-3).value == 0  # below, not at, the threshold
+
+
+def test_success_over_networks():
+    errors, networks = [1e-6] * 12 + [1.0] * 4, np.repeat(np.arange(4), 4)
+    mixed = metrics.success(errors, 1e-3, clusters=networks)
+    assert mixed.value == 0.75 and mixed.n == 16 and "two-level" in mixed.method
+    every = metrics.success([1e-6] * 16, 1e-3, clusters=networks)
+    assert (every.value, every.high) == (1.0, 1.0) and every.low == pytest.approx(metrics.wilson(4, 4).low)
+    assert every.n == 16 and every.method == "Wilson, effective n = 4 networks"
+    none = metrics.success([math.nan] * 16, 1e-3, clusters=networks)
+    assert (none.value, none.low) == (0.0, 0.0) and none.high == pytest.approx(metrics.wilson(0, 4).high)
+    single = metrics.success(errors, 1e-3, clusters=["one"] * 16)
+    assert single.method == "Wilson, within one network" and single.low == metrics.wilson(12, 16).low
+
+
+def test_difference_is_paired():
+    generator = np.random.default_rng(0)
+    hard = generator.normal(size=200)
+    a, b = hard + 1.0 + 0.1 * generator.normal(size=200), hard
+    interval = metrics.difference(a, b)
+    assert interval.low < 1.0 < interval.high and interval.high - interval.low < 0.1
+    assert metrics.difference(a, b, clusters=np.repeat(np.arange(20), 10)).n == 200
+
+
+def test_difference_without_any_variation_still_has_a_width():
+    same = metrics.difference([1, 1, 0, 0], [1, 1, 0, 0])
+    assert same.value == 0 and same.low == -same.high and same.high == pytest.approx(metrics.wilson(0, 4).high)
+    always = metrics.difference([1.0] * 20, [0.0] * 20)
+    assert always.value == always.high == 1 and always.low == pytest.approx(metrics.wilson(20, 20).low)
+    never = metrics.difference([0.0] * 20, [1.0] * 20, clusters=np.repeat([0, 1], 10))
+    assert never.low == -1 and never.high == pytest.approx(-metrics.wilson(2, 2).low)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: metrics.bootstrap_mean([]), "no values"),
+        (lambda: metrics.bootstrap_mean([1.0, math.inf]), "1 values that are not finite: use success"),
+        (lambda: metrics.bootstrap_mean([1.0, 2.0], clusters=[0]), "clusters has 1 entries for 2 values"),
+        (lambda: metrics.difference([1.0], [1.0, 2.0]), "a has 1 values and b 2"),
+        (lambda: metrics.difference([math.nan], [1.0]), "a holds 1 values that are not finite"),
+        (lambda: metrics.share([0.5]), "hits must be true or false"),
+    ],
+)
+def test_bad_samples_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_fidelity_curve_falls_with_the_threshold():
+    errors = [3e-3, 8e-4, 2e-4, 5e-5, math.inf]
+    curve = metrics.fidelity_curve(errors)
+    assert curve["threshold"].tolist() == list(metrics.THRESHOLDS)
+    assert curve["value"].tolist() == [0.8, 0.8, 0.6, 0.4, 0.2] and (curve["n"] == 5).all()
+    assert isinstance(curve, pd.DataFrame) and (curve["low"] < curve["value"]).all()
