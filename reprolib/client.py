@@ -1,0 +1,477 @@
+"""What a federated client computes from its private images, and what of it the server gets to see."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, replace_all_batch_norm_modules_, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from reprolib.models import fingerprint
+
+if TYPE_CHECKING:  # defenses stand to the left of this file: it calls their hooks and never imports them
+    from reprolib.defenses.base import Defense
+
+Mode = Literal["eval", "train"]
+Labels = Literal["unknown", "known"]
+BatchNorm = Literal["none", "running", "exact"]
+
+MEMORY_BUDGET = 512 * 2**20  # bytes that the trials of one chunk may take together
+DEFENSE_STREAM = 0xDEFE  # keeps a defense's random numbers apart from an attack's drawn with the same (seed, trial)
+
+
+def generator(seed: int, trial: int, *stream: int) -> torch.Generator:
+    """The CPU generator of trial `trial` under `seed`: the one source of randomness for clients and attacks.
+
+    seed, trial, stream: integers >= 0. `stream` separates uses within a trial (a restart, a client): every distinct
+    tuple gives an unrelated sequence, because `numpy.random.SeedSequence` hashes the whole tuple. Draw on the CPU and
+    move the numbers, so that they are the same on every device. Clients use `(seed, trial, DEFENSE_STREAM, client)`.
+    Errors: ValueError for a negative number or one that is no integer.
+    """
+    key = (seed, trial, *stream)
+    if not all(isinstance(part, int | np.integer) and part >= 0 for part in key):
+        raise ValueError(f"generator: seed, trial and stream must be integers >= 0, got {key}")
+    state = np.random.SeedSequence(int(seed), spawn_key=[int(part) for part in key[1:]]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """What the honest-but-curious server knows besides the model, its weights, the loss and the size of the batch.
+
+    mode: how the client runs batch norm: "eval" (with running statistics) or "train" (with the batch's own).
+    labels: "unknown", or "known" (the update carries them).
+    batch_norm: "none", "running" (the running statistics stand in for the batch's) or "exact" (the batch's own).
+    defense_known: the server knows the client's defense and its settings, never its random numbers.
+    observes: "one client", or "mean of N" (secure aggregation: only the mean of N clients' updates is seen).
+    Errors: ValueError for any other value, listing the known ones. Source: design section 2; defenses.md section 3.
+    """
+
+    mode: Mode = "eval"
+    labels: Labels = "unknown"
+    batch_norm: BatchNorm = "none"
+    defense_known: bool = False
+    observes: str = "one client"
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("mode", get_args(Mode)),
+            ("labels", get_args(Labels)),
+            ("batch_norm", get_args(BatchNorm)),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+        if not isinstance(self.defense_known, bool):
+            raise ValueError(f"defense_known must be True or False, got {self.defense_known!r}")
+        if self.observes != "one client" and not re.fullmatch(r"mean of [1-9]\d*", str(self.observes)):
+            raise ValueError(f"observes must be 'one client' or 'mean of N' with N >= 1, got {self.observes!r}")
+
+    @property
+    def clients(self) -> int:
+        """How many clients' updates are averaged before the server sees them."""
+        return 1 if self.observes == "one client" else int(self.observes.removeprefix("mean of "))
+
+    def rows(self) -> list[tuple[str, str]]:
+        """(question, answer) pairs in plain English for a chapter's threat-model box."""
+        n = self.clients
+        return [
+            (
+                "Who attacks?",
+                "An honest-but-curious server. It sent the model, so it knows the architecture, the weights, the loss, "
+                "the image size, the classes and the batch size.",
+            ),
+            (
+                "What does it see?",
+                "The update of one client."
+                if n == 1
+                else f"Only the mean of {n} clients' updates, never one client's own.",
+            ),
+            (
+                "How does the client run batch norm?",
+                {
+                    "eval": "In evaluation mode, with the running statistics that came with the model.",
+                    "train": "In training mode, with the statistics of its own batch.",
+                }[self.mode],
+            ),
+            (
+                "Which batch-norm statistics does the server use?",
+                {
+                    "none": "None.",
+                    "running": "The running statistics of the model, as a stand-in for the batch's.",
+                    "exact": "The exact mean and variance of the private batch at every batch-norm layer.",
+                }[self.batch_norm],
+            ),
+            (
+                "Does it know the labels?",
+                {
+                    "unknown": "No. It must infer or optimise them.",
+                    "known": "Yes. They come with the update.",
+                }[self.labels],
+            ),
+            (
+                "Does it know the defense?",
+                "Yes, with its settings, but not its random numbers."
+                if self.defense_known
+                else "No. It attacks as if there were none.",
+            ),
+        ]
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """FedAvg's local work: plain SGD for `epochs` passes over the client's images, in the order given.
+
+    batch_size: images a step; the last step of a pass takes what is left. learning_rate: of SGD, without momentum.
+    Errors: ValueError for epochs or batch_size below 1 or a learning rate that is not positive and finite.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} of LocalTraining must be an integer >= 1, got {value!r}")
+        if not (np.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate of LocalTraining must be positive and finite, got {self.learning_rate!r}")
+
+    def steps(self, images: int) -> int:
+        """SGD steps that a client with `images` images takes."""
+        return self.epochs * -(-images // self.batch_size)
+
+
+@dataclass(frozen=True, eq=False)
+class SharedUpdate:
+    """What the server sees of T clients' rounds under one set of weights, and nothing else.
+
+    gradients: name -> [T, *param]: the gradient of the mean loss, or with `local` the weight difference after - before.
+    batch_size: images behind one trial's update (of all averaged clients together). image_shape: (C, H, W).
+    model: `models.fingerprint` of the model the update was computed with (extended, where the defense extends it).
+    labels: [T, B] int64, batch_norm: layer -> (mean [T, C], biased variance [T, C]) and defense are None
+    unless `threat` grants them.
+    """
+
+    gradients: dict[str, Tensor]
+    batch_size: int
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    threat: ThreatModel
+    model: str
+    local: LocalTraining | None = None
+    labels: Tensor | None = None
+    batch_norm: dict[str, tuple[Tensor, Tensor]] | None = None
+    defense: Defense | None = None
+
+    @property
+    def trials(self) -> int:
+        """The number of trials T."""
+        return len(next(iter(self.gradients.values())))
+
+    @property
+    def scale(self) -> float:
+        """The factor that turns shared values into gradients: 1, or -1 / (learning rate x steps) for FedAvg."""
+        if self.local is None:
+            return 1.0
+        return -1.0 / (self.local.learning_rate * self.local.steps(self.batch_size // self.threat.clients))
+
+    def as_gradients(self) -> dict[str, Tensor]:
+        """name -> [T, *param]: the shared gradients; for FedAvg the average gradient along the local steps."""
+        return self.gradients if self.local is None else {name: g * self.scale for name, g in self.gradients.items()}
+
+    def select(self, index: int | slice | Sequence[int] | Tensor) -> SharedUpdate:
+        """The update of the chosen trials; the trial axis stays, also for a single integer."""
+        index = [index] if isinstance(index, int) else index
+        return self._map(lambda tensor: tensor[index])
+
+    def to(self, device: torch.device | str) -> SharedUpdate:
+        """The same update on another device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> SharedUpdate:
+        statistics = self.batch_norm
+        return replace(
+            self,
+            gradients={name: function(g) for name, g in self.gradients.items()},
+            labels=None if self.labels is None else function(self.labels),
+            batch_norm=statistics and {name: (function(m), function(v)) for name, (m, v) in statistics.items()},
+        )
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that this update does not belong to, and values no attack can use; every attack calls it.
+
+        Errors: ValueError for a parameter without gradient or a gradient without parameter, another shape, another
+        device, other weights (fingerprint), and a NaN or infinity, naming the trial and the parameter.
+        """
+        parameters = dict(model.named_parameters())
+        if parameters.keys() != self.gradients.keys():
+            missing = [name for name in parameters if name not in self.gradients]
+            unknown = [name for name in self.gradients if name not in parameters]
+            raise ValueError(
+                f"the update is not of this model: no gradient for the parameters {missing}, "
+                f"and gradients for {unknown}, which the model does not have"
+            )
+        for name, parameter in parameters.items():
+            gradient = self.gradients[name]
+            if gradient.shape[1:] != parameter.shape:
+                raise ValueError(
+                    f"the update is not of this model: the gradient of {name!r} has shape {tuple(gradient.shape[1:])} "
+                    f"a trial, the parameter {tuple(parameter.shape)}"
+                )
+            if gradient.device != parameter.device:
+                raise ValueError(
+                    f"the update is on {gradient.device} and the model on {parameter.device}: use update.to(device)"
+                )
+        if (found := fingerprint(model)) != self.model:
+            raise ValueError(
+                f"the update was computed with other weights: model fingerprint {found}, the update's is {self.model}; "
+                "attack the victim itself, or defense.extend(victim) where the defense extends it"
+            )
+        for name, gradient in self.gradients.items():
+            bad = ~gradient.isfinite().flatten(1).all(1)
+            if bad.any():
+                raise ValueError(
+                    f"the gradient of {name!r} has a NaN or infinite entry in trial {int(bad.nonzero()[0])} "
+                    f"({int(bad.sum())} of {self.trials} trials): leave these trials out with update.select"
+                )
+
+
+def share(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    threat: ThreatModel | None = None,
+    defense: Defense | None = None,
+    local: LocalTraining | None = None,
+    seed: int = 0,
+) -> SharedUpdate:
+    """What T clients (or groups of clients) with one set of weights share after one round of training.
+
+    images: [T, B, C, H, W] in [0, 1], of the model's dtype and device. labels: [T, B] int64 in [0, num_classes).
+    threat: what the server knows; default `ThreatModel()`. With "mean of N", each of N clients contributes B / N
+    images and its own defense randomness, and the exact batch-norm statistics are averaged like everything else.
+    local: None for one gradient of the mean cross-entropy (FedSGD), or the SGD whose weight difference is shared.
+    seed: of the defense's random numbers; trial t's depend on (seed, t) alone.
+    The victim is left as it was, batch-norm buffers included. With batch_norm "exact", the statistics are those of the
+    client's images at the weights that the server sent.
+    Errors: ValueError, before any work, for every input that does not fit these lines.
+    """
+    threat = ThreatModel() if threat is None else threat
+    _check_inputs(model, images, labels, threat, local)
+    if defense is not None:
+        model = defense.extend(model)
+    victim = worker(model, threat.mode)
+    norms = {name: module for name, module in victim.named_modules() if isinstance(module, _BatchNorm)}
+    if threat.batch_norm != "none" and not norms:
+        raise ValueError(f"batch_norm={threat.batch_norm!r}, but the model has no batch-norm layer: use 'none'")
+
+    parts = list(zip(images.chunk(threat.clients, 1), labels.chunk(threat.clients, 1), strict=True))
+    chunk = _chunk_size(victim, parts[0][0][0])
+    updates, statistics = [], []
+    for client, (own_images, own_labels) in enumerate(parts):
+        update = _compute(victim, own_images, own_labels, local, chunk)
+        if defense is not None:
+            update = _protect(defense, update, model, own_images, own_labels, seed, client)
+        updates.append(update)
+        if threat.batch_norm == "exact":
+            statistics.append(_batch_statistics(victim, norms, own_images, chunk))
+
+    batch_norm = None
+    if threat.batch_norm == "exact":
+        means = _mean([{name: mean for name, (mean, _) in client.items()} for client in statistics])
+        variances = _mean([{name: variance for name, (_, variance) in client.items()} for client in statistics])
+        batch_norm = {name: (means[name], variances[name]) for name in norms}
+    elif threat.batch_norm == "running":
+        batch_norm = _running_statistics(model, len(images))
+    return SharedUpdate(
+        gradients=_mean(updates),
+        batch_size=images.shape[1],
+        image_shape=tuple(images.shape[2:]),
+        num_classes=model.num_classes,
+        threat=threat,
+        model=fingerprint(model),
+        local=local,
+        labels=labels.clone() if threat.labels == "known" else None,
+        batch_norm=batch_norm,
+        defense=defense if threat.defense_known else None,
+    )
+
+
+def _compute(
+    worker: nn.Module, images: Tensor, labels: Tensor, local: LocalTraining | None, chunk: int
+) -> dict[str, Tensor]:
+    """Gradients, or weight differences with `local`, of every trial: name -> [T, *param]."""
+    parameters = {name: parameter.detach() for name, parameter in worker.named_parameters()}
+    # F.one_hot looks at values and so fails under vmap: the targets are made here
+    targets = F.one_hot(labels, worker.num_classes).to(images.dtype)
+
+    def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(worker, weights, (x,)), y)
+
+    def gradient(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return grad(loss)(parameters, x, y)
+
+    def difference(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        weights = parameters
+        for _ in range(local.epochs):
+            for own_x, own_y in zip(x.split(local.batch_size), y.split(local.batch_size), strict=True):
+                step = grad(loss)(weights, own_x, own_y)
+                weights = {name: w - local.learning_rate * step[name] for name, w in weights.items()}
+        return {name: w - parameters[name] for name, w in weights.items()}
+
+    return vmap(gradient if local is None else difference, chunk_size=chunk)(images, targets)
+
+
+def _protect(
+    defense: Defense,
+    update: dict[str, Tensor],
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    seed: int,
+    client: int,
+) -> dict[str, Tensor]:
+    """The update after the defense, trial by trial: a trial's randomness is its own."""
+    protected = []
+    for trial in range(len(images)):
+        own = {name: g[trial] for name, g in update.items()}
+        result = defense.protect(
+            own, model, images[trial], labels[trial], generator(seed, trial, DEFENSE_STREAM, client)
+        )
+        if {name: g.shape for name, g in result.items()} != {name: g.shape for name, g in own.items()}:
+            raise ValueError(f"{defense!r} returned gradients of other names or shapes than it was given")
+        protected.append(result)
+    return {name: torch.stack([trial[name] for trial in protected]) for name in update}
+
+
+def _mean(clients: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean over clients, entry by entry; one client's values stay bit-identical."""
+    if len(clients) == 1:
+        return clients[0]
+    return {name: sum(client[name] for client in clients) / len(clients) for name in clients[0]}
+
+
+def _batch_statistics(
+    worker: nn.Module, norms: dict[str, nn.Module], images: Tensor, chunk: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and biased variance of what enters each batch-norm layer: layer -> ([T, C], [T, C])."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def recorder(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def record(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            axes = [0, *range(2, inputs[0].ndim)]
+            seen[name] = (inputs[0].mean(axes), inputs[0].var(axes, correction=0))
+
+        return record
+
+    def statistics(x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        worker(x)
+        return dict(seen)
+
+    handles = [module.register_forward_pre_hook(recorder(name)) for name, module in norms.items()]
+    try:
+        with torch.no_grad():
+            return vmap(statistics, chunk_size=chunk)(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _running_statistics(model: nn.Module, trials: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """The running mean and variance of each batch-norm layer, the same for every trial: layer -> ([T, C], [T, C])."""
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    if untracked := [name for name, module in norms.items() if module.running_mean is None]:
+        raise ValueError(f"batch_norm='running', but the layers {untracked} keep no running statistics")
+    return {
+        name: tuple(value.detach().clone().expand(trials, -1) for value in (module.running_mean, module.running_var))
+        for name, module in norms.items()
+    }
+
+
+def worker(model: nn.Module, mode: Mode) -> nn.Module:
+    """A copy of the victim in the client's mode, so that nothing here can touch the victim's buffers."""
+    worker = copy.deepcopy(model).requires_grad_(True).train(mode == "train")
+    if mode == "train":
+        random = [name for name, module in worker.named_modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+        if random:
+            raise ValueError(f"mode='train' would draw unrepeatable dropout masks in the layers {random}: use 'eval'")
+        # batch norm in training mode writes its buffers, which vmap forbids; without buffers it only reads the batch
+        replace_all_batch_norm_modules_(worker)
+    return worker
+
+
+def _chunk_size(worker: nn.Module, images: Tensor) -> int:
+    """Trials that fit the memory budget together, from what one trial's forward pass keeps for its backward pass."""
+    kept = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        worker(images)
+    # the backward pass holds about as much again, and a trial's own weights and gradients beside it
+    trial = 2 * kept + 3 * sum(parameter.nbytes for parameter in worker.parameters())
+    return max(1, MEMORY_BUDGET // trial)
+
+
+def _check_inputs(
+    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, local: LocalTraining | None
+) -> None:
+    if not isinstance(getattr(model, "head", None), nn.Linear):
+        raise ValueError("model has no linear last layer called 'head': build it with reprolib.models.build")
+    for name in ("image_shape", "num_classes"):
+        if not hasattr(model, name):
+            raise ValueError(f"model has no attribute {name!r}: build it with reprolib.models.build")
+    shape = tuple(model.image_shape)
+    if images.ndim != 5 or tuple(images.shape[2:]) != shape:
+        raise ValueError(
+            f"images must have shape [trials, batch, {', '.join(map(str, shape))}] for this model, "
+            f"got {list(images.shape)}"
+        )
+    trials, batch = images.shape[:2]
+    if trials == 0 or batch == 0:
+        raise ValueError(f"images must hold at least one trial and one image a trial, got shape {list(images.shape)}")
+    if labels.shape != (trials, batch):
+        raise ValueError(f"labels must have shape [{trials}, {batch}] like images, got {list(labels.shape)}")
+    if labels.dtype != torch.int64:
+        raise ValueError(f"labels must be of dtype torch.int64, got {labels.dtype}")
+    parameter = next(model.parameters())
+    if not (images.device == labels.device == parameter.device):
+        raise ValueError(
+            f"model, images and labels must be on one device, got {parameter.device}, {images.device} and "
+            f"{labels.device}"
+        )
+    if images.dtype != parameter.dtype:
+        raise ValueError(f"images must be of the model's dtype {parameter.dtype}, got {images.dtype}")
+    if not images.isfinite().all():
+        trial = int((~images.isfinite()).flatten(1).any(1).nonzero()[0])
+        raise ValueError(f"images have a NaN or infinite value in trial {trial}")
+    if images.min() < 0 or images.max() > 1:
+        raise ValueError(
+            f"images must lie in [0, 1], got values from {images.min():.4g} to {images.max():.4g}; "
+            "normalisation belongs into the model's first layer"
+        )
+    if labels.min() < 0 or labels.max() >= model.num_classes:
+        raise ValueError(
+            f"labels must lie in 0..{model.num_classes - 1} for this model, got {labels.min()} to {labels.max()}"
+        )
+    if batch % threat.clients:
+        raise ValueError(
+            f"observes={threat.observes!r} needs a batch that divides evenly among the clients, got {batch} images"
+        )
+    own = batch // threat.clients
+    if local is not None and local.batch_size > own:
+        raise ValueError(f"batch_size of LocalTraining is {local.batch_size}, but a client has only {own} image(s)")
