@@ -1,0 +1,186 @@
+"""Victim models: `build` one by name, load its checkpoint, fingerprint its weights. One architecture a file."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from pathlib import Path
+
+import torch
+from safetensors.torch import load as read_safetensors
+from safetensors.torch import save as write_safetensors
+from torch import Tensor, nn
+
+from reprolib.models.lenet import LeNet
+from reprolib.models.mlp import MLP
+from reprolib.models.resnet import ResNet20, ResNet56
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "lenet": LeNet,
+    "mlp": MLP,
+    "resnet20": ResNet20,
+    "resnet56": ResNet56,
+}
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std a channel, for images [N, C, H, W] in [0, 1]."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+def build(
+    name: str,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    seed: int,
+    checkpoint: str | Path | None = None,
+    normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+    **options: object,
+) -> nn.Module:
+    """The named architecture in eval mode, its weights drawn on the CPU from `seed` or read from `checkpoint`.
+
+    image_shape: (C, H, W). normalize: (mean, std), a number a channel, applied as the model's first layer; None leaves
+    [0, 1]. options: the architecture's own. The result carries `architecture` (all of these arguments but seed and
+    checkpoint), `image_shape` and `num_classes`, and its last layer is the `nn.Linear` called `head`. The global
+    random state is left as it was.
+    Raises ValueError for unknown names, options and values, impossible sizes, and any checkpoint that is not exactly
+    what its card says; FileNotFoundError for a missing one.
+    """
+    if name not in ARCHITECTURES:
+        raise ValueError(f"unknown model {name!r}: expected one of {', '.join(ARCHITECTURES)}")
+    if not isinstance(num_classes, Integral) or num_classes < 2:
+        raise ValueError(f"num_classes={num_classes!r}: expected an integer of at least 2")
+    num_classes, image_shape = int(num_classes), _checked_shape(image_shape)
+    known = _options(name)
+    for option in options:
+        if option not in known:
+            raise ValueError(f"unknown option {option!r} of {name!r}: expected one of normalize, {', '.join(known)}")
+    first = nn.Identity() if normalize is None else Normalize(*_checked_normalize(normalize, image_shape[0]))
+
+    # The layers' own initialisers draw from torch's global generator: lend it this seed and give it back.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        model = ARCHITECTURES[name](num_classes, image_shape, first, **options)
+    model.image_shape = image_shape
+    model.num_classes = num_classes
+    model.architecture = {"name": name, "num_classes": num_classes, "image_shape": image_shape, **known, **options}
+    model.architecture["normalize"] = None if normalize is None else tuple(tuple(part) for part in normalize)
+    if checkpoint is not None:
+        _load_checkpoint(model, Path(checkpoint))
+    return model.eval()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """16 hex digits of the SHA-256 over names, shapes, types and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(repr((name, tuple(value.shape), str(value.dtype))).encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_checkpoint(model: nn.Module, path: str | Path, card: dict) -> None:
+    """Write the weights as safetensors to `path` and the card beside them, `path` with the ending .json.
+
+    The card holds what the caller knows (data, recipe, accuracy) and, added here, the architecture and the checksum.
+    Each file appears whole or not at all; weights without their own card are refused by `build`.
+    Raises ValueError for another ending than .safetensors.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path={str(path)!r}: expected the ending .safetensors")
+    weights = write_safetensors({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
+    card = {
+        **card,
+        "architecture": model.architecture,
+        "bytes": len(weights),
+        "sha256": hashlib.sha256(weights).hexdigest(),
+    }
+    text = json.dumps(card, indent=2) + "\n"
+    _write(path, weights)
+    _write(path.with_suffix(".json"), text.encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _load_checkpoint(model: nn.Module, path: Path) -> None:
+    if path.suffix != ".safetensors":
+        raise ValueError(
+            f"checkpoint={str(path)!r}: expected a .safetensors file (a pickle may run code, so none is opened)"
+        )
+    card_path = path.with_suffix(".json")
+    for file in (path, card_path):
+        if not file.is_file():
+            raise FileNotFoundError(f"checkpoint {path.name!r}: {file} is missing (weights and card belong together)")
+    try:
+        card = json.loads(card_path.read_text())
+        size, checksum, theirs = card["bytes"], card["sha256"], dict(card["architecture"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"checkpoint card {card_path} is damaged ({error!r}): expected JSON with architecture, bytes and sha256"
+        ) from error
+    weights = path.read_bytes()
+    if len(weights) != size:
+        raise ValueError(f"checkpoint {path} is truncated or altered: {len(weights)} bytes, its card says {size}")
+    if hashlib.sha256(weights).hexdigest() != checksum:
+        raise ValueError(f"checkpoint {path} was altered: its SHA-256 is not the one on its card")
+    # How weights were drawn does not matter once they are read; JSON has lists for tuples.
+    ours = json.loads(json.dumps(model.architecture))
+    differing = [key for key in {**ours, **theirs} if key != "init" and ours.get(key) != theirs.get(key)]
+    if differing:
+        raise ValueError(
+            f"checkpoint {path.name!r} is of another architecture: "
+            + ", ".join(f"{key} is {theirs.get(key)!r}, asked for {ours.get(key)!r}" for key in differing)
+        )
+    try:
+        model.load_state_dict(read_safetensors(weights))
+    except Exception as error:  # safetensors has its own exception; load_state_dict raises RuntimeError
+        raise ValueError(f"checkpoint {path} does not hold the weights of its architecture: {error}") from error
+
+
+def _options(name: str) -> dict[str, object]:
+    """The architecture's keyword-only options with their defaults."""
+    parameters = inspect.signature(ARCHITECTURES[name]).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.kind == parameter.KEYWORD_ONLY}
+
+
+def _checked_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
+    shape = tuple(image_shape) if isinstance(image_shape, Sequence) else ()
+    if len(shape) != 3 or not all(isinstance(size, Integral) and size >= 1 for size in shape):
+        raise ValueError(f"image_shape={image_shape!r}: expected (channels, height, width), each at least 1")
+    return tuple(map(int, shape))
+
+
+def _checked_normalize(
+    normalize: tuple[Sequence[float], Sequence[float]], channels: int
+) -> tuple[Sequence[float], Sequence[float]]:
+    try:
+        mean, std = normalize
+        fits = len(mean) == len(std) == channels
+        fits = fits and all(math.isfinite(value) for value in mean) and all(0 < value < math.inf for value in std)
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(f"normalize={normalize!r}: expected (mean, std) with {channels} numbers each, std positive")
+    return mean, std

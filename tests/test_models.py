@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+
+from reprolib import models
+
+SMALL = {"num_classes": 5, "image_shape": (3, 8, 8), "seed": 0}
+VARIANTS = [
+    ("lenet", {}),
+    ("lenet", {"activation": "relu", "init": "default"}),
+    ("mlp", {"width": 16}),
+    ("mlp", {"width": 16, "init": "uniform"}),
+    ("resnet20", {}),
+    ("resnet20", {"norm": "batch", "activation": "relu", "init": "uniform"}),
+]
+
+
+def parameters_of(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "image_shape", "count"),
+    [
+        (10, (1, 28, 28), 13_426),  # MNIST
+        (10, (3, 32, 32), 15_826),  # CIFAR-10, SVHN
+        (100, (3, 32, 32), 85_036),  # CIFAR-100
+        (5749, (3, 32, 32), 4_429_117),  # LFW
+    ],
+)
+def test_lenet_has_the_papers_parameter_counts(num_classes, image_shape, count):
+    assert parameters_of(models.build("lenet", num_classes, image_shape, seed=0)) == count
+
+
+def test_lenet_has_the_papers_layers():
+    model = models.build("lenet", 10, (3, 32, 32), seed=0)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert list(shapes) == [
+        "conv1.weight",
+        "conv1.bias",
+        "conv2.weight",
+        "conv2.bias",
+        "conv3.weight",
+        "conv3.bias",
+        "head.weight",
+        "head.bias",
+    ]
+    assert shapes["conv1.weight"] == (12, 3, 5, 5)
+    assert shapes["head.weight"] == (10, 768)
+    assert models.build("lenet", 10, (3, 64, 64), seed=0).head.in_features == 3072
+    assert models.build("lenet", 10, (1, 25, 25), seed=0)(torch.rand(2, 1, 25, 25)).shape == (2, 10)
+
+
+def test_lenet_uniform_weights_fill_the_papers_interval():
+    drawn = torch.cat([p.detach().flatten() for p in models.build("lenet", 100, (3, 32, 32), seed=3).parameters()])
+    assert drawn.min() >= -0.5 and drawn.max() <= 0.5
+    assert drawn.abs().max() > 0.499
+    assert abs(drawn.std().item() - 12**-0.5) < 2e-3
+
+
+def test_lenet_default_weights_are_torchs():
+    model = models.build("lenet", 10, (3, 32, 32), seed=3, init="default")
+    assert model.conv1.weight.abs().max() <= (3 * 25) ** -0.5
+
+
+@pytest.mark.parametrize(("name", "count"), [("resnet20", 269_722), ("resnet56", 853_018)])
+def test_resnet_with_batch_norm_has_the_known_parameter_counts(name, count):
+    assert parameters_of(models.build(name, 10, (3, 32, 32), seed=0, norm="batch")) == count
+
+
+def test_resnet_keeps_the_resolution_and_has_biases_only_without_norm():
+    model = models.build("resnet20", **SMALL)
+    assert model.conv.bias is not None
+    assert model.stage3(torch.rand(2, 32, 8, 8)).shape == (2, 64, 8, 8)
+    assert models.build("resnet20", **SMALL, norm="batch").conv.bias is None
+
+
+def test_batch_norm_uses_running_statistics_in_eval_and_the_batchs_in_train():
+    model = models.build("resnet20", **SMALL, norm="batch")
+    images = torch.rand(4, 3, 8, 8)
+    before = model.norm.running_mean.clone()
+    alone, together = model(images[:1]), model(images)[:1]
+    torch.testing.assert_close(alone, together)
+    assert torch.equal(model.norm.running_mean, before)
+    model.train()
+    assert not torch.allclose(model(images)[:1], model(images[:2])[:1])
+    assert not torch.equal(model.norm.running_mean, before)
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_every_model_maps_images_to_logits_and_says_what_it_is(name, options):
+    model = models.build(name, **SMALL, **options)
+    assert model(torch.rand(2, 3, 8, 8)).shape == (2, 5)
+    assert not model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert isinstance(model.head, torch.nn.Linear)
+    assert list(dict(model.named_parameters()))[-2:] == ["head.weight", "head.bias"]
+    assert (model.image_shape, model.num_classes) == ((3, 8, 8), 5)
+    assert model.architecture["name"] == name
+    assert (
+        model.architecture.items() >= {"num_classes": 5, "image_shape": (3, 8, 8), "normalize": None, **options}.items()
+    )
+    rebuilt = models.build(**model.architecture, seed=0)
+    assert models.fingerprint(rebuilt) == models.fingerprint(model)
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_vmapped_gradients_equal_the_loop(name, options):
+    model = models.build(name, **SMALL, **options).double()
+    weights = {key: value.detach() for key, value in model.named_parameters()}
+    images = torch.rand(3, 2, 3, 8, 8, dtype=torch.float64)
+    soft = torch.rand(3, 2, 5, dtype=torch.float64).softmax(-1)
+
+    def loss(parameters, x, y):
+        return F.cross_entropy(functional_call(model, parameters, (x,)), y)
+
+    batched = vmap(grad(loss), in_dims=(None, 0, 0))(weights, images, soft)
+    for trial in range(3):
+        single = torch.autograd.grad(F.cross_entropy(model(images[trial]), soft[trial]), list(model.parameters()))
+        for gradient, key in zip(single, weights, strict=True):
+            torch.testing.assert_close(batched[key][trial], gradient)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lenet", {}),
+        ("mlp", {"width": 6, "init": "uniform"}),
+        ("resnet20", {"init": "uniform"}),
+        ("resnet20", {"norm": "batch"}),
+    ],
+)
+def test_sigmoid_models_are_twice_differentiable(name, options):
+    model = models.build(name, 3, (1, 4, 4), 0, **options, normalize=([0.4], [0.3])).double()
+    weights = {key: value.detach() for key, value in model.named_parameters()}
+    x = torch.rand(1, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([1])
+
+    def squared_gradient(image):
+        gradients = grad(lambda w: F.cross_entropy(functional_call(model, w, (image,)), y))(weights)
+        return sum(gradient.square().sum() for gradient in gradients.values())
+
+    assert torch.autograd.grad(squared_gradient(x), x)[0].abs().max() > 0
+    assert torch.autograd.gradcheck(squared_gradient, (x,), rtol=1e-4, atol=1e-6)
+
+
+def test_normalize_is_the_first_layer_and_no_parameter():
+    plain = models.build("lenet", **SMALL)
+    model = models.build("lenet", **SMALL, normalize=((0.5, 0.4, 0.3), (0.2, 0.2, 0.1)))
+    images = torch.rand(2, 3, 8, 8)
+    mean, std = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1), torch.tensor([0.2, 0.2, 0.1]).view(3, 1, 1)
+    torch.testing.assert_close(model(images), plain((images - mean) / std))
+    assert next(iter(model.named_children()))[0] == "normalize"
+    assert list(dict(model.named_parameters())) == list(dict(plain.named_parameters()))
+
+
+def test_weights_come_from_the_seed_and_leave_the_global_state_alone():
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    first = models.fingerprint(models.build("lenet", **SMALL))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    assert models.fingerprint(models.build("lenet", **SMALL)) == first
+    assert models.fingerprint(models.build("lenet", **{**SMALL, "seed": 1})) != first
+
+
+def test_fingerprint_sees_a_single_changed_weight_and_buffer():
+    model = models.build("resnet20", **SMALL, norm="batch")
+    before = models.fingerprint(model)
+    assert len(before) == 16
+    model.norm.running_mean[0] += 1e-3
+    after_buffer = models.fingerprint(model)
+    with torch.no_grad():
+        model.head.bias[0] += 1e-6
+    assert len({before, after_buffer, models.fingerprint(model)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "vgg"}, r"unknown model 'vgg': expected one of lenet, mlp, resnet20, resnet56"),
+        ({"width": 3}, r"unknown option 'width' of 'lenet': expected one of normalize, activation, init"),
+        ({"num_classes": 1}, r"num_classes=1: expected an integer of at least 2"),
+        ({"num_classes": 2.5}, r"num_classes=2.5: expected an integer"),
+        ({"image_shape": (8, 8)}, r"image_shape=\(8, 8\): expected \(channels, height, width\)"),
+        ({"image_shape": (3, 0, 8)}, r"image_shape=\(3, 0, 8\): expected"),
+        ({"activation": "tanh"}, r"activation='tanh': expected one of sigmoid, relu"),
+        ({"init": "zeros"}, r"init='zeros': expected uniform or default"),
+        ({"name": "mlp", "width": 0}, r"width=0: expected an integer of at least 1"),
+        ({"name": "mlp", "activation": "tanh"}, r"activation='tanh'"),
+        ({"name": "mlp", "init": "zeros"}, r"init='zeros'"),
+        ({"name": "resnet20", "norm": "layer"}, r"norm='layer': expected none or batch"),
+        ({"name": "resnet20", "activation": "tanh"}, r"activation='tanh'"),
+        ({"name": "resnet20", "init": "zeros"}, r"init='zeros'"),
+        ({"normalize": ((0.5,), (0.2,))}, r"normalize=.*expected \(mean, std\) with 3 numbers each"),
+        ({"normalize": ((0.5,) * 3, (0.0,) * 3)}, r"normalize=.*std positive"),
+        ({"normalize": 0.5}, r"normalize=0.5: expected"),
+    ],
+)
+def test_build_refuses_with_the_reason(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        models.build(**{"name": "lenet", **SMALL, **arguments})
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "victim.safetensors"
+    model = models.build("resnet20", **{**SMALL, "seed": 9}, norm="batch", normalize=((0.5,) * 3, (0.2,) * 3))
+    models.save_checkpoint(model, path, {"data": "cifar10", "accuracy": 0.5})
+    return path
+
+
+def build_from(path, **changes):
+    arguments = {"name": "resnet20", **SMALL, "norm": "batch", "normalize": ((0.5,) * 3, (0.2,) * 3), **changes}
+    return models.build(**arguments, checkpoint=path)
+
+
+def test_checkpoint_round_trip(checkpoint):
+    original = build_from(None, seed=9)
+    assert models.fingerprint(build_from(checkpoint)) == models.fingerprint(original)
+    # How the weights were once drawn is no part of the architecture.
+    assert models.fingerprint(build_from(checkpoint, init="uniform")) == models.fingerprint(original)
+    card = json.loads(checkpoint.with_suffix(".json").read_text())
+    assert card["accuracy"] == 0.5
+    assert card["architecture"]["name"] == "resnet20"
+    assert sorted(file.name for file in checkpoint.parent.iterdir()) == ["victim.json", "victim.safetensors"]
+
+
+def test_checkpoint_of_another_architecture(checkpoint):
+    with pytest.raises(ValueError, match="another architecture: num_classes is 5, asked for 7"):
+        build_from(checkpoint, num_classes=7)
+    with pytest.raises(ValueError, match="norm is 'batch', asked for 'none'"):
+        build_from(checkpoint, norm="none")
+    with pytest.raises(ValueError, match=r"normalize is \[\[0.5.*asked for None"):
+        build_from(checkpoint, normalize=None)
+    with pytest.raises(ValueError, match="name is 'resnet20', asked for 'lenet'"):
+        models.build("lenet", **SMALL, checkpoint=checkpoint)
+
+
+def test_checkpoint_truncated_tampered_or_incomplete(checkpoint):
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[:100])
+    with pytest.raises(ValueError, match=f"truncated or altered: 100 bytes, its card says {len(whole)}"):
+        build_from(checkpoint)
+    checkpoint.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match="was altered: its SHA-256 is not the one on its card"):
+        build_from(checkpoint)
+    card = checkpoint.with_suffix(".json")
+    card.write_text(card.read_text()[:50])
+    with pytest.raises(ValueError, match="checkpoint card .* is damaged"):
+        build_from(checkpoint)
+    card.unlink()
+    with pytest.raises(FileNotFoundError, match="victim.json is missing"):
+        build_from(checkpoint)
+    checkpoint.unlink()
+    with pytest.raises(FileNotFoundError, match="victim.safetensors is missing"):
+        build_from(checkpoint)
+
+
+def test_checkpoint_with_a_true_card_and_wrong_weights(checkpoint, tmp_path):
+    other = tmp_path / "other.safetensors"
+    models.save_checkpoint(models.build("mlp", **SMALL), other, {})
+    cards = [json.loads(path.with_suffix(".json").read_text()) for path in (checkpoint, other)]
+    other.with_suffix(".json").write_text(json.dumps({**cards[1], "architecture": cards[0]["architecture"]}))
+    with pytest.raises(ValueError, match="does not hold the weights of its architecture"):
+        build_from(other)
+
+
+def test_checkpoint_pickle_is_refused_by_name_and_by_content(tmp_path, checkpoint):
+    pickled = tmp_path / "victim.pth"
+    pickled.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ValueError, match="expected a .safetensors file .a pickle may run code"):
+        build_from(pickled)
+    checkpoint.write_bytes(pickled.read_bytes())
+    with pytest.raises(ValueError, match="truncated or altered"):
+        build_from(checkpoint)
+    with pytest.raises(ValueError, match="expected the ending .safetensors"):
+        models.save_checkpoint(models.build("lenet", **SMALL), tmp_path / "victim.pt", {})
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(checkpoint, monkeypatch):
+    before = checkpoint.read_bytes()
+
+    def full_disk(self, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        models.save_checkpoint(models.build("lenet", **SMALL), checkpoint, {})
+    assert checkpoint.read_bytes() == before
+    assert build_from(checkpoint) is not None
