@@ -269,12 +269,14 @@ def share(
     """
     threat = ThreatModel() if threat is None else threat
     _check_inputs(model, images, labels, threat, local)
+    generator(seed, 0)  # refuses a bad seed now rather than at the first protected trial
     if defense is not None:
         model = defense.extend(model)
     victim = worker(model, threat.mode)
     norms = {name: module for name, module in victim.named_modules() if isinstance(module, _BatchNorm)}
     if threat.batch_norm != "none" and not norms:
         raise ValueError(f"batch_norm={threat.batch_norm!r}, but the model has no batch-norm layer: use 'none'")
+    batch_norm = _running_statistics(model, len(images)) if threat.batch_norm == "running" else None
 
     parts = list(zip(images.chunk(threat.clients, 1), labels.chunk(threat.clients, 1), strict=True))
     chunk = _chunk_size(victim, parts[0][0][0])
@@ -287,13 +289,10 @@ def share(
         if threat.batch_norm == "exact":
             statistics.append(_batch_statistics(victim, norms, own_images, chunk))
 
-    batch_norm = None
     if threat.batch_norm == "exact":
         means = _mean([{name: mean for name, (mean, _) in client.items()} for client in statistics])
         variances = _mean([{name: variance for name, (_, variance) in client.items()} for client in statistics])
         batch_norm = {name: (means[name], variances[name]) for name in norms}
-    elif threat.batch_norm == "running":
-        batch_norm = _running_statistics(model, len(images))
     return SharedUpdate(
         gradients=_mean(updates),
         batch_size=images.shape[1],
@@ -308,16 +307,32 @@ def share(
     )
 
 
+def worker(model: nn.Module, mode: Mode) -> nn.Module:
+    """A copy of the model that runs as the client's does and is safe under `vmap`; the model itself stays untouched.
+
+    mode: "eval" or "train" batch norm, as in `ThreatModel`. Attacks differentiate their dummy batches through it too.
+    Errors: ValueError for dropout in "train" mode, whose masks nobody could repeat.
+    """
+    copied = copy.deepcopy(model).requires_grad_(True).train(mode == "train")
+    if mode == "train":
+        random = [name for name, module in copied.named_modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+        if random:
+            raise ValueError(f"mode='train' would draw unrepeatable dropout masks in the layers {random}: use 'eval'")
+        # batch norm in training mode writes its buffers, which vmap forbids; without buffers it only reads the batch
+        replace_all_batch_norm_modules_(copied)
+    return copied
+
+
 def _compute(
-    worker: nn.Module, images: Tensor, labels: Tensor, local: LocalTraining | None, chunk: int
+    victim: nn.Module, images: Tensor, labels: Tensor, local: LocalTraining | None, chunk: int
 ) -> dict[str, Tensor]:
     """Gradients, or weight differences with `local`, of every trial: name -> [T, *param]."""
-    parameters = {name: parameter.detach() for name, parameter in worker.named_parameters()}
+    parameters = {name: parameter.detach() for name, parameter in victim.named_parameters()}
     # F.one_hot looks at values and so fails under vmap: the targets are made here
-    targets = F.one_hot(labels, worker.num_classes).to(images.dtype)
+    targets = F.one_hot(labels, victim.num_classes).to(images.dtype)
 
     def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(worker, weights, (x,)), y)
+        return F.cross_entropy(functional_call(victim, weights, (x,)), y)
 
     def gradient(x: Tensor, y: Tensor) -> dict[str, Tensor]:
         return grad(loss)(parameters, x, y)
@@ -363,7 +378,7 @@ def _mean(clients: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _batch_statistics(
-    worker: nn.Module, norms: dict[str, nn.Module], images: Tensor, chunk: int
+    victim: nn.Module, norms: dict[str, nn.Module], images: Tensor, chunk: int
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and biased variance of what enters each batch-norm layer: layer -> ([T, C], [T, C])."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
@@ -376,7 +391,7 @@ def _batch_statistics(
         return record
 
     def statistics(x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        worker(x)
+        victim(x)
         return dict(seen)
 
     handles = [module.register_forward_pre_hook(recorder(name)) for name, module in norms.items()]
@@ -399,19 +414,7 @@ def _running_statistics(model: nn.Module, trials: int) -> dict[str, tuple[Tensor
     }
 
 
-def worker(model: nn.Module, mode: Mode) -> nn.Module:
-    """A copy of the victim in the client's mode, so that nothing here can touch the victim's buffers."""
-    worker = copy.deepcopy(model).requires_grad_(True).train(mode == "train")
-    if mode == "train":
-        random = [name for name, module in worker.named_modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
-        if random:
-            raise ValueError(f"mode='train' would draw unrepeatable dropout masks in the layers {random}: use 'eval'")
-        # batch norm in training mode writes its buffers, which vmap forbids; without buffers it only reads the batch
-        replace_all_batch_norm_modules_(worker)
-    return worker
-
-
-def _chunk_size(worker: nn.Module, images: Tensor) -> int:
+def _chunk_size(victim: nn.Module, images: Tensor) -> int:
     """Trials that fit the memory budget together, from what one trial's forward pass keeps for its backward pass."""
     kept = 0
 
@@ -421,9 +424,9 @@ def _chunk_size(worker: nn.Module, images: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        worker(images)
+        victim(images)
     # the backward pass holds about as much again, and a trial's own weights and gradients beside it
-    trial = 2 * kept + 3 * sum(parameter.nbytes for parameter in worker.parameters())
+    trial = 2 * kept + 3 * sum(parameter.nbytes for parameter in victim.parameters())
     return max(1, MEMORY_BUDGET // trial)
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reprolib import client
+from reprolib import client, models
 from reprolib.client import LocalTraining, ThreatModel, generator, share
 from reprolib.defenses import CastPrecision, Defense, GaussianNoise, TopK
 
@@ -79,6 +79,26 @@ def test_gradients_equal_plain_autograd_in_every_trial(mode, norm):
 def batch(trial):
     images, labels = private()
     return images[trial], labels[trial]
+
+
+@pytest.mark.parametrize(("name", "options"), [("lenet", {}), ("resnet20", {"norm": "batch"})])
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_the_books_victims_share_what_autograd_computes(name, options, mode):
+    model = models.build(name, 10, (3, 8, 8), seed=0, normalize=((0.5,) * 3, (0.2,) * 3), **options)
+    before = models.fingerprint(model)
+    numbers = torch.Generator().manual_seed(2)
+    images = torch.rand(2, 3, 3, 8, 8, generator=numbers)
+    labels = torch.randint(10, (2, 3), generator=numbers)
+    update = share(model, images, labels, threat=ThreatModel(mode=mode))
+    plain = copy.deepcopy(model).train(mode == "train")
+    assert_same(
+        update.select(1).gradients,
+        {k: g[None] for k, g in autograd(plain, images[1], labels[1]).items()},
+        rtol=1e-3,
+        atol=1e-5,
+    )
+    assert models.fingerprint(model) == before
+    update.check(model)
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
@@ -388,6 +408,8 @@ def test_share_refuses_bad_data(data, message):
 
 def test_share_refuses_settings_that_do_not_fit():
     data = private()
+    with pytest.raises(ValueError, match=r"seed, trial and stream must be integers >= 0, got \(-1, 0\)"):
+        share(Net(), *data, seed=-1)
     with pytest.raises(ValueError, match=r"batch_size of LocalTraining is 5, but a client has only 4 image\(s\)"):
         share(Net(), *data, local=LocalTraining(1, 5, 0.1))
     with pytest.raises(ValueError, match=r"is 4, but a client has only 2 image\(s\)"):
