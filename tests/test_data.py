@@ -1,0 +1,471 @@
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from reprolib import data
+
+
+def write_picture(path, size=(32, 32), value=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    if value is not None:
+        pixels[:] = value
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def cifar_root(tmp_path):
+    """CIFAR-10 in ImageFolder layout: the picture's value is its number; `truck` has no training picture."""
+    for split, first in (("train", 0), ("test", 100)):
+        for label, name in enumerate(["plane", "auto", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]):
+            for copy in range(3):
+                if split == "test" or name != "truck":
+                    write_picture(tmp_path / "cifar10" / split / name / f"{copy}.png", value=first + 3 * label + copy)
+    return tmp_path
+
+
+def write_mnist(root, count=6):
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        pixels = np.arange(count * 784, dtype=np.uint32).astype(np.uint8)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, count, 28, 28) + pixels.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + bytes(range(count)))
+
+
+def image_set(count=12, classes=3):
+    images = torch.arange(count).view(count, 1, 1, 1).expand(count, 1, 2, 2) / count
+    labels = torch.arange(count) % classes
+    return data.ImageSet("toy", "test", images, labels, tuple("abcdefgh"[:classes]), "A toy.", "toy")
+
+
+# ---------------------------------------------------------------------------------------------------- offline sets
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes", "least"),
+    [("photos", (3, 32, 32), 10, 1000), ("faces", (1, 25, 25), 100, 80), ("digits", (1, 8, 8), 10, 1000)],
+)
+def test_offline_sets_are_there_without_a_root(name, shape, classes, least):
+    images = data.load(name)
+    assert images.image_shape == shape
+    assert images.num_classes == classes
+    assert len(images) >= least
+    assert not images.substitute
+    assert images.images.dtype == torch.float32
+    assert images.images.min() >= 0 and images.images.max() <= 1
+    assert images.source.endswith("test split.")
+
+
+@pytest.mark.parametrize("name", ["photos", "faces", "digits"])
+def test_offline_train_and_test_share_no_image(name):
+    train, test = data.load(name, "train"), data.load(name, "test")
+    assert torch.cdist(train.images.flatten(1), test.images.flatten(1)).min() > 0.1
+
+
+def test_photos_are_neither_flat_nor_alike():
+    photos = data.load("photos")
+    assert torch.bincount(photos.labels).tolist() == [100] * 10
+    assert photos.images.mean(1).flatten(1).std(1).min() > 0.04
+    distances = torch.cdist(photos.images.flatten(1), photos.images.flatten(1)).square() / photos.images[0].numel()
+    assert distances.fill_diagonal_(1).min() > 1e-4
+
+
+def test_count_keeps_the_first_of_the_seeds_order():
+    few, many = data.load("digits", count=5), data.load("digits", count=50)
+    assert torch.equal(few.images, many.images[:5])
+    assert torch.equal(few.labels, many.labels[:5])
+    assert not torch.equal(few.images, data.load("digits", count=5, seed=1).images)
+
+
+# --------------------------------------------------------------------------------------------------------- choose
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "shape"),
+    [
+        ("mnist", "digits", (1, 28, 28)),
+        ("cifar10", "photos", (3, 32, 32)),
+        ("cifar100", "photos", (3, 32, 32)),
+        ("svhn", "photos", (3, 32, 32)),
+        ("lfw", "faces", (3, 32, 32)),
+        ("celeba", "faces", (3, 32, 32)),
+        ("tiny-imagenet", "photos", (3, 64, 64)),
+        ("photos", "photos", (3, 32, 32)),
+    ],
+)
+def test_choose_substitutes_with_the_papers_shape_and_says_so(asked, name, shape, tmp_path):
+    chosen = data.choose(asked, count=4, root=tmp_path)
+    assert (chosen.name, chosen.asked, chosen.image_shape) == (name, asked, shape)
+    assert chosen.substitute == (asked != name)
+    assert (f"a substitute for {asked}" in chosen.source) == chosen.substitute
+
+
+def test_choose_takes_the_papers_set_from_the_argument_or_the_environment(cifar_root, monkeypatch):
+    given = data.choose("cifar10", root=cifar_root)
+    monkeypatch.setenv("REPROLIB_DATA", str(cifar_root))
+    from_environment = data.choose("cifar10")
+    assert not given.substitute
+    assert given.fingerprint == from_environment.fingerprint
+    assert given.source == "CIFAR-10 (Krizhevsky, 2009), test split, from cifar10 of the data root."
+    assert data.choose("svhn", count=2).substitute
+
+
+def test_choose_does_not_paper_over_a_broken_or_missing_split(cifar_root):
+    (cifar_root / "cifar10" / "test" / "cat" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="0.png"):
+        data.choose("cifar10", root=cifar_root)
+    write_picture(cifar_root / "imagenet-sample" / "val" / "n01" / "a.jpg", (256, 256))
+    assert data.choose("imagenet", root=cifar_root).image_shape == (3, 224, 224)
+    with pytest.raises(FileNotFoundError, match="the train split of 'imagenet' is not under"):
+        data.choose("imagenet", "train", root=cifar_root)
+
+
+# ---------------------------------------------------------------------------------------------------- the two layouts
+
+
+def test_class_folders_keep_their_numbers_when_a_split_lacks_one(cifar_root):
+    test, train = data.load("cifar10", root=cifar_root), data.load("cifar10", "train", root=cifar_root)
+    assert test.classes == train.classes
+    assert (len(test), len(train)) == (30, 27)
+    # The picture's value is 100 + its number in the order in which the fixture wrote it.
+    values = (test.images[:, 0, 0, 0] * 255).round().long()
+    written = ["plane", "auto", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    assert [test.classes[label] for label in test.labels] == [written[(value - 100) // 3] for value in values]
+    train_values = (train.images[:, 0, 0, 0] * 255).round().long()
+    assert [train.classes[label] for label in train.labels] == [written[value // 3] for value in train_values]
+
+
+def test_only_the_pictures_that_count_asks_for_are_decoded(cifar_root, monkeypatch):
+    decoded = []
+    original = data._load_picture
+    monkeypatch.setattr(data, "_load_picture", lambda path: decoded.append(path) or original(path))
+    data.load("cifar10", count=4, root=cifar_root)
+    assert len(decoded) == 4
+
+
+def test_torchvision_layout(tmp_path):
+    write_mnist(tmp_path)
+    mnist = data.load("mnist", root=tmp_path)
+    assert mnist.images.shape == (6, 1, 28, 28)
+    assert sorted(mnist.labels.tolist()) == list(range(6))
+    assert mnist.num_classes == 10
+    assert "MNIST of the data root" in mnist.source
+
+
+def test_torchvision_set_cut_in_half(tmp_path):
+    write_mnist(tmp_path)
+    images = tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:500])
+    with pytest.raises(ValueError, match="'mnist' in .*MNIST is incomplete or damaged .*: remove it and get it again"):
+        data.load("mnist", root=tmp_path)
+    images.unlink()
+    with pytest.raises(FileNotFoundError, match="the test split of 'mnist' is not under"):
+        data.load("mnist", root=tmp_path)
+
+
+def test_undivided_sets_are_halved_by_class(tmp_path):
+    for person, count in (("Ann", 3), ("Bob", 1)):
+        for number in range(count):
+            write_picture(tmp_path / "lfw" / person / f"{number}.jpg", (250, 250), value=10 * number)
+    test, train = data.load("lfw", root=tmp_path), data.load("lfw", "train", root=tmp_path)
+    assert test.image_shape == (3, 32, 32)
+    assert sorted(test.labels.tolist()) == [0, 0, 1]
+    assert train.labels.tolist() == [0]
+    assert train.classes == ("Ann", "Bob")
+    assert train.images[0, 0, 0, 0].item() == pytest.approx(10 / 255, abs=0.01)
+
+
+def test_large_pictures_are_cropped_and_faces_squeezed(tmp_path):
+    wide = np.zeros((100, 300, 3), dtype=np.uint8)
+    wide[:, :100, 0] = 255
+    for folder in ("imagenet/val/n01", "lfw/test/Ann"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.fromarray(wide).save(tmp_path / folder / "wide.png")
+    assert data.load("imagenet", root=tmp_path).images[0, 0].max() == 0
+    assert data.load("lfw", root=tmp_path).images[0, 0].mean().item() == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_own_folder_with_and_without_splits(tmp_path):
+    for name in ("cup", "dog"):
+        for number in range(4):
+            write_picture(tmp_path / "plain" / name / f"{number}.png", (20, 16))
+            write_picture(tmp_path / "split" / "validation" / name / f"{number}.png", (20, 16))
+    plain = data.load(f"folder:{tmp_path / 'plain'}")
+    assert plain.images.shape == (4, 3, 16, 20)
+    assert plain.classes == ("cup", "dog")
+    assert str(tmp_path) not in plain.source
+    assert len(data.choose(f"folder:{tmp_path / 'split'}", count=5)) == 5
+    with pytest.raises(FileNotFoundError, match="has no train split: expected a folder train"):
+        data.load(f"folder:{tmp_path / 'split'}", "train")
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK"])
+def test_other_modes_become_rgb(tmp_path, mode):
+    path = tmp_path / "class" / ("picture.jpg" if mode == "CMYK" else "picture.png")
+    path.parent.mkdir()
+    Image.new("RGB", (8, 8), (10, 200, 60)).convert("L" if mode == "LA" else mode).convert(mode).save(path)
+    picture = data.load(f"folder:{tmp_path}").images[0]
+    expected = [129, 129, 129] if mode in ("L", "LA") else [10, 200, 60]
+    torch.testing.assert_close(picture[:, 4, 4] * 255, torch.tensor(expected).float(), atol=12, rtol=0)
+
+
+# -------------------------------------------------------------------------------------------------------- batches
+
+
+def test_batches_use_no_image_twice_and_do_not_depend_on_the_count():
+    toy = image_set(12)
+    images, labels = toy.batches(3, 4, seed=5)
+    assert images.shape == (4, 3, 1, 2, 2)
+    assert labels.shape == (4, 3)
+    assert len(images[..., 0, 0].unique()) == 12
+    assert torch.equal(images[:2], toy.batches(3, 2, seed=5)[0])
+    assert torch.equal((images[:, :, 0, 0, 0] * 12).round().long() % 3, labels)
+    assert not torch.equal(images, toy.batches(3, 4, seed=6)[0])
+
+
+def test_batches_with_distinct_labels():
+    _, labels = image_set(30, classes=5).batches(4, 5, distinct_labels=True)
+    assert all(len(set(batch)) == 4 for batch in labels.tolist())
+    shorter = image_set(30, classes=5).batches(4, 2, distinct_labels=True)[1]
+    assert torch.equal(shorter, labels[:2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 0, "count": 1}, "size=0: expected at least 1"),
+        ({"size": 1, "count": 0}, "count=0: expected at least 1"),
+        ({"size": 13, "count": 1}, "size=13 x count=1 needs 13 images, but 'toy' .test. holds 12 here"),
+        ({"size": 4, "count": 4}, "needs 16 images.*ask for fewer, or load more"),
+        ({"size": 4, "count": 1, "distinct_labels": True}, "size=4 with distinct labels: .*are of 3 classes"),
+    ],
+)
+def test_batches_refuse_with_the_reason(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        image_set().batches(**arguments)
+
+
+def test_batches_say_how_many_of_distinct_labels_there_are():
+    toy = image_set(6)
+    lopsided = replace(toy, labels=torch.tensor([0, 0, 0, 0, 1, 2]))
+    with pytest.raises(ValueError, match="count=3: only 2 batches of 2 distinct labels can be drawn"):
+        lopsided.batches(2, 3, seed=1, distinct_labels=True)
+
+
+def test_image_set_properties():
+    toy = image_set(12)
+    assert toy.num_classes == 3
+    assert toy.mean_image.shape == (1, 2, 2)
+    assert toy.fingerprint == image_set(12).fingerprint
+    assert len(toy.fingerprint) == 16
+    assert toy.fingerprint != replace(toy, labels=toy.labels.flip(0)).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": torch.rand(12, 2, 2)}, r"expected shape \[N, C, H, W\]"),
+        ({"images": torch.rand(12, 1, 2, 2) + 1.5}, r"expected float32 values in \[0, 1\]"),
+        ({"images": torch.full((12, 1, 2, 2), torch.nan)}, r"expected float32 values in \[0, 1\]"),
+        ({"images": torch.rand(12, 1, 2, 2).double()}, r"expected float32 values"),
+        ({"labels": torch.arange(11)}, "expected 12 int64"),
+        ({"labels": torch.arange(12)}, r"expected 0\.\.2"),
+    ],
+)
+def test_image_set_refuses_what_breaks_its_contract(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(image_set(12), **change)
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("function", [data.load, data.choose])
+def test_unknown_names_and_splits_list_the_known(function):
+    with pytest.raises(
+        ValueError, match="unknown data set 'cifar': expected one of photos, faces, digits, mnist, .*folder:PATH"
+    ):
+        function("cifar")
+    with pytest.raises(ValueError, match="split='val': expected one of train, test"):
+        function("photos", "val")
+
+
+def test_impossible_counts():
+    with pytest.raises(ValueError, match="count=0: expected at least 1, or None"):
+        data.load("digits", count=0)
+    with pytest.raises(ValueError, match=r"count=5000: 'digits' \(test\) holds 1000 images"):
+        data.load("digits", count=5000)
+
+
+def test_missing_set_says_where_to_put_it_and_how_to_get_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"'svhn' needs a data root: pass root=... or set REPROLIB_DATA"):
+        data.load("svhn")
+    with pytest.raises(FileNotFoundError) as caught:
+        data.load("svhn", root=tmp_path)
+    assert "svhn/{train,test}/<class>/*" in str(caught.value)
+    assert "svhn/test_32x32.mat (torchvision's layout)" in str(caught.value)
+    assert "reprolib.data.download('svhn', root)" in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="register at https://image-net.org"):
+        data.load("imagenet", root=tmp_path)
+
+
+@pytest.mark.parametrize("function", [data.load, data.choose])
+def test_data_root_pointing_nowhere(function, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="root='.*nowhere' is not a folder: create it, correct it"):
+        function("cifar10", root=tmp_path / "nowhere")
+    monkeypatch.setenv("REPROLIB_DATA", str(tmp_path / "gone"))
+    with pytest.raises(FileNotFoundError, match="REPROLIB_DATA='.*gone' is not a folder"):
+        function("cifar10")
+
+
+def test_empty_and_missing_folders(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"nothing is not a folder: expected a folder with \{train,test\}/<class>"
+    ):
+        data.load(f"folder:{tmp_path / 'nothing'}")
+    with pytest.raises(ValueError, match="holds no pictures in class folders: expected <class>/.*.png"):
+        data.load(f"folder:{tmp_path}")
+    write_picture(tmp_path / "flat.png")
+    with pytest.raises(ValueError, match="holds no pictures in class folders"):
+        data.load(f"folder:{tmp_path}")
+
+
+def test_unreadable_folder_is_named(tmp_path, monkeypatch):
+    write_picture(tmp_path / "class" / "a.png")
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(data, "_load_picture", denied)
+    with pytest.raises(ValueError, match="cannot read .*a.png of 'folder:.*Permission denied"):
+        data.load(f"folder:{tmp_path}")
+
+
+def test_corrupted_picture_is_named(tmp_path):
+    write_picture(tmp_path / "class" / "good.png")
+    whole = (tmp_path / "class" / "good.png").read_bytes()
+    for content in (b"", b"text", whole[: len(whole) // 2]):
+        (tmp_path / "class" / "bad.png").write_bytes(content)
+        (tmp_path / "class" / "third.png").write_bytes(content)
+        with pytest.raises(ValueError, match="cannot read .*(bad|third).png of 'folder:"):
+            data.load(f"folder:{tmp_path}")
+
+
+def test_pictures_of_another_size_or_depth_are_named(tmp_path, cifar_root):
+    for number, size in enumerate([(8, 8), (8, 8), (9, 8)]):
+        write_picture(tmp_path / "own" / "test" / "class" / f"{number}.png", size)
+    with pytest.raises(
+        ValueError, match=r"\.png of 'folder:.*' is .* pixels, expected .* like the others: resize it first"
+    ):
+        data.load(f"folder:{tmp_path / 'own'}")
+    write_picture(cifar_root / "cifar10" / "test" / "cat" / "0.png", (40, 32))
+    with pytest.raises(ValueError, match="cat/0.png of 'cifar10' is 40x32 pixels, expected 32x32"):
+        data.load("cifar10", root=cifar_root)
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint16)).save(tmp_path / "own" / "test" / "class" / "2.png")
+    with pytest.raises(ValueError, match="2.png of 'folder:.* has mode I;16: expected 8 bits a channel"):
+        data.load(f"folder:{tmp_path / 'own'}")
+
+
+def test_wrong_number_of_class_folders(tmp_path):
+    write_picture(tmp_path / "cifar10" / "test" / "cat" / "0.png")
+    with pytest.raises(ValueError, match="has 1 classes, expected 10 .a class without images needs its empty folder"):
+        data.load("cifar10", root=tmp_path)
+
+
+def test_tiny_imagenet_as_it_is_unpacked(tmp_path):
+    write_picture(tmp_path / "tiny-imagenet-200" / "val" / "images" / "0.png", (64, 64))
+    (tmp_path / "tiny-imagenet-200" / "val" / "val_annotations.txt").write_text("0.png n01")
+    with pytest.raises(ValueError, match="val is not sorted by class: move its images into val/<class>/ first"):
+        data.load("tiny-imagenet", root=tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ command line
+
+
+def test_catalogue(cifar_root):
+    table = data.catalogue(cifar_root).set_index("name")
+    assert list(table.index) == list(data.NAMES)
+    assert table.loc["cifar10", ["present", "where", "splits"]].tolist() == [True, "cifar10", "train, test"]
+    assert not table.loc["svhn", "present"]
+    assert "download" in table.loc["svhn", "how to get it"]
+    assert data.catalogue()["present"].sum() == 3
+
+
+def test_check_reports_counts_and_problems(cifar_root):
+    sound = data.check("cifar10", cifar_root)
+    assert sound.problems == ()
+    assert "train: 9 of 10 classes" in str(sound)
+    assert "test: 30 images, modes RGB (30)" in str(sound)
+    assert "sizes: 32x32 (57)" in str(sound)
+    (cifar_root / "cifar10" / "test" / "cat" / "0.png").write_bytes(b"no picture")
+    write_picture(cifar_root / "cifar10" / "test" / "cat" / "1.png", (30, 20))
+    problems = data.check("cifar10", cifar_root).problems
+    assert len(problems) == 2
+    assert "cannot read" in problems[0] and "cat/0.png" in problems[0]
+    assert "cat/1.png is 30x20 pixels, expected 32x32" in problems[1]
+    assert "pictures of 2 sizes" in str(data.check(cifar_root / "cifar10"))
+    assert data.check("digits").problems == ()
+
+
+def test_check_refuses_what_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is neither a folder nor a known data set: photos, faces"):
+        data.check(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="'mnist' is not under a data root. Put it at"):
+        data.check("mnist", tmp_path)
+
+
+def fake_download(monkeypatch, opened):
+    monkeypatch.setitem(data.PAPER_SETS, "mnist", replace(data.PAPER_SETS["mnist"], opened=opened))
+
+
+def test_download_moves_into_place_only_what_is_complete(tmp_path, monkeypatch):
+    genuine = data.PAPER_SETS["mnist"].opened
+
+    def opened(root, split, download):
+        if download and not (root / "MNIST").exists():
+            write_mnist(root)
+        return genuine(root, split, False)
+
+    fake_download(monkeypatch, opened)
+    mnist = data.load("mnist", root=tmp_path, download=True)
+    assert len(mnist) == 6
+    assert [path.name for path in tmp_path.iterdir()] == ["MNIST"]
+    assert data.download("mnist", tmp_path / "new") == tmp_path / "new"
+    assert len(data.load("mnist", root=tmp_path / "new")) == 6
+
+
+def test_failed_download_leaves_nothing_and_says_what_to_do(tmp_path, monkeypatch):
+    def opened(root, split, download):
+        (root / "MNIST" / "raw").mkdir(parents=True)
+        (root / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(b"half")
+        raise OSError("network is unreachable")
+
+    fake_download(monkeypatch, opened)
+    with pytest.raises(
+        RuntimeError,
+        match="downloading 'mnist' failed .OSError: network is unreachable. and nothing was kept. Put it at",
+    ):
+        data.download("mnist", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RuntimeError, match="downloading 'mnist' failed"):
+        data.load("mnist", root=tmp_path, download=True)
+
+
+def test_download_of_what_cannot_be_downloaded(tmp_path):
+    with pytest.raises(ValueError, match="'photos' comes with the installed packages: nothing to download"):
+        data.download("photos", tmp_path)
+    with pytest.raises(ValueError, match="'lfw' cannot be downloaded for you. Put it at lfw/"):
+        data.download("lfw", tmp_path)
+    with pytest.raises(ValueError, match="'imagenet' cannot be downloaded for you"):
+        data.load("imagenet", root=tmp_path, download=True)
+    with pytest.raises(ValueError, match="unknown data set 'cifar'"):
+        data.download("cifar", tmp_path)
+    with pytest.raises(FileNotFoundError, match="no data root to download into"):
+        data.download("mnist")
