@@ -1,0 +1,115 @@
+import io
+import math
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from reprolib import figures, metrics
+
+
+@pytest.fixture(autouse=True)
+def look():
+    figures.style()
+    yield
+    assert plt.get_fignums() == []  # pyplot knows none of them: a notebook shows each once
+
+
+@pytest.fixture
+def images():
+    return torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def table():
+    rows = [{"std": s, "attack": a, "value": 0.5, "low": 0.4, "high": 0.6} for s in (1e-3, 1e-2) for a in ("x", "y")]
+    return pd.DataFrame(rows)
+
+
+def _every(images, table):
+    curve = metrics.fidelity_curve([1e-5, 1e-3, math.inf]).assign(method="iDLG", data="MNIST")
+    return {
+        "grid": figures.reconstruction_grid({"truth": images, "DLG": images * torch.nan}, list("abcde")),
+        "strip": figures.strip(images[:, :1], range(5), ["1e-3"] * 5),
+        "curves": figures.curves(table, "std", "value", "attack", "low", "high", xscale="log"),
+        "scatter": figures.scatter(table, "std", "value", "attack"),
+        "forest": figures.forest(table.assign(label=table["std"]), hue="attack", criterion=0.5),
+        "fidelity": figures.fidelity(curve, curve, hue="method", panel="data"),
+        "histogram": figures.histogram({"DLG": [1e-12, 1e-3, math.nan, math.inf, 1e16]}, 1e-3),
+        "heatmap": figures.heatmap(table.pivot(index="std", columns="attack", values="value"), "success"),
+    }
+
+
+def test_every_figure_fits_a_page_and_is_the_same_each_time(images, table):
+    first, second = _every(images, table), _every(images, table)
+    for name, figure in first.items():
+        assert isinstance(figure, Figure) and figure.get_figwidth() <= figures.WIDTH, name
+        assert figures.png(figure, 60) == figures.png(second[name], 60), name
+
+
+def test_figures_are_white_so_that_dark_pages_show_them(table):
+    picture = Image.open(io.BytesIO(figures.png(figures.curves(table, "std", "value"), 60))).convert("RGBA")
+    assert picture.getpixel((0, 0)) == (255, 255, 255, 255)
+
+
+def test_broken_and_diverged_runs_are_counted_not_dropped():
+    axes = figures.histogram({"DLG": [1e-12, 1e-3, math.nan, math.inf, 1e16]}).axes[0]
+    assert sum(bar.get_height() for bar in axes.patches) == 5
+    assert axes.patches[-1].get_height() == 3
+    assert axes.get_xticklabels()[-1].get_text() == "diverged"
+
+
+def test_a_grid_names_its_rows_and_shows_grey_images_grey(images):
+    figure = figures.reconstruction_grid(
+        {"truth": images[:, :1], "DLG": images[:, :1]}, captions={"DLG": list("abcde")}
+    )
+    assert [axes.get_ylabel() for axes in figure.axes[::5]] == ["truth", "DLG"]
+    assert [axes.get_xlabel() for axes in figure.axes[5:]] == list("abcde")
+    assert figure.axes[0].images[0].cmap.name == "gray" and figure.axes[0].images[0].get_clim() == (0, 1)
+
+
+def test_a_picture_is_made_to_fit(images):
+    figure = figures.reconstruction_grid({"truth": images})
+    whole = figures.png(figure)
+    assert len(figures.png_within(figure, 10**6)) == len(whole)
+    small = figures.png_within(figure, len(whole) // 2)
+    assert len(small) <= len(whole) // 2
+    Image.open(io.BytesIO(small)).verify()
+    with pytest.raises(ValueError, match="limit=100: the figure takes"):
+        figures.png_within(figure, 100)
+
+
+def test_the_slider_needs_no_network_and_no_script(images):
+    page = figures.slider(images, [0, 10, 20, 30, 40], ["<b>"] * 5, truth=images[0])
+    assert page == figures.slider(images, [0, 10, 20, 30, 40], ["<b>"] * 5, truth=images[0])
+    assert "http" not in page and 'src="data:image/png' in page and "&lt;b&gt;" in page
+    assert page.count("<img") == 6 == page.count('alt="')
+    static = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    frames = static[static.index("data-frames") : static.index("data-control")]
+    assert frames.count("<figure") == 5 and "display:none" not in frames and "hidden" not in frames
+    assert 'type="range"' in page and "aria-label" in page and 'max="4"' in page
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x, t: figures.reconstruction_grid({"a": x, "b": x[:2]}), "rows holds {'a': 5, 'b': 2} images"),
+        (lambda x, t: figures.reconstruction_grid({}), "rows holds {} images"),
+        (lambda x, t: figures.reconstruction_grid({"a": x}, ["only one"]), "'titles': expected 5 texts"),
+        (lambda x, t: figures.reconstruction_grid({"a": x}, captions={"b": list("abcde")}), "'b': expected 5 texts"),
+        (lambda x, t: figures.strip(x, [1, 2]), "iterations has 2 entries for 5 images"),
+        (lambda x, t: figures.slider(x[:0], []), "iterations has 0 entries"),
+        (lambda x, t: figures.curves(t, "noise", "value"), r"no columns \['noise'\]; it has: std, attack"),
+        (lambda x, t: figures.forest(t[:0], "attack"), "no rows"),
+        (lambda x, t: figures.fidelity(t), r"no columns \['threshold'\]"),
+        (lambda x, t: figures.histogram({"a": np.array([])}), "expected at least one each"),
+    ],
+)
+def test_what_cannot_be_drawn_is_named(images, table, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(images, table)
