@@ -1,0 +1,317 @@
+import json
+import math
+import os
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from reprolib import chapter, models, results
+from reprolib.client import ThreatModel
+from reprolib.metrics import Interval, wilson
+
+CLAIMS = """
+paper: toy
+title: A Toy Paper
+measures:
+  success: share of images recovered
+  speed: evaluations needed
+claims:
+  - id: recovers
+    says: images are recovered
+    where: abstract
+    published: {value: 90.0, unit: "%"}
+    provenance: read
+    needs: {data: [cifar10], profile: cpu, images: 10}
+    criterion: {measure: success, at_least: 0.5}
+"""
+SIZES = {"smoke": {"images": 2}, "cpu": {"images": 10}, "gpu": {"images": 64}, "paper": {"images": 1000}}
+FACTOR = 2  # read by a part below, as a notebook's function reads an earlier cell's value
+
+
+@pytest.fixture
+def shown(tmp_path, monkeypatch):
+    """A repository with one paper; the list collects what the chapter displays."""
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "claims" / "toy.yml").write_text(CLAIMS)
+    (tmp_path / "_config.yml").write_text("")
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    for name in ("REPROLIB_RESULTS", "REPROLIB_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    seen = []
+
+    def display(content, raw=False):
+        seen.append(content["text/html"] if raw else content.data)
+
+    monkeypatch.setattr(chapter, "display", display)
+    with matplotlib.rc_context():
+        yield seen
+
+
+def _start(profile="cpu", **options):
+    return chapter.start("toy", profile, device="cpu", settings=SIZES, **options)
+
+
+def _picture():
+    figure = Figure(figsize=(2, 2))
+    figure.subplots().plot([0, 1])
+    return figure
+
+
+# --- opening
+
+
+def test_a_chapter_opens_from_its_parameters(shown):
+    ch = _start("auto", seed=3)
+    assert ch.profile == "cpu" and ch.device.type == "cpu" and ch.settings.images == 10 and ch.seed == 3
+    assert "profile <b>cpu</b>" in shown[0]
+    ch.settings_table()
+    assert "▶ cpu (this run)" in shown[1] and "1000" in shown[1]
+    with pytest.raises(AttributeError, match="no setting 'size' in this chapter; known: images"):
+        _ = ch.settings.size
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"paper": "nope"}, r"paper='nope': no claims/nope\.yml; known: toy"),
+        ({"profile": "huge"}, "unknown profile 'huge'; known: auto, smoke, cpu, gpu, paper"),
+        ({"device": "tpu"}, "device='tpu': expected auto, cpu or cuda"),
+        ({"seed": -1}, "seed=-1: expected a whole number"),
+        ({"seed": "0"}, "seed='0': expected a whole number"),
+        ({"settings": {"cpu": {}}}, r"profiles \['cpu'\], expected smoke, cpu, gpu, paper"),
+        ({"settings": SIZES | {"gpu": {"image": 1}}}, r"'gpu' and 'cpu' differ in \['image', 'images'\]"),
+    ],
+)
+def test_bad_parameters_are_named(shown, options, message):
+    with pytest.raises(ValueError, match=message):
+        chapter.start(**({"paper": "toy", "profile": "cpu", "device": "cpu", "settings": SIZES} | options))
+
+
+def test_cuda_that_is_absent_says_what_to_use(shown, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="no CUDA device here: use device='cpu'"):
+        chapter.start("toy", "auto", device="cuda")
+    assert chapter.start("toy").profile == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert chapter.start("toy").profile == "gpu" and chapter.start("toy", device="cpu").profile == "cpu"
+
+
+def test_the_repository_is_found_upward_and_results_can_go_elsewhere(shown, tmp_path, monkeypatch):
+    assert chapter.repository() == tmp_path and chapter.results_root() == tmp_path / "results"
+    monkeypatch.setenv("REPROLIB_RESULTS", str(tmp_path / "other"))
+    assert chapter.results_root() == tmp_path / "other"
+    monkeypatch.chdir("/")
+    assert chapter.repository() == Path(chapter.__file__).resolve().parent.parent
+
+
+# --- data and the ledger
+
+
+def test_a_substitute_is_announced_once_and_leaves_claims_undecided(shown):
+    ch = _start()
+    images = ch.data("cifar10", count=10)
+    ch.data("cifar10", "train", count=10)
+    banners = [text for text in shown if "Substitute data" in text]
+    assert len(banners) == 1 and "<b>cifar10</b> is not here" in banners[0] and images.name in banners[0]
+    ch.record("success", wilson(9, 10))
+    verdict = ch.ledger.verdicts()[0]
+    assert verdict.word == "not decided here" and verdict.reason.endswith("a stand-in for cifar10")
+
+
+def test_an_offline_set_asked_for_by_name_is_no_substitute(shown):
+    ch = _start()
+    ch.data("digits", count=5)
+    assert not any("Substitute" in text for text in shown)
+    ch.data("photos", count=5)
+    with pytest.raises(ValueError, match="data is missing for 'success': this chapter has opened digits, photos"):
+        ch.record("success", wilson(9, 10))
+    ch.record("success", wilson(9, 10), data="digits", images=5)
+    assert ch.ledger.records["success"].images == 5
+
+
+def test_a_missing_data_root_is_an_error(shown):
+    ch = _start(data_root="/nowhere/at/all")
+    with pytest.raises(FileNotFoundError, match="/nowhere/at/all"):
+        ch.data("cifar10")
+
+
+def test_the_threat_model_is_a_box_of_sentences(shown):
+    ch = _start()
+    ch.threat(ThreatModel(labels="known", defense_known=True, observes="mean of 4"))
+    assert "It is given the labels." in shown[-1] and "adaptive attacker" in shown[-1] and "mean of 4" in shown[-1]
+
+
+# --- parts
+
+
+def _count(step):
+    print(f"step {step}")
+    return pd.DataFrame({"mse": [0.1 * step, math.inf]})
+
+
+def test_a_part_runs_once_for_the_same_inputs(shown, tmp_path, capsys):
+    first = _start().part("count", _count, step=1)
+    pd.testing.assert_frame_equal(first, _start().part("count", _count, step=1))
+    assert capsys.readouterr().out == "step 1\n" and first["mse"].tolist() == [0.1, math.inf]
+    _start().part("count", _count, step=2)
+    _start(seed=1).part("count", _count, step=1)
+    _start("smoke").part("count", _count, step=1)
+    assert capsys.readouterr().out == "step 2\nstep 1\nstep 1\n"
+    assert len(list((tmp_path / "results" / "parts" / "cpu" / "toy").glob("count-*.json"))) == 3
+
+
+def test_a_part_runs_again_when_a_value_that_it_reads_has_changed(shown, monkeypatch):
+    ch = _start()
+
+    def scale(x):
+        return {"y": FACTOR * x}
+
+    assert ch.part("scale", scale, x=1) == {"y": 2}
+    monkeypatch.setitem(globals(), "FACTOR", 5)
+    assert ch.part("scale", scale, x=1) == {"y": 5}
+
+
+def test_parts_may_hold_tensors_and_tables(shown):
+    ch = _start()
+    value = {"images": torch.rand(2, 3), "n": 4, "table": pd.DataFrame({"a": [1]}), "x": torch.tensor([math.nan])}
+    kept = ch.part("mixed", lambda: value)
+    assert list(kept) == list(value) and torch.equal(kept["images"], value["images"]) and kept["n"] == 4
+    assert kept["x"].isnan().all() and kept["table"].equals(value["table"])
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_a_damaged_part_is_computed_again(shown, tmp_path, suffix):
+    ch = _start()
+
+    def draw():
+        return {"x": torch.arange(3)}
+
+    ch.part("draw", draw)
+    path = next((tmp_path / "results" / "parts").rglob(f"draw-*{suffix}"))
+    path.write_bytes(path.read_bytes()[:10])
+    assert ch.part("draw", draw)["x"].tolist() == [0, 1, 2]
+
+
+def _attack(network):
+    if os.environ.get("KILLED_AT") == str(network):
+        raise KeyboardInterrupt
+    print(f"network {network}")
+    return {"network": network}
+
+
+def test_a_killed_chapter_continues_after_its_last_finished_part(shown, monkeypatch, capsys):
+    def whole():
+        ch = _start()
+        return [ch.part("attack", _attack, network=network)["network"] for network in range(4)]
+
+    monkeypatch.setenv("KILLED_AT", "2")
+    with pytest.raises(KeyboardInterrupt):
+        whole()
+    assert capsys.readouterr().out == "network 0\nnetwork 1\n"
+    monkeypatch.delenv("KILLED_AT")
+    assert whole() == [0, 1, 2, 3] and capsys.readouterr().out == "network 2\nnetwork 3\n"
+
+
+def test_inputs_are_told_apart_by_content(shown):
+    ch = _start()
+    model = models.build("mlp", 10, (1, 8, 8), seed=0)
+    key = ch._key
+    assert key("p", _count, {"m": model}) == key("p", _count, {"m": models.build("mlp", 10, (1, 8, 8), seed=0)})
+    assert key("p", _count, {"m": model}) != key("p", _count, {"m": models.build("mlp", 10, (1, 8, 8), seed=1)})
+    assert key("p", _count, {"t": torch.zeros(2)}) != key("p", _count, {"t": torch.zeros(2, 1)})
+    assert key("p", _count, {"t": ThreatModel()}) != key("p", _count, {"t": ThreatModel(labels="known")})
+    assert key("p", _count, {"t": 1}) != key("q", _count, {"t": 1})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda ch: ch.part("x", lambda y: {}, y=object()), r"inputs\['y'\] is a object, whose content cannot be"),
+        (lambda ch: ch.part("x", lambda: 3), "part 'x' returned a int: expected a DataFrame or a dictionary"),
+        (lambda ch: ch.part("A name", lambda: {}), "name='A name': expected small letters"),
+        (lambda ch: ch.figure(_picture(), "../x", "c"), "name='../x': expected small letters"),
+        (lambda ch: ch.save_table("", pd.DataFrame()), "name='': expected small letters"),
+    ],
+)
+def test_misuse_is_named(shown, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(_start())
+
+
+# --- showing and closing
+
+
+def test_figures_and_tables_are_numbered_and_readable_without_sight(shown, tmp_path):
+    ch = _start()
+    ch.figure(_picture(), "first", "A line & more.")
+    ch.interactive("<p>slider</p>", "second", "A slider.")
+    ch.figure(_picture(), "first", "A line & more.")  # a cell run twice keeps its number
+    ch.table(pd.DataFrame({"x": [1e-7, math.inf, math.nan], "i": [wilson(1, 2), None, (1, 2)]}), "Numbers <small>.")
+    one, two, again, table = shown[1:]
+    assert "<b>Figure 1.</b> A line &amp; more." in one and 'alt="A line &amp; more."' in one and one == again
+    assert "<b>Figure 2.</b>" in two and "<p>slider</p>" in two
+    assert "overflow-x:auto" in table and "1e-07" in table and "∞" in table and "0.5 [0.0945, 0.905]" in table
+    assert "&lt;small&gt;" in table
+    assert (tmp_path / "results/runs/cpu/toy/first.png").stat().st_size <= chapter.PICTURE_LIMIT
+
+
+def test_the_source_is_the_librarys_own(shown):
+    _start().source(ThreatModel.clients.fget)
+    assert "`reprolib/client.py`" in shown[-1] and "```python\n@property\ndef clients" in shown[-1]
+
+
+def test_closing_writes_the_results_and_shows_verdicts(shown, tmp_path):
+    ch = _start()
+    with pytest.raises(ValueError, match="never recorded: success, speed"):
+        ch.finish()
+    ch.threat(ThreatModel())
+    ch.data("photos", count=10)
+    ch.record("success", wilson(9, 10), data="cifar10")
+    ch.skip("speed", "the cpu profile is too small")
+    ch.figure(_picture(), "main", "The figure.")
+    ch.save_table("rates", pd.DataFrame({"std": [0.1], "rate": [0.5]}))
+    ch.finish()
+    stored = results.load(tmp_path / "results" / "runs" / "cpu" / "toy.json")
+    assert stored["verdicts"][0]["verdict"] == "reproduced" and stored["skipped"]["speed"].startswith("the cpu")
+    assert stored["figures"] == [{"name": "main", "number": 1, "caption": "The figure.", "file": "main.png"}]
+    assert stored["tables"]["rates"]["rate"].tolist() == [0.5] and stored["threat"]["labels"] == "unknown"
+    assert stored["provenance"]["seed"] == 0 and "photos (test)" in stored["provenance"]["data"]
+    assert "✔ reproduced" in shown[-2] and "seed 0" in shown[-1]
+    assert str(tmp_path) not in json.dumps(shown) and str(tmp_path) not in json.dumps(stored, default=str)
+
+
+def test_the_reference_run_is_shown_beside_this_one(shown, tmp_path):
+    assert _start().reference("success") is None
+    ch = _start("gpu")
+    ch.record("success", wilson(97, 100), data="cifar10")
+    ch.skip("speed", "not here")
+    ch.figure(_picture(), "main", "The figure.")
+    ch.save_table("rates", pd.DataFrame({"rate": [0.97]}))
+    ch.finish()
+    (tmp_path / "results" / "reference").mkdir()
+    (tmp_path / "results" / "runs" / "gpu" / "toy").rename(tmp_path / "results" / "reference" / "toy")
+    (tmp_path / "results" / "runs" / "gpu" / "toy.json").rename(tmp_path / "results" / "reference" / "toy" / "toy.json")
+    ch = _start()
+    assert ch.reference("success") == wilson(97, 100) and ch.reference("rates")["rate"].tolist() == [0.97]
+    assert ch.reference("nothing") is None
+    ch.record("success", Interval(0.5, 0.4, 0.6, 20, "x"), data="photos")
+    ch.compare(["success", "speed"], "Side by side.")
+    assert "0.97 [0.915, 0.99]" in shown[-1] and "0.5 [0.4, 0.6]" in shown[-1]
+    ch.figure(_picture(), "main", "The figure.")
+    assert "<summary>The same figure of the reference run (gpu profile)" in shown[-1] and shown[-1].count("<img") == 2
+    ch.skip("speed", "not here")
+    ch.finish()
+    assert "97 % [91.5, 99] ✔" in shown[-2]
+
+
+def test_a_damaged_reference_stops_the_chapter(shown, tmp_path):
+    path = tmp_path / "results" / "reference" / "toy" / "toy.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"schema": 1')
+    with pytest.raises(ValueError, match=r"toy\.json is not complete JSON.*git checkout"):
+        _start()
