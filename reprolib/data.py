@@ -452,7 +452,9 @@ def load(
         path = Path(name.removeprefix("folder:")).expanduser()
         dataset = _open_folder(path, split)
         images, labels = _decode(dataset, name, count, seed, None)
-        return ImageSet(name, split, images, labels, tuple(dataset.classes), f"Images of the folder {path.name}.", name)
+        # Names go into results and pages, where a machine's paths have no place.
+        name, source = f"folder:{path.name}", f"Images of the folder {path.name}, {split} split."
+        return ImageSet(name, split, images, labels, tuple(dataset.classes), source, asked=name)
     paper_set = _paper_set(name)
     found_root = _data_root(root)
     if found_root is None:

@@ -200,6 +200,7 @@ def test_own_folder_with_and_without_splits(tmp_path):
     plain = data.load(f"folder:{tmp_path / 'plain'}")
     assert plain.images.shape == (4, 3, 16, 20)
     assert plain.classes == ("cup", "dog")
+    assert (plain.name, plain.asked, plain.substitute) == ("folder:plain", "folder:plain", False)
     assert str(tmp_path) not in plain.source
     assert len(data.choose(f"folder:{tmp_path / 'split'}", count=5)) == 5
     with pytest.raises(FileNotFoundError, match="has no train split: expected a folder train"):

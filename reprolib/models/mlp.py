@@ -12,7 +12,7 @@ ACTIVATIONS = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU}
 class MLP(nn.Module):
     """Images [N, C, H, W] in [0, 1] to logits [N, num_classes] through two hidden layers of `width` units.
 
-    activation: "sigmoid" or "relu". init: "default" is torch's; "uniform" draws every weight and bias from U(-0.5, 0.5).
+    activation: "sigmoid" or "relu". init: "default" is torch's; "uniform" draws all from U(-0.5, 0.5).
     """
 
     def __init__(
