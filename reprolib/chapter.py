@@ -314,8 +314,8 @@ class Chapter:
         results.save(self._folder("runs").with_suffix(".json"), payload)
         self.table(
             self.ledger.table(self._reference),
-            "The ledger: every claim, what the paper published, the criterion fixed beforehand, the reference run with "
-            "its verdict, this run with its 95 % interval, and this run's verdict.",
+            "The ledger: every claim with this run's verdict, the published value, this run and the reference run (with "
+            "its own verdict) with 95 % intervals, the criterion fixed beforehand, and the place in the paper.",
         )
         self.show(_box("Provenance", _provenance(self.profile, provenance)))
 

@@ -319,7 +319,7 @@ class Ledger:
         return [self._judge(claim) for claim in self.paper.claims]
 
     def table(self, reference: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """The claims with published value, criterion, the reference run's value, this run's, and the verdict.
+        """The claims with verdict, published value, this run's and the reference run's, criterion and place.
 
         reference: what `payload` gave in the reference run, as stored in results/reference.
         """
@@ -329,12 +329,12 @@ class Ledger:
             rows.append(
                 {
                     "claim": claim.says,
-                    "where": claim.where if claim.origin == "paper" else "this book",
-                    "published": f"{claim.published}{_PROVENANCE[claim.provenance]}",
-                    "criterion": claim.criterion.words(claim.published.percent) if claim.criterion else "—",
-                    "reference run": _reference_cell(claim, reference),
-                    "this run": value_words(record.interval, claim.published.percent) if record else "—",
                     "verdict": str(verdict),
+                    "published": f"{claim.published}{_PROVENANCE[claim.provenance]}",
+                    "this run": value_words(record.interval, claim.published.percent) if record else "—",
+                    "reference run": _reference_cell(claim, reference),
+                    "criterion": claim.criterion.words(claim.published.percent) if claim.criterion else "—",
+                    "where": claim.where if claim.origin == "paper" else "this book",
                 }
             )
         return pd.DataFrame(rows)
