@@ -314,7 +314,7 @@ class Chapter:
         results.save(self._folder("runs").with_suffix(".json"), payload)
         self.table(
             self.ledger.table(self._reference),
-            "The ledger: every claim with this run's verdict, the published value, this run and the reference run (with "
+            "The ledger: every claim with its verdict, the published value, this run and the reference run (with "
             "its own verdict) with 95 % intervals, the criterion fixed beforehand, and the place in the paper.",
         )
         self.show(_box("Provenance", _provenance(self.profile, provenance)))
