@@ -279,7 +279,7 @@ def share(
     batch_norm = _running_statistics(model, len(images)) if threat.batch_norm == "running" else None
 
     parts = list(zip(images.chunk(threat.clients, 1), labels.chunk(threat.clients, 1), strict=True))
-    chunk = _chunk_size(victim, parts[0][0][0])
+    chunk = trials_that_fit(victim, parts[0][0][0])
     updates, statistics = [], []
     for client, (own_images, own_labels) in enumerate(parts):
         update = _compute(victim, own_images, own_labels, local, chunk)
@@ -414,7 +414,7 @@ def _running_statistics(model: nn.Module, trials: int) -> dict[str, tuple[Tensor
     }
 
 
-def _chunk_size(victim: nn.Module, images: Tensor) -> int:
+def trials_that_fit(victim: nn.Module, images: Tensor) -> int:
     """Trials that fit the memory budget together, from what one trial's forward pass keeps for its backward pass."""
     kept = 0
 

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from reprolib import client
+
+BLOCK = {"cpu": 64, "cuda": 1024}
+"""Trials differentiated together at most: on a CPU, beyond it the intermediates leave the cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,3 +36,114 @@ class Observation:
     slack: dict[str, Tensor] | None = None
     law: Literal["gaussian", "laplace"] = "gaussian"
     noise_std: float = 0.0
+
+    def select(self, trials: Tensor) -> Observation:
+        """The observation of the chosen trials, in their order."""
+
+        def chosen(tensors: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+            # a tensor without a trial axis of its own serves every trial
+            return tensors and {n: t[trials] if t.ndim and len(t) > 1 else t for n, t in tensors.items()}
+
+        return replace(
+            self,
+            target={n: t[trials] for n, t in self.target.items()},
+            weight=chosen(self.weight),
+            slack=chosen(self.slack),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Matching:
+    """The gradient-matching objective of T trials, ready for an optimiser over the trial axis.
+
+    D(x', y') = sum over parameters of weight * rho(max(0, |dl(F(x'), y')/dW - target| - slack)): a sum and not a mean,
+    without a factor, because L-BFGS's thresholds are absolute (DLG, equation 4; sheet `dlg.md`, 4.1). To it comes
+    `prior(x') [R]`, where the attacker has one.
+
+    `parts(x [R, N], trials [R])` cuts the optimiser's rows into images [R, B, C, H, W] and soft labels [R, B, K];
+    it must be differentiable. mode: how the victim's batch norm runs, as in `client.ThreatModel`.
+    """
+
+    model: nn.Module
+    observation: Observation
+    parts: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    prior: Callable[[Tensor], Tensor] | None = None
+    mode: Literal["eval", "train"] = "eval"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_worker", client.worker(self.model, self.mode))
+        object.__setattr__(self, "_size", [])
+
+    def __call__(self, x: Tensor, trials: Tensor) -> tuple[Tensor, Tensor]:
+        """Values [R] and gradients [R, N] of the objective at the rows of x."""
+        block = self._block_size(x, trials)
+        results = [self._block(x[i : i + block], trials[i : i + block]) for i in range(0, len(x), block)]
+        if len(results) == 1:
+            return results[0]
+        return torch.cat([value for value, _ in results]), torch.cat([gradient for _, gradient in results])
+
+    def _block_size(self, x: Tensor, trials: Tensor) -> int:
+        """Trials a block, from the memory that one needs; the second differentiation keeps about as much again."""
+        if not self._size:
+            images, _ = self.parts(x[:1], trials[:1])
+            fit = client.trials_that_fit(self._worker, images[0].detach()) // 2
+            self._size.append(max(1, min(BLOCK[x.device.type], fit)))
+        return self._size[0]
+
+    def _block(self, x: Tensor, trials: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.detach().requires_grad_()
+        images, soft_labels = self.parts(x, trials)
+        gradients = dummy_gradients(self._worker, images, soft_labels)
+        value = distance(gradients, self.observation, trials)
+        if self.prior is not None:
+            value = value + self.prior(images)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        return value.detach(), gradient
+
+
+def dummy_gradients(worker: nn.Module, images: Tensor, soft_labels: Tensor) -> dict[str, Tensor]:
+    """The gradients that dummy batches would have shared: name -> [R, *param], differentiable in both arguments.
+
+    images: [R, B, C, H, W]. soft_labels: [R, B, K]. The loss is the mean of -sum_k y_k log softmax(z)_k.
+    One trial alone takes plain autograd, which is the faster path there; more share one `vmap`.
+    """
+    parameters = dict(worker.named_parameters())
+    if len(images) == 1:
+        loss = F.cross_entropy(worker(images[0]), soft_labels[0])
+        gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
+        return {name: g[None] for name, g in zip(parameters, gradients, strict=True)}
+
+    def loss_of(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(worker, weights, (x,)), y)
+
+    weights = {name: parameter.detach() for name, parameter in parameters.items()}
+    return vmap(grad(loss_of), in_dims=(None, 0, 0))(weights, images, soft_labels)
+
+
+def distance(gradients: dict[str, Tensor], observation: Observation, trials: Tensor) -> Tensor:
+    """How far dummy gradients (name -> [R, *param]) are from the observation of the named trials: [R]."""
+    return sum(per_parameter(gradients, observation, trials).values())
+
+
+def per_parameter(gradients: dict[str, Tensor], observation: Observation, trials: Tensor) -> dict[str, Tensor]:
+    """The distance of each parameter alone: name -> [R]."""
+    return {name: _penalty(name, gradient, observation, trials) for name, gradient in gradients.items()}
+
+
+def _penalty(name: str, gradient: Tensor, observation: Observation, trials: Tensor) -> Tensor:
+    residual = gradient - observation.target[name][trials]
+    if observation.slack is not None and name in observation.slack:
+        residual = (residual.abs() - _rows(observation.slack[name], trials)).clamp(min=0)
+    if observation.law == "laplace":
+        # |r|, rounded off below a hundredth of the noise so that curvature exists for L-BFGS
+        corner = 0.01 * observation.noise_std
+        cost = (residual.square() + corner**2).sqrt() - corner
+    else:
+        cost = residual.square()
+    if observation.weight is not None and name in observation.weight:
+        cost = cost * _rows(observation.weight[name], trials)
+    return cost.flatten(1).sum(1)
+
+
+def _rows(tensor: Tensor, trials: Tensor) -> Tensor:
+    return tensor[trials] if tensor.ndim and len(tensor) > 1 else tensor

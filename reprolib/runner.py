@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib import metadata
 from multiprocessing import connection
@@ -38,12 +38,13 @@ from packaging.requirements import Requirement
 from papermill.exceptions import PapermillExecutionError
 
 PROFILES = ("auto", "smoke", "cpu", "gpu", "paper")
+DEVICES = ("auto", "cpu", "cuda")
 PARAMETERS_TAG, INJECTED_TAG, STALE_TAG = "parameters", "injected-parameters", "stale-page"
 SECONDS_BETWEEN_LINES = 60
 
 
-class ChapterBusy(RuntimeError):
-    """Another process is running this chapter."""
+class Busy(RuntimeError):
+    """Another process is making the same chapter, or the site."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +88,21 @@ class Chapter:
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a notebook's `parameters` cell holds. data_root: an absolute folder, or None for the offline sets alone."""
+    """What a notebook's `parameters` cell holds. data_root: an absolute folder, or "" for the offline sets alone."""
 
-    profile: str = "auto"
+    profile: str = "cpu"
     seed: int = 0
     device: str = "auto"
-    data_root: str | None = None
+    data_root: str = ""
 
     def __post_init__(self):
         if self.profile not in PROFILES:
             raise ValueError(f"profile {self.profile!r} is unknown; known profiles: {', '.join(PROFILES)}")
-        if self.data_root is not None and not Path(self.data_root).is_dir():
+        if self.device not in DEVICES:
+            raise ValueError(f"device {self.device!r} is unknown; known devices: {', '.join(DEVICES)}")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+        if self.data_root and not Path(self.data_root).is_dir():
             raise ValueError(f"data_root {self.data_root!r} is not a folder; make it, or leave it out to run offline")
 
 
@@ -180,6 +185,8 @@ def _listing(folder: Path, depth: int = 3) -> list[tuple[str, int, int]]:
     """Names, sizes and times down to the class folders: cheap where a set has a million files."""
     entries = []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):  # a download under way
+            continue
         is_folder, stat = entry.is_dir(), entry.stat()
         entries.append((entry.name, 0 if is_folder else stat.st_size, stat.st_mtime_ns))
         if is_folder and depth > 1:
@@ -200,7 +207,11 @@ def is_current(chapter: Chapter, parameters: Parameters) -> bool:
 
 
 def save_notebook(notebook: nbformat.NotebookNode, path: Path) -> None:
-    """Write a notebook so that `path` holds the old text or the new one at every moment. OSError leaves the old one."""
+    """Write a notebook so that `path` holds the old text or the new one at every moment. OSError leaves the old one.
+
+    The temporary file has one name a page, unlike that of `results.write_atomic`, so that the next run takes away what
+    a killed one has left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -215,16 +226,16 @@ def save_notebook(notebook: nbformat.NotebookNode, path: Path) -> None:
 
 
 @contextmanager
-def locked(chapter: Chapter) -> Iterator[None]:
-    """Hold the chapter's lock. Raises ChapterBusy at once, naming the holder, where another process has it."""
-    chapter.lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(chapter.lock, "a+", encoding="utf-8") as file:
+def locked(lock: Path, what: str) -> Iterator[None]:
+    """Hold a lock file. Raises Busy at once, naming `what` and the holder, where another process has it."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise ChapterBusy(f"{chapter.stem} is being run by {holder}; wait for it to end, or end it") from None
+            raise Busy(f"{what} is being made by {holder}; wait for it to end, or end it") from None
         # The lock file stays: removing it would let a third run lock a new file while a second waits on the old one.
         file.truncate(0)
         file.write(f"process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}")
@@ -235,11 +246,10 @@ def locked(chapter: Chapter) -> Iterator[None]:
 def mark_stale(chapter: Chapter, reason: str) -> None:
     """Say on top of the last good page that it is out of date and why; without such a page, leave one that says so."""
     now = datetime.now().astimezone().isoformat(timespec="minutes")
-    if chapter.page.exists():
-        page = nbformat.read(chapter.page, as_version=4)
+    page = nbformat.read(chapter.page, as_version=4) if chapter.page.exists() else nbformat.v4.new_notebook()
+    if "fingerprint" in page.metadata.get("reprolib", {}):
         says = "This page shows the last run that succeeded; it is out of date."
     else:
-        page = nbformat.v4.new_notebook()
         page.cells = nbformat.read(chapter.notebook, as_version=4).cells[:1]
         says = "This chapter has not run to its end yet."
     page.cells = [cell for cell in page.cells if STALE_TAG not in cell.metadata.get("tags", [])]
@@ -271,9 +281,9 @@ def _below_title(page: nbformat.NotebookNode) -> int:
 # --- one chapter ------------------------------------------------------------------------------------------------------
 
 
-def own_kernel(threads: int) -> type[AsyncKernelManager]:
-    """A kernel manager that starts this very interpreter, whatever kernels the user has installed, with its threads."""
-    spec = KernelSpec(**get_kernel_dict(), env={"OMP_NUM_THREADS": str(threads)})
+def own_kernel(**environment: str) -> type[AsyncKernelManager]:
+    """A kernel manager that starts this very interpreter, whatever kernels the user has installed."""
+    spec = KernelSpec(**get_kernel_dict(), env=environment)
 
     class OwnKernel(AsyncKernelManager):
         kernel_spec = spec
@@ -285,7 +295,7 @@ def execute(chapter: Chapter, parameters: Parameters, threads: int = 1) -> Outco
     """Run a chapter now, under its lock, and replace its page; on failure keep the old page and mark it stale."""
     started = time.monotonic()
     try:
-        with locked(chapter):
+        with locked(chapter.lock, chapter.stem):
             try:
                 return Outcome(chapter.stem, "ran", _execute(chapter, parameters, threads))
             except PapermillExecutionError as error:
@@ -302,7 +312,7 @@ def execute(chapter: Chapter, parameters: Parameters, threads: int = 1) -> Outco
             finally:
                 chapter.executing.unlink(missing_ok=True)
             return Outcome(chapter.stem, "failed", time.monotonic() - started, _mark_stale_or_say(chapter, reason))
-    except ChapterBusy as error:
+    except Busy as error:
         return Outcome(chapter.stem, "busy", where=str(error))
 
 
@@ -325,9 +335,13 @@ def _execute(chapter: Chapter, parameters: Parameters, threads: int) -> float:
     papermill.execute_notebook(
         chapter.notebook,
         chapter.executing,
-        parameters=asdict(parameters),
+        # The data root goes through the environment, and an empty parameter means just that: a page is for publishing,
+        # and a folder of this machine has no place on it.
+        parameters=asdict(replace(parameters, data_root="")),
         kernel_name="python3",
-        kernel_manager_class=own_kernel(threads),
+        kernel_manager_class=own_kernel(OMP_NUM_THREADS=str(threads), REPROLIB_DATA=parameters.data_root),
+        extra_arguments=["--log-level=ERROR"],  # of the kernel's own log, which warns of plain sockets on this machine
+        shutdown_kernel="immediate",  # a chapter has saved everything when its last cell ends
         progress_bar=False,
         cwd=chapter.root,
     )
@@ -425,7 +439,10 @@ def _receive(
     code = process.exitcode or 0
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     reason = f"the chapter's process ended with {how}"
-    with suppress(ChapterBusy), locked(chapter):  # busy: another run has taken over and decides what the page says
+    with (
+        suppress(Busy),
+        locked(chapter.lock, chapter.stem),
+    ):  # busy: another run has taken over and decides what the page says
         reason = _mark_stale_or_say(chapter, reason)
     return Outcome(chapter.stem, "failed", seconds, reason)
 

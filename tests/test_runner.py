@@ -13,7 +13,7 @@ import pytest
 
 from reprolib import runner
 
-PARAMETERS = 'profile = "auto"\nseed = 0\ndevice = "auto"\ndata_root = None'
+PARAMETERS = 'profile = "auto"\nseed = 0\ndevice = "auto"\ndata_root = ""'
 
 
 def write_chapter(root: Path, stem: str, *sources: str) -> runner.Chapter:
@@ -62,6 +62,10 @@ def test_unknown_names_list_the_known_ones(tmp_path):
         runner.find(tmp_path, ["gdl"])
     with pytest.raises(ValueError, match="profile 'huge' is unknown; known profiles: auto, smoke, cpu, gpu, paper"):
         runner.Parameters(profile="huge")
+    with pytest.raises(ValueError, match="device 'gpu' is unknown; known devices: auto, cpu, cuda"):
+        runner.Parameters(device="gpu")
+    with pytest.raises(ValueError, match="seed is -1; it must be 0 or more"):
+        runner.Parameters(seed=-1)
     with pytest.raises(ValueError, match="data_root '/no/such/folder' is not a folder"):
         runner.Parameters(data_root="/no/such/folder")
     with pytest.raises(ValueError, match="jobs is 0; it must be at least 1"):
@@ -102,7 +106,7 @@ def test_a_failing_chapter_does_not_stop_the_others(tmp_path, monkeypatch):
     good = write_chapter(
         tmp_path,
         "01-good",
-        "import os, sys\nprint(profile, seed, data_root, os.environ['OMP_NUM_THREADS'], sys.executable)",
+        "import os, sys\nprint(profile, seed, os.environ['OMP_NUM_THREADS'], sys.executable)",
     )
     bad = write_chapter(tmp_path, "02-bad", "1 + 1", "raise ValueError('too grey\\nsecond line')")
     old = put_good_page(bad)
@@ -114,7 +118,7 @@ def test_a_failing_chapter_does_not_stop_the_others(tmp_path, monkeypatch):
     assert any("02-bad: failed" in line for line in lines)
 
     page = nbformat.read(good.page, as_version=4)
-    assert f"smoke 7 None 1 {sys.executable}" in text_of(good.page)
+    assert f"smoke 7 1 {sys.executable}" in text_of(good.page)
     assert [cell.id for cell in page.cells] == ["title", "parameters", "cell-0"], "the run's parameters, once"
     assert page.metadata.papermill.input_path == "notebooks/01-good.ipynb", "no path of this machine"
     assert "too grey" in text_of(bad.failed)
@@ -165,12 +169,12 @@ def test_a_killed_kernel_and_a_killed_process_are_failures_of_one_chapter(tmp_pa
 
 def test_a_second_run_of_the_same_chapter_says_so_and_does_nothing(tmp_path):
     chapter = write_chapter(tmp_path, "01-dlg", "1 + 1")
-    with runner.locked(chapter):
+    with runner.locked(chapter.lock, chapter.stem):
         outcome = runner.execute(chapter, runner.Parameters())
     assert outcome.status == "busy" and not outcome.good
-    assert f"01-dlg is being run by process {os.getpid()}, since 20" in outcome.where
+    assert f"01-dlg is being made by process {os.getpid()}, since 20" in outcome.where
     assert not chapter.page.exists()
-    with runner.locked(chapter):
+    with runner.locked(chapter.lock, chapter.stem):
         pass  # the lock is free again
 
 

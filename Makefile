@@ -1,0 +1,43 @@
+# make book    set up, execute the chapters that changed, build the site in _build/html
+# make test    set up, lint, test
+# make serve   show the site at http://127.0.0.1:8000
+# make report  write report.html, one file to send by mail
+# make clean   remove what was built; results/reference and the environment stay
+#
+# Each target makes .venv when it is missing. PYTHON names the interpreter, 3.11 or later, that makes it.
+
+PYTHON  ?= python3
+PROFILE ?= cpu
+DEVICE  ?= auto
+JOBS    ?= 1
+DATA    ?= $(REPROLIB_DATA)
+
+.PHONY: book test serve report clean
+
+book: .venv/.done
+	.venv/bin/reprolib book --profile $(PROFILE) --device $(DEVICE) --jobs $(JOBS) $(if $(DATA),--data "$(DATA)")
+
+# One thread: the tests' tensors are small, and two threads on a busy machine can be many times slower than one.
+test: .venv/.done
+	.venv/bin/ruff check .
+	OMP_NUM_THREADS=1 .venv/bin/pytest
+
+serve: .venv/.done
+	@test -f _build/html/index.html || { echo "There is no site yet: make book builds it." >&2; exit 1; }
+	.venv/bin/python -m http.server 8000 --bind 127.0.0.1 --directory _build/html
+
+report: .venv/.done
+	.venv/bin/reprolib report
+
+clean:
+	rm -rf _build book/chapters book/_generated results/runs results/parts report.html
+
+# .done is written last: a set-up that was interrupted starts anew, a finished one is only brought up to date.
+.venv/.done: pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) is not there; name a Python 3.11 or later: make PYTHON=..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit("Python 3.11 or later is needed, $(PYTHON) is %d.%d; name another: make PYTHON=..." % v if v < (3, 11) else 0)'
+	@echo "Setting up .venv: a few minutes, once"
+	@test -f $@ || "$(PYTHON)" -m venv --clear .venv
+	@rm -f $@
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

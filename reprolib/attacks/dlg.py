@@ -1,0 +1,323 @@
+"""Deep Leakage from Gradients: Zhu, Liu and Han, NeurIPS 2019."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import psutil
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from reprolib import priors
+from reprolib.attacks.reconstruction import History, Reconstruction
+from reprolib.client import SharedUpdate, generator
+from reprolib.matching import Matching, Observation
+from reprolib.optimizers import LBFGS, BatchedLBFGS, CyclicLBFGS
+
+Parts = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class DLG:
+    """Find dummy images and labels whose gradient is the one that was shared.
+
+    Minimises D(x', u) = sum over parameters of |dl(F(x'), softmax(u))/dW - g|^2 with L-BFGS, from x' and u ~ N(0, 1)
+    (Algorithm 1 and equation 4; hyper-parameters of section 4). A trial is one update; every trial is optimised by
+    itself, all of them at once. The defaults are the paper's; `official()` is what its public code runs.
+
+    iterations: outer L-BFGS steps of up to `max_iter` iterations each; learning_rate to line_search: as `LBFGS`.
+    labels: "joint" optimises them with the images; "known" takes the update's (the code's first release).
+    batch_update: in a batch, "joint" moves all images together, "cyclic" one image an outer step, each with an
+    optimiser of its own (section 3.3; how this combines with L-BFGS the paper leaves open).
+    init_mean, init_std: of the dummy images' pixels; the paper's are 0 and 1.
+    starts: dummy images tried at most; the next is drawn only while the objective is above `restart_above`, and the
+    smallest objective wins, which the attacker sees. iterate: return the "last" iterate or the "best" by objective;
+    a trial that diverges returns its last finite or its best one.
+    stop_objective: end a trial below it, looked at after every `stop_every`-th outer step, counted from 0.
+    total_variation: the weight of the image prior against a noisy update, in units of the noise's variance.
+
+    If the update grants the defense (`ThreatModel(defense_known=True)`), dummy gradients are compared with the
+    defense's `counter`: the same attack, adapted. Against noise that is the maximum a posteriori with a total
+    variation prior and pixels held to [0, 1] (Balunovic et al. 2022).
+    """
+
+    iterations: int = 1200
+    learning_rate: float = 1.0
+    max_iter: int = 20
+    history_size: int = 100
+    tolerance_grad: float = 1e-7
+    tolerance_change: float = 1e-9
+    line_search: Literal["none", "strong_wolfe"] = "none"
+    labels: Literal["joint", "known"] = "joint"
+    batch_update: Literal["joint", "cyclic"] = "joint"
+    init_mean: float = 0.0
+    init_std: float = 1.0
+    starts: int = 1
+    restart_above: float = 1e-4
+    iterate: Literal["last", "best"] = "last"
+    stop_objective: float | None = None
+    stop_every: int = 10
+    total_variation: float = 10.0
+
+    _known: ClassVar[dict[str, tuple[str, ...]]] = {
+        "labels": ("joint", "known"),
+        "batch_update": ("joint", "cyclic"),
+        "iterate": ("last", "best"),
+    }
+
+    @classmethod
+    def official(cls) -> DLG:
+        """The settings of the public code's final version: 300 outer steps, joint labels, no stop rule."""
+        return cls(iterations=300)
+
+    @classmethod
+    def paper(cls) -> DLG:
+        """The settings of the paper's text: 1,200 iterations, taken as outer steps."""
+        return cls()
+
+    @classmethod
+    def first_release(cls) -> DLG:
+        """The public code of December 2019: the true label is given, only the image is optimised."""
+        return cls(iterations=300, labels="known")
+
+    @classmethod
+    def stable(cls) -> DLG:
+        """Near-grey starts, and new ones while the objective stays high: does not fail on unlucky networks."""
+        return cls(
+            iterations=175, init_mean=0.5, init_std=0.1, starts=4, iterate="best", stop_objective=1e-6, stop_every=1
+        )
+
+    def __post_init__(self) -> None:
+        for name, known in self._known.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(map(repr, known))}")
+        for name in ("iterations", "starts", "stop_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        self._optimizer_settings()
+
+    def __call__(
+        self,
+        model: nn.Module,
+        update: SharedUpdate,
+        seed: int = 0,
+        progress: bool | None = None,
+        snapshots: Sequence[int] = (),
+    ) -> Reconstruction:
+        """Reconstruct the batch behind each trial of the update.
+
+        progress: True shows a bar, False none; None shows one in a terminal. snapshots: outer iterations after which
+        `history` keeps the dummies (of each trial's first start). Trial t's numbers depend on (seed, t) alone.
+        Errors: ValueError for an update of another model, one with NaN, one without the labels that the attack needs,
+        and one of several local steps, because this attack matches a single gradient.
+        """
+        began = time.perf_counter()
+        update.check(model)
+        if update.local is not None and update.local.steps(update.batch_size) > 1:
+            raise ValueError(
+                f"{type(self).__name__} matches one gradient, but this update is the weight difference of "
+                f"{update.local.steps(update.batch_size)} local steps: share without `local`, or with a single step"
+            )
+        given = self._given_labels(update)
+        observation = Observation(update.as_gradients())
+        if update.defense is not None:
+            observation = update.defense.counter(model, update)
+        chunk = self._trials_that_fit(update)
+        runs = []
+        for first in range(0, update.trials, chunk):
+            trials = torch.arange(first, min(first + chunk, update.trials))
+            search = _Search(self, model, update, observation, given, seed, trials)
+            best = search.run(start=0, rows=torch.arange(len(trials)), progress=progress, snapshots=snapshots)
+            for start in range(1, self.starts):
+                rows = (~(best.objective <= self.restart_above) | best.diverged).nonzero()[:, 0]
+                if not len(rows):
+                    break
+                best = _keep_better(best, search.run(start, rows, progress, snapshots=()), rows)
+            runs.append(best)
+        return _join(runs, time.perf_counter() - began)
+
+    def _given_labels(self, update: SharedUpdate) -> Tensor | None:
+        """[T, B] labels that are not optimised, or None."""
+        if self.labels == "joint":
+            return None
+        if update.labels is None:
+            raise ValueError("labels='known' needs labels in the update: share with ThreatModel(labels='known')")
+        return update.labels
+
+    def _optimizer_settings(self) -> LBFGS:
+        return LBFGS(
+            learning_rate=self.learning_rate,
+            max_iter=self.max_iter,
+            history_size=self.history_size,
+            tolerance_grad=self.tolerance_grad,
+            tolerance_change=self.tolerance_change,
+            line_search=self.line_search,
+        )
+
+    def _trials_that_fit(self, update: SharedUpdate) -> int:
+        """Trials whose L-BFGS histories take at most half of the memory that is free now."""
+        first = next(iter(update.gradients.values()))
+        variables = update.batch_size * (math.prod(update.image_shape) + update.num_classes)
+        one = first.element_size() * 2 * variables * (self.history_size + 8)
+        free = torch.cuda.mem_get_info(first.device)[0] if first.is_cuda else psutil.virtual_memory().available
+        return max(1, int(free / 2 / one))
+
+
+class _Search:
+    """One chunk's matching problem and the runs on it."""
+
+    def __init__(
+        self,
+        attack: DLG,
+        model: nn.Module,
+        update: SharedUpdate,
+        observation: Observation,
+        given: Tensor | None,
+        seed: int,
+        trials: Tensor,
+    ) -> None:
+        self.attack, self.update, self.seed, self.trials = attack, update, seed, trials
+        first = next(iter(update.gradients.values()))
+        self.device, self.dtype = first.device, first.dtype
+        self.pixels = update.batch_size * math.prod(update.image_shape)
+        self.given = given
+        if given is not None:
+            self.given = F.one_hot(given[trials.to(given.device)].to(self.device), update.num_classes).to(self.dtype)
+        prior = None
+        if observation.noise_std > 0:
+            # Gaussian: D / (2 std^2) + prior; Laplacian: D / b + prior, with b = std / sqrt(2)
+            gaussian = observation.law == "gaussian"
+            unit = 2 * observation.noise_std**2 if gaussian else observation.noise_std / math.sqrt(2)
+
+            def prior(images: Tensor) -> Tensor:
+                smooth = attack.total_variation * priors.squared_total_variation(images)
+                return unit * (smooth + BOX_WEIGHT * priors.outside_box(images))
+
+        self.matching = lambda parts, rows: Matching(
+            model, observation.select(trials[rows]), parts, prior, update.threat.mode
+        )
+
+    def run(self, start: int, rows: Tensor, progress: bool | None, snapshots: Sequence[int]) -> Reconstruction:
+        """One start of the chunk's trials `rows`, from dummies drawn for (seed, trial, start)."""
+        attack, update = self.attack, self.update
+        x = self._dummies(start, rows)
+        parts = self._parts(rows)
+        objective = self.matching(parts, rows)
+        settings = attack._optimizer_settings()
+        if attack.batch_update == "joint" or update.batch_size == 1:
+            optimizer = BatchedLBFGS(objective, x, settings)
+        else:
+            optimizer = CyclicLBFGS(objective, x, self._columns_of_each_image(x), settings)
+        minimum, wanted, taken = optimizer.minimum, set(snapshots), []
+        if 0 in wanted:
+            taken.append((0, minimum.last.clone(), minimum.objective.clone()))
+        bar = tqdm(
+            total=attack.iterations,
+            desc=f"{type(attack).__name__}, {len(rows)} trials",
+            disable=not (sys.stderr.isatty() if progress is None else progress),
+            mininterval=0.5 if sys.stderr.isatty() else 60,
+        )
+        for iteration in range(attack.iterations):
+            if optimizer.live:
+                optimizer.step()
+                if attack.stop_objective is not None and iteration % attack.stop_every == 0:
+                    optimizer.stop((minimum.objective < attack.stop_objective).nonzero()[:, 0])
+                optimizer.compact()
+                bar.update()
+                bar.set_postfix(live=optimizer.live, best=f"{minimum.best_objective.min():.1e}", refresh=False)
+            elif not wanted or iteration >= max(wanted):
+                break
+            if iteration + 1 in wanted:  # trials that have ended stay in the picture as they are
+                taken.append((iteration + 1, minimum.last.clone(), minimum.objective.clone()))
+        bar.close()
+        best = attack.iterate == "best"
+        everyone = torch.arange(len(rows), device=self.device)
+        images, soft_labels = parts(minimum.best if best else minimum.last, everyone)
+        return Reconstruction(
+            raw=images,
+            labels=soft_labels.argmax(-1),
+            objective=minimum.best_objective if best else minimum.objective,
+            evaluations=minimum.evaluations,
+            starts=torch.full_like(minimum.evaluations, start + 1),
+            diverged=minimum.diverged,
+            seconds=0.0,
+            history=self._history(taken, parts) if taken else None,
+        )
+
+    def _dummies(self, start: int, rows: Tensor) -> Tensor:
+        """[R, N]: the batch's pixels, then its label logits where labels are optimised."""
+        dummies = []
+        for trial in self.trials[rows.cpu()].tolist():
+            random = generator(self.seed, trial, start)
+            pixels = self.attack.init_mean + self.attack.init_std * torch.randn(self.pixels, generator=random)
+            logits = torch.randn(self.update.batch_size * self.update.num_classes, generator=random)
+            dummies.append(pixels if self.given is not None else torch.cat([pixels, logits]))
+        return torch.stack(dummies).to(self.device, self.dtype)
+
+    def _parts(self, rows: Tensor) -> Parts:
+        batch, shape, classes = self.update.batch_size, self.update.image_shape, self.update.num_classes
+        given = None if self.given is None else self.given[rows]
+
+        def parts(x: Tensor, trials: Tensor) -> tuple[Tensor, Tensor]:
+            images = x[:, : self.pixels].view(-1, batch, *shape)
+            if given is not None:
+                return images, given[trials]
+            return images, x[:, self.pixels :].view(-1, batch, classes).softmax(-1)
+
+        return parts
+
+    def _columns_of_each_image(self, x: Tensor) -> list[Tensor]:
+        columns = torch.arange(x.shape[1], device=self.device)
+        pixels = columns[: self.pixels].chunk(self.update.batch_size)
+        if self.given is not None:
+            return list(pixels)
+        logits = columns[self.pixels :].chunk(self.update.batch_size)
+        return [torch.cat(pair) for pair in zip(pixels, logits, strict=True)]
+
+    def _history(self, taken: list[tuple[int, Tensor, Tensor]], parts: Parts) -> History:
+        everyone = torch.arange(len(taken[0][1]), device=self.device)
+        states = [parts(x, everyone) for _, x, _ in taken]
+        return History(
+            iterations=[iteration for iteration, _, _ in taken],
+            objective=torch.stack([objective for _, _, objective in taken]),
+            images=torch.stack([images for images, _ in states]),
+            soft_labels=torch.stack([soft for _, soft in states]),
+        )
+
+
+BOX_WEIGHT = 1e3
+"""Of pixels outside [0, 1] against noise: a pixel 0.03 outside costs as much as one nat of likelihood."""
+
+
+def _keep_better(best: Reconstruction, again: Reconstruction, rows: Tensor) -> Reconstruction:
+    """Replace the rows whose new start ended lower; what each start cost adds up."""
+    evaluations, starts = best.evaluations.clone(), best.starts.clone()
+    evaluations[rows] += again.evaluations
+    starts[rows] = again.starts
+    value = best.objective.masked_fill(best.diverged, math.inf)[rows]
+    better = again.objective.masked_fill(again.diverged, math.inf) < value
+    chosen = {}
+    for name in ("raw", "labels", "objective", "diverged"):
+        chosen[name] = getattr(best, name).clone()
+        chosen[name][rows[better]] = getattr(again, name)[better]
+    return Reconstruction(**chosen, evaluations=evaluations, starts=starts, seconds=0.0, history=best.history)
+
+
+def _join(runs: list[Reconstruction], seconds: float) -> Reconstruction:
+    """The chunks one after the other."""
+    names = ("raw", "labels", "objective", "evaluations", "starts", "diverged")
+    history = None
+    if runs[0].history is not None:
+        axes = {"objective": 1, "images": 1, "soft_labels": 1}
+        merged = {name: torch.cat([getattr(run.history, name) for run in runs], axis) for name, axis in axes.items()}
+        history = History(runs[0].history.iterations, **merged)
+    return Reconstruction(
+        **{name: torch.cat([getattr(run, name) for run in runs]) for name in names}, seconds=seconds, history=history
+    )

@@ -1,0 +1,272 @@
+"""The command line: `reprolib run | book | report | data | doctor`.
+
+Every error is one clear line: exit code 2 for a wrong argument, 1 for work that failed; `--debug` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from typer.core import TyperGroup
+
+from reprolib import runner
+
+console = Console()
+errors = Console(stderr=True)
+
+
+class ClearErrors(TyperGroup):
+    """Turns an exception into one line and an exit code, unless `--debug` was given."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            errors.print("Stopped. The same command continues where this one ended.")
+            raise typer.Exit(130) from None
+        except (ValueError, OSError, RuntimeError, ImportError) as error:  # a bug of another type keeps its traceback
+            if ctx.params.get("debug"):
+                raise
+            errors.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+            raise typer.Exit(2 if isinstance(error, ValueError | FileNotFoundError) else 1) from None
+
+
+app = typer.Typer(cls=ClearErrors, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+data_app = typer.Typer(help="List, check and download image sets.")
+app.add_typer(data_app, name="data")
+
+
+@app.callback()
+def main(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    """Leaky Gradients: the gradient-inversion papers, re-run and judged."""
+
+
+Names = Annotated[list[str] | None, typer.Argument(metavar="[CHAPTER]...", help="01-dlg, 1 or dlg; all if left out.")]
+Profile = Annotated[str, typer.Option(help=f"How much to run: {', '.join(runner.PROFILES)}.")]
+Device = Annotated[str, typer.Option(help=f"Where to run: {', '.join(runner.DEVICES)}.")]
+Jobs = Annotated[int, typer.Option(help="Chapters at once; each gets cores / jobs threads.")]
+DataRoot = Annotated[Path | None, typer.Option("--data", envvar="REPROLIB_DATA", help="Folder of the image sets.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random number.")]
+Force = Annotated[bool, typer.Option("--force", help="Execute chapters again even if nothing they read has changed.")]
+
+
+@app.command()
+def run(
+    names: Names = None,
+    profile: Profile = "cpu",
+    device: Device = "auto",
+    jobs: Jobs = 1,
+    data: DataRoot = None,
+    seed: Seed = 0,
+    force: Force = False,
+) -> None:
+    """Execute chapters whose notebook, code, parameters, packages or data have changed."""
+    parameters = _parameters(profile, device, data, seed)
+    if not _run(find_root(), names or (), parameters, jobs, force):
+        raise typer.Exit(1)
+
+
+@app.command()
+def book(
+    profile: Profile = "cpu",
+    device: Device = "auto",
+    jobs: Jobs = 1,
+    data: DataRoot = None,
+    seed: Seed = 0,
+    force: Force = False,
+) -> None:
+    """Execute the changed chapters and build the site in _build/html."""
+    root = find_root()
+    good = _run(root, (), _parameters(profile, device, data, seed), jobs, force)
+    build_site(root)
+    console.print(f"The site is in {root / '_build' / 'html' / 'index.html'}", soft_wrap=True)
+    if not good:
+        errors.print("Some chapters failed: their pages are marked stale.")
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html")) -> None:
+    """Write one self-contained HTML file: the scoreboard, key figures, provenance."""
+    from reprolib.report import write_report
+
+    write_report(find_root(), out)
+    console.print(f"Wrote {out}", soft_wrap=True)
+
+
+@data_app.callback(invoke_without_command=True)
+def data_main(context: typer.Context, data: DataRoot = None) -> None:
+    if context.invoked_subcommand is None:
+        data_list(data)
+
+
+@data_app.command("list")
+def data_list(data: DataRoot = None) -> None:
+    """Which sets are there, and how to get the others."""
+    from reprolib.data import catalogue
+
+    console.print(_table(catalogue(data)))
+
+
+@data_app.command("check")
+def data_check(
+    name: Annotated[str, typer.Argument(help="A set's name, or a folder of images.")], data: DataRoot = None
+) -> None:
+    """Decode every image of a set and report what is wrong with it."""
+    from reprolib.data import check
+
+    found = check(name, data)
+    console.print(escape(str(found)), soft_wrap=True)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@data_app.command("download")
+def data_download(
+    name: Annotated[str, typer.Argument(help="A set's name, as `reprolib data` lists it.")], data: DataRoot = None
+) -> None:
+    """Fetch a set of the papers with torchvision into the data root."""
+    from reprolib.data import download
+
+    console.print(f"{name} is in {download(name, data)}", soft_wrap=True)
+
+
+@app.command()
+def doctor(data: DataRoot = None) -> None:
+    """What this machine has, and what each profile will cost."""
+    import torch
+
+    from reprolib.data import catalogue
+
+    root = find_root()
+    memory = psutil.virtual_memory()
+    facts = Table(show_header=False)
+    facts.add_row("machine", f"{platform.system()} {platform.machine()}, {runner.cores()} cores")
+    facts.add_row("memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free")
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        facts.add_row(f"cuda:{index}", f"{name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
+    if not torch.cuda.is_available():
+        facts.add_row("cuda", "none: device auto means cpu")
+    facts.add_row("threads", f"{torch.get_num_threads()} in torch (OMP_NUM_THREADS sets them)")
+    facts.add_row("python", platform.python_version())
+    for package in ("reprolib", "torch", "torchvision", "numpy", "papermill", "jupyter-book"):
+        facts.add_row(package, importlib.metadata.version(package))
+    checkpoints = sorted(path.stem for path in (root / "checkpoints").glob("*.safetensors"))
+    facts.add_row("checkpoints", ", ".join(checkpoints) or "none in checkpoints/")
+    sets = catalogue(data)
+    facts.add_row("data sets", ", ".join(sets.name[sets.present]))
+    facts.add_row("absent", f"{', '.join(sets.name[~sets.present]) or 'none'} (see: reprolib data)")
+    facts.add_row("speed", _speed())
+    console.print(facts)
+    console.print(_costs(root))
+
+
+def find_root() -> Path:
+    """The clone of the book that this is run in: the nearest folder, from here upwards, with notebooks/."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if any((folder / "notebooks").glob("*.ipynb")):
+            return folder
+    raise ValueError(f"no notebooks/ folder with chapters in {here} or above it; run this inside a clone of the book")
+
+
+def build_site(root: Path) -> None:
+    """Build the site anew from the executed pages: what a killed build has left is never taken for a finished page."""
+    with runner.locked(root / "book" / "chapters" / ".site.lock", "the site"):
+        shutil.rmtree(root / "_build", ignore_errors=True)
+        code = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
+        done = subprocess.run([sys.executable, "-c", code, "build", str(root)])
+    if done.returncode:
+        raise RuntimeError(f"jupyter-book build ended with exit code {done.returncode}; its messages are above")
+
+
+def _parameters(profile: str, device: str, data: Path | None, seed: int) -> runner.Parameters:
+    root = str(data.expanduser().resolve()) if data else ""
+    parameters = runner.Parameters(profile, seed, device, root)
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError(f"device {device!r} was asked for, but torch finds no CUDA here; use --device cpu")
+    return parameters
+
+
+def _run(root: Path, names: list[str] | tuple, parameters: runner.Parameters, jobs: int, force: bool) -> bool:
+    outcomes = runner.run(root, names, parameters, jobs, force, tell=lambda line: console.print(escape(line)))
+    table = Table("chapter", "", "seconds", "where")
+    colours = {"ran": "green", "unchanged": "dim", "failed": "bold red", "busy": "yellow"}
+    for outcome in outcomes:
+        status = f"[{colours[outcome.status]}]{outcome.status}[/]"
+        table.add_row(outcome.chapter, status, f"{outcome.seconds:.0f}", escape(outcome.where))
+    console.print(table)
+    if any(outcome.status == "failed" for outcome in outcomes):
+        console.print("Notebooks that failed are kept in book/chapters/failed/ for reading.")
+    return all(outcome.good for outcome in outcomes)
+
+
+def _table(frame) -> Table:
+    table = Table(*(str(column) for column in frame.columns))
+    for row in frame.assign(present=frame.present.map({True: "yes", False: "no"})).itertuples(index=False):
+        table.add_row(*(escape(str(value)) for value in row))
+    return table
+
+
+BUDGETS = {"smoke": "≤ 20 s", "cpu": "≤ 2 min on 2 cores", "gpu": "≤ 4 min on one GPU", "paper": "hours"}
+"""What a chapter may take (design section 4), said where nothing has been measured."""
+
+
+def _costs(root: Path) -> Table:
+    """Seconds of each chapter at each profile: of the last run here, else of the reference run, else the budget."""
+    table = Table("chapter", *BUDGETS, title="What a profile costs")
+    for chapter in runner.chapters(root):
+        cells = []
+        for profile, budget in BUDGETS.items():
+            here = _record(root / "results" / "runs" / profile / f"{chapter.paper}.json", profile)
+            reference = _record(root / "results" / "reference" / chapter.paper / f"{chapter.paper}.json", profile)
+            if here:
+                cells.append(f"{here['seconds']:.0f} s, last run here")
+            elif reference:
+                cells.append(f"{reference['seconds']:.0f} s, reference run on {reference['device']}")
+            else:
+                cells.append(f"{budget}, not run yet")
+        table.add_row(chapter.stem, *map(escape, cells))
+    return table
+
+
+def _record(path: Path, profile: str) -> dict | None:
+    """The provenance of a measurement file, if it is there, whole, and of this profile."""
+    from reprolib import results
+
+    with suppress(FileNotFoundError, ValueError):
+        payload = results.load(path)
+        if payload["profile"] == profile:
+            return payload["provenance"]
+    return None
+
+
+def _speed() -> str:
+    """Gradients of DLG's objective a second, measured on LeNet and 64 victims for about two seconds."""
+    from reprolib import attacks, client, data, models
+
+    photos = data.load("photos", count=64)
+    model = models.build("lenet", photos.num_classes, photos.image_shape, seed=0)
+    update = client.share(model, *photos.batches(1, 64))
+    attack = replace(attacks.DLG.official(), iterations=2)
+    attack(model, update, progress=False)  # warms up
+    found = attack(model, update, progress=False)
+    return f"{int(found.evaluations.sum()) / found.seconds:,.0f} evaluations/s of DLG on LeNet, 64 victims at once"

@@ -1,0 +1,503 @@
+"""Optimisers over a leading trial axis: each row is a problem of its own, and all rows move at once.
+
+An objective is a function `objective(x [R, N], trials [R]) -> (values [R], gradients [R, N])`: the rows of `x` are
+the points of the named trials. No row's result depends on which others share the call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+HISTORY_BLOCK = 16
+"""Rows whose L-BFGS history is read at once: two passes over 16 x 2 x 100 x 3,072 floats then meet in the cache."""
+
+
+@dataclass(frozen=True)
+class LBFGS:
+    """The settings of `torch.optim.LBFGS`, under the same names and with the same meaning and defaults.
+
+    The thresholds are absolute, so the algorithm is not invariant to the scale of the objective (DLG sheet, 4.3).
+    `tolerance_grad` was 1e-5 in torch up to 1.4, the authors' likely version.
+    """
+
+    learning_rate: float = 1.0
+    max_iter: int = 20
+    max_eval: int | None = None
+    history_size: int = 100
+    tolerance_grad: float = 1e-7
+    tolerance_change: float = 1e-9
+    line_search: Literal["none", "strong_wolfe"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.line_search not in ("none", "strong_wolfe"):
+            raise ValueError(f"line_search={self.line_search!r} is unknown; use 'none' or 'strong_wolfe'")
+        for name in ("learning_rate", "max_iter", "history_size"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+
+    @property
+    def evaluations_per_step(self) -> int:
+        return self.max_iter * 5 // 4 if self.max_eval is None else self.max_eval
+
+
+@dataclass(eq=False)
+class Minimum:
+    """Where each trial ended. `last` is the last finite point, `best` the one of the smallest objective seen.
+
+    last, best: [T, N]. objective, best_objective: [T] at these points. evaluations: [T], gradients of the objective
+    spent. converged: no further step would move. diverged: the objective or its gradient stopped being finite.
+    """
+
+    last: Tensor
+    best: Tensor
+    objective: Tensor
+    best_objective: Tensor
+    evaluations: Tensor
+    converged: Tensor
+    diverged: Tensor
+
+    @classmethod
+    def start(cls, x: Tensor) -> Minimum:
+        infinite = x.new_full(x.shape[:1], math.inf)
+        none = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
+        count = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+        return cls(x.clone(), x.clone(), infinite, infinite.clone(), count, none, none.clone())
+
+    def observe(self, trials: Tensor, x: Tensor, value: Tensor, finite: Tensor) -> None:
+        """Note the points of `trials` after a move; a point that is not finite ends its trial as diverged."""
+        good = trials[finite]
+        self.last[good], self.objective[good] = x[finite], value[finite]
+        better = finite & (value < self.best_objective[trials])
+        self.best[trials[better]], self.best_objective[trials[better]] = x[better], value[better]
+        self.diverged[trials[~finite]] = True
+
+
+class BatchedLBFGS:
+    """L-BFGS on T problems at once; on each row the iterates are `torch.optim.LBFGS`'s, to rounding.
+
+    start: [T, N]. `step()` is one `.step()` of torch's for every row still running: up to `max_iter` iterations with
+    memory kept between calls. Rows that converge or diverge leave and stop costing time. torch evaluates the objective
+    again where a step begins; nothing moved in between, so that evaluation is saved here.
+
+    The direction is the two-loop recursion written as two triangular solves: with S, Y the stored steps and gradient
+    differences, R the upper triangle of S'Y, D its diagonal and h the scale of the initial inverse Hessian,
+        R a = -S'g,   R' c = D a + h (Y'g + Y'Y a),   d = -h (g + Y a) + S c.
+    It reads the history twice instead of four times and needs no loop over pairs. S and Y are ring buffers; R and Y'Y
+    are kept in order of age with the newest pair last, and identity rows where no pair is stored yet.
+    """
+
+    def __init__(self, objective: Objective, start: Tensor, settings: LBFGS) -> None:
+        rows, size = start.shape
+        memory = settings.history_size
+        self.objective, self.settings = objective, settings
+        self.minimum = Minimum.start(start)
+        self.trials = torch.arange(rows, device=start.device)
+        self.stopped = torch.zeros(rows, dtype=torch.bool, device=start.device)
+        self.x = start.clone()
+        self.value, self.gradient = start.new_empty(rows), torch.empty_like(start)
+        self.previous_gradient, self.direction = torch.zeros_like(start), torch.zeros_like(start)
+        self.step_size, self.scale = start.new_zeros(rows), start.new_ones(rows)
+        self.iteration = torch.zeros(rows, dtype=torch.int64, device=start.device)
+        self.pairs = torch.zeros(rows, dtype=torch.int64, device=start.device)
+        self.steps, self.differences = start.new_zeros(rows, memory, size), start.new_zeros(rows, memory, size)
+        self.curvature = torch.eye(memory, dtype=start.dtype, device=start.device).repeat(rows, 1, 1)
+        self.gram = start.new_zeros(rows, memory, memory)
+        self.refresh()
+
+    _ROWWISE = (
+        *("trials", "running", "stopped", "x", "value", "gradient", "previous_gradient", "direction", "step_size"),
+        *("scale", "iteration", "pairs", "steps", "differences", "curvature", "gram"),
+    )
+
+    def refresh(self) -> None:
+        """Evaluate the objective anew at the current points, as it must be when something else it depends on changed.
+
+        Rows that had converged run again; those that diverged or were stopped do not.
+        """
+        self.running = ~self.minimum.diverged[self.trials] & ~self.stopped
+        self.minimum.converged[self.trials] = False
+        rows = self.running.nonzero()[:, 0]
+        self.minimum.best_objective[self.trials] = math.inf  # values of another objective cannot be compared
+        if rows.numel():
+            self._evaluate(rows, self.x[rows])
+
+    @property
+    def live(self) -> int:
+        """How many trials still run."""
+        return int(self.running.sum())
+
+    def stop(self, trials: Tensor) -> None:
+        """End the named trials where they are."""
+        self.stopped |= torch.isin(self.trials, trials)
+        self.running &= ~self.stopped
+
+    def step(self) -> None:
+        """One outer step for all running rows."""
+        s = self.settings
+        flat = self.gradient.abs().amax(1) <= s.tolerance_grad
+        self._finish((self.running & flat).nonzero()[:, 0])
+        rows = self.running.nonzero()[:, 0]
+        spent = torch.ones_like(rows)
+        for inner in range(1, s.max_iter + 1):
+            if not rows.numel():
+                break
+            slope = self._directions(rows)
+            flat = slope > -s.tolerance_change
+            self._finish(rows[flat])
+            rows, spent, slope = rows[~flat], spent[~flat], slope[~flat]
+            if not rows.numel():
+                break
+            before = self.value[rows]
+            if s.line_search == "none":
+                self._evaluate(rows, self.x[rows] + self.step_size[rows, None] * self.direction[rows])
+                spent = spent + (inner < s.max_iter)
+            else:
+                spent = spent + self._line_search(rows, slope, s.evaluations_per_step - spent)
+            moved = (self.direction[rows].abs().amax(1) * self.step_size[rows].abs()) > s.tolerance_change
+            steep = self.gradient[rows].abs().amax(1) > s.tolerance_grad
+            changed = (self.value[rows] - before).abs() >= s.tolerance_change
+            go_on = moved & steep & changed & (spent < s.evaluations_per_step) & self.running[rows]
+            rows, spent = rows[go_on], spent[go_on]
+
+    def _evaluate(self, rows: Tensor, x: Tensor) -> None:
+        """Move the rows to x and evaluate there; a row whose objective is not finite stays and stops."""
+        trials = self.trials[rows]
+        value, gradient = self.objective(x, trials)
+        self.minimum.evaluations[trials] += 1
+        self._accept(rows, x, value, gradient)
+
+    def _accept(self, rows: Tensor, x: Tensor, value: Tensor, gradient: Tensor) -> None:
+        finite = value.isfinite() & gradient.isfinite().all(1) & x.isfinite().all(1)
+        self.minimum.observe(self.trials[rows], x, value, finite)
+        self.running[rows[~finite]] = False
+        rows, x, value, gradient = (v if finite.all() else v[finite] for v in (rows, x, value, gradient))
+        self.x[rows], self.value[rows], self.gradient[rows] = x, value, gradient
+
+    def _finish(self, rows: Tensor) -> None:
+        """These rows cannot move any more: every further step would repeat itself."""
+        self.running[rows] = False
+        self.minimum.converged[self.trials[rows]] = True
+
+    def compact(self) -> None:
+        """Drop the rows that no longer run for good, once they are a quarter, so that the rest is dense."""
+        if self.running.sum() > 0.75 * len(self.running):
+            return
+        keep = self.running.nonzero()[:, 0]
+        for name in self._ROWWISE:
+            setattr(self, name, getattr(self, name)[keep])
+
+    def _directions(self, rows: Tensor) -> Tensor:
+        """Set direction, step size and previous gradient of the rows; return the slopes g'd."""
+        s = self.settings
+        slope = self.x.new_empty(len(rows))
+        for start in range(0, len(rows), HISTORY_BLOCK):
+            block = rows[start : start + HISTORY_BLOCK]
+            self._remember(block)
+            gradient = self.gradient[block]
+            direction = self._two_loop(block, gradient)
+            slope[start : start + HISTORY_BLOCK] = (gradient * direction).sum(1)
+            first = self.iteration[block] == 0
+            shrunk = s.learning_rate * (1 / gradient.abs().sum(1)).clamp(max=1.0)
+            self.step_size[block] = torch.where(first, shrunk, s.learning_rate)
+            self.direction[block], self.previous_gradient[block] = direction, gradient
+            self.iteration[block] += 1
+        return slope
+
+    def _remember(self, rows: Tensor) -> None:
+        """Push the pair (s, y) of the last move where its curvature is positive enough."""
+        difference = self.gradient[rows] - self.previous_gradient[rows]
+        step = self.direction[rows] * self.step_size[rows, None]
+        product = (difference * step).sum(1)
+        push = (product > 1e-10) & (self.iteration[rows] > 0)
+        if not push.any():
+            return
+        if not push.all():
+            rows, difference, step, product = rows[push], difference[push], step[push], product[push]
+        memory = self.settings.history_size
+        slot = self.pairs[rows] % memory
+        self.steps[rows, slot], self.differences[rows, slot] = step, difference
+        self.pairs[rows] += 1
+        self.scale[rows] = product / difference.square().sum(1)
+        steps, differences, order = self._history(rows)
+        y = difference[:, :, None]
+        for matrix, column in ((self.curvature, steps @ y), (self.gram, differences @ y)):
+            aged = torch.zeros_like(matrix[rows])
+            aged[:, :-1, :-1] = matrix[rows][:, 1:, 1:]
+            aged[:, :, -1] = _by_age(column[:, :, 0], order)
+            if matrix is self.gram:
+                aged[:, -1, :] = aged[:, :, -1]
+            matrix[rows] = aged
+
+    def _two_loop(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        steps, differences, order = self._history(rows)
+        if not steps.shape[1]:
+            return -gradient
+        curvature, gram, scale = self.curvature[rows], self.gram[rows], self.scale[rows, None]
+        g = gradient[:, :, None]
+        along_steps = _by_age((steps @ g)[:, :, 0], order)[:, :, None]
+        along_differences = _by_age((differences @ g)[:, :, 0], order)[:, :, None]
+        a = torch.linalg.solve_triangular(curvature, -along_steps, upper=True)
+        right = curvature.diagonal(dim1=1, dim2=2)[:, :, None] * a + scale[:, :, None] * (along_differences + gram @ a)
+        c = torch.linalg.solve_triangular(curvature.mT, right, upper=False)
+        # Where no pair is stored, the identity row gives c = 0: steps and differences are zero there.
+        a, c = (_by_slot(v[:, :, 0], order, steps.shape[1])[:, None] for v in (a, c))
+        return -scale * (gradient + (a @ differences)[:, 0]) + (c @ steps)[:, 0]
+
+    def _history(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The filled slots of the rows' ring buffers, and `order` [R, memory]: the slot of the pair of each age."""
+        memory = self.settings.history_size
+        pairs = self.pairs[rows]
+        used = min(int(pairs.max()), memory)
+        ages = torch.arange(memory, device=rows.device) - memory
+        order = pairs[:, None] + ages  # negative where no pair of that age exists
+        order = torch.where(order < 0, -1, order % memory)
+        dense = int(rows[-1] - rows[0]) + 1 == len(rows)
+        where = slice(int(rows[0]), int(rows[-1]) + 1) if dense else rows
+        return self.steps[where][:, :used], self.differences[where][:, :used], order
+
+    def _line_search(self, rows: Tensor, slope: Tensor, budget: Tensor) -> Tensor:
+        """Strong-Wolfe line search of all rows at once; returns the evaluations each spent.
+
+        The decisions are scalars and run in one generator a row; the evaluations that they ask for are batched.
+        """
+        s, base, direction = self.settings, self.x[rows], self.direction[rows]
+        width = direction.abs().amax(1).tolist()
+        searches = [
+            _strong_wolfe(*scalars, self.gradient[r], s.tolerance_change)
+            for r, *scalars in zip(
+                rows.tolist(),
+                self.step_size[rows].tolist(),
+                self.value[rows].tolist(),
+                slope.tolist(),
+                width,
+                budget.tolist(),
+                strict=True,
+            )
+        ]
+        asked = {i: next(search) for i, search in enumerate(searches)}
+        found: dict[int, tuple[float, float, Tensor]] = {}
+        spent = torch.zeros_like(rows)
+        while asked:
+            index = torch.tensor(list(asked), device=rows.device)
+            t = torch.tensor(list(asked.values()), dtype=base.dtype, device=rows.device)
+            trials = self.trials[rows[index]]
+            value, gradient = self.objective(base[index] + t[:, None] * direction[index], trials)
+            self.minimum.evaluations[trials] += 1
+            spent[index] += 1
+            slopes = (gradient * direction[index]).sum(1)
+            answers = zip(index.tolist(), value.tolist(), slopes.tolist(), gradient, strict=True)
+            asked = {}
+            for i, f, gtd, g in answers:
+                try:
+                    asked[i] = searches[i].send((f, g, gtd))
+                except StopIteration as end:
+                    found[i] = end.value
+        t = torch.tensor([found[i][0] for i in range(len(rows))], dtype=base.dtype, device=rows.device)
+        value = torch.tensor([found[i][1] for i in range(len(rows))], dtype=base.dtype, device=rows.device)
+        self.step_size[rows] = t
+        self._accept(rows, base + t[:, None] * direction, value, torch.stack([found[i][2] for i in range(len(rows))]))
+        return spent
+
+
+class CyclicLBFGS:
+    """L-BFGS on one block of the variables at a time: `step()` takes an outer step on the next block, others frozen.
+
+    start: [T, N]. blocks: the columns of each block. Every block has an optimiser of its own, whose memory is kept
+    between visits and so describes an objective that has changed since (DLG sheet, 4.4: the paper leaves it open).
+    """
+
+    def __init__(self, objective: Objective, start: Tensor, blocks: Sequence[Tensor], settings: LBFGS) -> None:
+        self.objective, self.blocks = objective, blocks
+        self.x = start.clone()
+        self.minimum = Minimum.start(start)
+        self.optimizers = [
+            BatchedLBFGS(self._restricted_to(columns), start[:, columns], settings) for columns in blocks
+        ]
+        self.visits = 0
+        self._observe(self.optimizers[0])
+
+    def _restricted_to(self, columns: Tensor) -> Objective:
+        def objective(block: Tensor, trials: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.x[trials].index_copy(1, columns, block)
+            value, gradient = self.objective(x, trials)
+            return value, gradient[:, columns]
+
+        return objective
+
+    @property
+    def live(self) -> int:
+        """How many trials still run."""
+        return int((~self.optimizers[0].stopped & ~self.minimum.diverged).sum())
+
+    def stop(self, trials: Tensor) -> None:
+        """End the named trials where they are."""
+        for optimizer in self.optimizers:
+            optimizer.stop(trials)
+
+    def compact(self) -> None:
+        """Nothing to drop: a block that has converged runs again when the others have moved."""
+
+    def step(self) -> None:
+        """One outer step of every running trial on the next block."""
+        turn = self.visits % len(self.blocks)
+        optimizer = self.optimizers[turn]
+        optimizer.refresh()
+        optimizer.step()
+        self.x[:, self.blocks[turn]] = optimizer.minimum.last
+        self.visits += 1
+        self._observe(optimizer)
+        if self.minimum.diverged.any():
+            self.stop(self.minimum.diverged.nonzero()[:, 0])
+
+    def _observe(self, optimizer: BatchedLBFGS) -> None:
+        trials = torch.arange(len(self.x), device=self.x.device)
+        self.minimum.observe(trials, self.x, optimizer.minimum.objective, ~optimizer.minimum.diverged)
+        self.minimum.evaluations = sum(o.minimum.evaluations for o in self.optimizers)
+
+
+def _by_age(values: Tensor, order: Tensor) -> Tensor:
+    """[R, used] in slots -> [R, memory] by age, oldest first, 0 where there is none."""
+    return torch.where(order < 0, 0.0, values.gather(1, order.clamp(min=0)))
+
+
+def _by_slot(values: Tensor, order: Tensor, used: int) -> Tensor:
+    """[R, memory] by age -> [R, used] in slots."""
+    slots = values.new_zeros(len(values), used + 1)
+    return slots.scatter(1, torch.where(order < 0, used, order), values)[:, :used]
+
+
+def _cubic(x1: float, f1: float, g1: float, x2: float, f2: float, g2: float, low: float, high: float) -> float:
+    """The minimiser of the cubic through two points with slopes, held inside [low, high]; else the middle."""
+    d1 = g1 + g2 - 3 * (f1 - f2) / (x1 - x2)
+    square = d1 * d1 - g1 * g2
+    if not 0 <= square < math.inf:
+        return (low + high) / 2
+    d2 = math.sqrt(square)
+    x = (
+        x2 - (x2 - x1) * ((g2 + d2 - d1) / (g2 - g1 + 2 * d2))
+        if x1 <= x2
+        else x1 - (x1 - x2) * ((g1 + d2 - d1) / (g1 - g2 + 2 * d2))
+    )
+    return min(max(x, low), high)
+
+
+def _strong_wolfe(
+    t: float, f: float, gtd: float, width: float, budget: int, gradient: Tensor, tolerance_change: float
+) -> Generator[float, tuple[float, Tensor, float], tuple[float, float, Tensor]]:
+    """Line search for the strong Wolfe conditions (c1 = 1e-4, c2 = 0.9), decision for decision torch's.
+
+    Yields step sizes to try and is sent (objective, gradient, slope) there; returns (step, objective, gradient).
+    Source: `torch.optim.lbfgs._strong_wolfe`, after minFunc.
+    """
+    c1, c2 = 1e-4, 0.9
+    zero = (0.0, f, gradient, gtd)
+    previous, trial = zero, (t, *(yield t))
+    trial = (t, trial[1], trial[2], trial[3])
+    spent, done = 0, False
+    bracket = [zero, trial]
+    while spent < budget:
+        t, f_new, _, gtd_new = trial
+        if f_new > f + c1 * t * gtd or (spent > 1 and f_new >= previous[1]):
+            bracket = [previous, trial]
+            break
+        if abs(gtd_new) <= -c2 * gtd:
+            bracket, done = [trial], True
+            break
+        if gtd_new >= 0:
+            bracket = [previous, trial]
+            break
+        t_next = _cubic(previous[0], previous[1], previous[3], t, f_new, gtd_new, t + 0.01 * (t - previous[0]), t * 10)
+        previous, trial = trial, (t_next, *(yield t_next))
+        spent += 1
+    if spent == budget:
+        bracket = [zero, trial]
+
+    low, high = (0, 1) if bracket[0][1] <= bracket[-1][1] else (1, 0)
+    insufficient = False
+    while not done and spent < budget:
+        ends = sorted(point[0] for point in bracket)
+        if (ends[1] - ends[0]) * width < tolerance_change:
+            break
+        (x1, f1, _, g1), (x2, f2, _, g2) = bracket
+        t = _cubic(x1, f1, g1, x2, f2, g2, *ends)
+        margin = 0.1 * (ends[1] - ends[0])
+        if min(ends[1] - t, t - ends[0]) < margin:  # too near an end twice, or on it: move inside
+            if insufficient or t >= ends[1] or t <= ends[0]:
+                t = ends[1] - margin if abs(t - ends[1]) < abs(t - ends[0]) else ends[0] + margin
+                insufficient = False
+            else:
+                insufficient = True
+        else:
+            insufficient = False
+        trial = (t, *(yield t))
+        spent += 1
+        _, f_new, _, gtd_new = trial
+        if f_new > f + c1 * t * gtd or f_new >= bracket[low][1]:
+            bracket[high] = trial
+            low, high = (0, 1) if bracket[0][1] <= bracket[1][1] else (1, 0)
+        else:
+            if abs(gtd_new) <= -c2 * gtd:
+                done = True
+            elif gtd_new * (bracket[high][0] - bracket[low][0]) >= 0:
+                bracket[high] = bracket[low]
+            bracket[low] = trial
+    return bracket[low][:3]
+
+
+def adam(
+    objective: Objective,
+    start: Tensor,
+    iterations: int,
+    learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    milestones: tuple[int, ...] = (),
+    project: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Iterator[Minimum]:
+    """Adam on T problems at once (Kingma and Ba 2015; `torch.optim.Adam`, whose arithmetic is row by row).
+
+    start: [T, N]. The learning rate falls tenfold at each milestone; `project` maps the points back after a step,
+    for instance into [0, 1]. Yields the state after each iteration: stop reading to stop the run. A row whose
+    objective is no longer finite stays where it was.
+    """
+    return _adam(objective, start, iterations, learning_rate, betas, milestones, project, lambda g: g)
+
+
+def signed_adam(
+    objective: Objective,
+    start: Tensor,
+    iterations: int,
+    learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    milestones: tuple[int, ...] = (),
+    project: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Iterator[Minimum]:
+    """Adam on the sign of the gradient (Geiping et al. 2020, section 4); otherwise as `adam`."""
+    return _adam(objective, start, iterations, learning_rate, betas, milestones, project, torch.sign)
+
+
+def _adam(objective, start, iterations, learning_rate, betas, milestones, project, shape) -> Iterator[Minimum]:
+    minimum, trials = Minimum.start(start), torch.arange(len(start), device=start.device)
+    x = start.clone()
+    optimizer = torch.optim.Adam([x], lr=learning_rate, betas=betas)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones))
+    for iteration in range(iterations + 1):  # the last evaluation only observes
+        value, gradient = objective(x, trials)
+        finite = value.isfinite() & gradient.isfinite().all(1)
+        minimum.evaluations += ~minimum.diverged
+        minimum.observe(trials, x, value, finite & ~minimum.diverged)
+        minimum.diverged |= ~finite
+        if iteration:
+            yield minimum
+        if iteration < iterations:
+            x.grad = shape(gradient).nan_to_num()
+            optimizer.step()
+            schedule.step()
+            x.copy_(project(x))

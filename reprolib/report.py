@@ -1,0 +1,491 @@
+"""The results for readers: the book's generated pages, and one HTML file to send by mail.
+
+Both read `claims/*.yml`, the committed reference run `results/reference/<paper>/<paper>.json` and this run
+`results/runs/<profile>/<paper>.json`; nothing is measured or judged here. A file that is missing or damaged becomes a
+line in the place where its content would stand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from docutils.nodes import make_id
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from reprolib import claims, results
+
+REPORT_LIMIT = 5_000_000
+"""Bytes of the report: most mail servers let an attachment of this size pass."""
+
+CLASSES = {
+    "reproduced": "reproduced",
+    "partly": "partly",
+    "not reproduced": "not-reproduced",
+    "not decided here": "undecided",
+}
+"""Verdict -> class in book/_static/leaky.css, in the order in which the tables count them."""
+
+
+def write_pages(root: str | os.PathLike) -> None:
+    """Write what the book includes: book/_generated/*.md, and a placeholder for each chapter that has not been run.
+
+    root: the repository. Files are replaced in one step, and only when their content changes, so that Sphinx rebuilds
+    no page without need. Raises ValueError where `root` holds no book, OSError where it cannot be written to.
+    """
+    root = Path(root)
+    papers = _papers(root)
+    generated = root / "book" / "_generated"
+    for name in ("picture", "summary", "scoreboard"):
+        text = _TEMPLATES.from_string(globals()[f"_{name.upper()}"]).render(papers=papers, picture=_picture(papers))
+        _write(generated / f"{name}.md", text)
+    for paper in papers:
+        if paper.stem is None:
+            continue
+        placeholder = root / "book" / "chapters" / f"{paper.stem}.md"
+        if paper.has_page:
+            placeholder.unlink(missing_ok=True)  # Sphinx takes one source a page
+        else:
+            _write(placeholder, _TEMPLATES.from_string(_PLACEHOLDER).render(paper=paper))
+
+
+def write_report(root: str | os.PathLike, out: str | os.PathLike) -> None:
+    """Write one self-contained HTML file: scoreboard, figures, provenance, how to read verdicts.
+
+    root: the repository; out: the file, replaced in one step. It needs no script and no network, and stays below
+    `REPORT_LIMIT` bytes: figures that do not fit are named instead of shown.
+    Raises ValueError where `root` holds no book or `out` is a folder, OSError where it cannot be written.
+    """
+    out = Path(out)
+    if out.is_dir():
+        raise ValueError(f"out={str(out)!r} is a folder: name a file in it, for example {out.name}/report.html")
+    papers = _papers(Path(root))
+    template = _TEMPLATES.from_string(_REPORT)
+    room = REPORT_LIMIT - len(template.render(papers=papers, figures={}, left_out={}).encode())
+    figures: dict[str, list[Figure]] = {paper.key: [] for paper in papers}
+    left_out: dict[str, list[Figure]] = {paper.key: [] for paper in papers}
+    # What was measured at full size comes first where there is no room for all.
+    for kind in ("reference", "run"):
+        for paper in papers:
+            for figure in (paper.reference if kind == "reference" else paper.run).figures:
+                room -= (size := len(figure.source) + len(figure.caption.encode()) * 6 + 500)
+                if room < 0:
+                    room += size
+                    left_out[paper.key].append(figure)
+                else:
+                    figures[paper.key].append(figure)
+    results.write_atomic(out, template.render(papers=papers, figures=figures, left_out=left_out).encode())
+
+
+# --- what is known of a paper -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A saved picture of a run. path: the PNG file."""
+
+    path: Path
+    caption: str
+    run: str
+
+    @property
+    def source(self) -> str:
+        return f"data:image/png;base64,{b64encode(self.path.read_bytes()).decode()}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run says of a paper's claims. title: how tables call it; record: its results file, None without one."""
+
+    title: str
+    record: Mapping[str, Any] | None = None
+    figures: tuple[Figure, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def cell(self, claim: claims.Claim) -> dict[str, str] | None:
+        """Measured value, verdict and reason of a claim; None where this run knows nothing of it."""
+        if self.record is None:
+            return None
+        stored = next((entry for entry in self.record["verdicts"] if entry["id"] == claim.id), None)
+        if stored is None:
+            return None
+        words = claim.criterion.words(claim.published.percent) if claim.criterion else None
+        if stored["criterion"] != words:
+            reason = f"judged by another criterion ({stored['criterion'] or 'none'}); run the chapter again"
+            return {"measured": stored["measured"] or "", "verdict": "not decided here", "reason": reason}
+        return {"measured": stored["measured"] or "", "verdict": stored["verdict"], "reason": stored["reason"]}
+
+    def counts(self, all_claims: tuple[claims.Claim, ...]) -> dict[str, int]:
+        verdicts = [cell["verdict"] for claim in all_claims if (cell := self.cell(claim)) is not None]
+        return {verdict: verdicts.count(verdict) for verdict in CLASSES if verdict in verdicts}
+
+    @property
+    def provenance(self) -> str:
+        """Profile, device, seed, time and commit in one line."""
+        if self.record is None:
+            return "none"
+        made = self.record["provenance"]
+        parts = [
+            f"profile {self.record['profile']}",
+            f"{made['device']}",
+            f"seed {made['seed']}",
+            f"{made['seconds']:.0f} s" if made.get("seconds") is not None else "",
+            f"images {', '.join(made['data']) or 'none'}",
+            f"torch {made['versions'].get('torch')}",
+            f"commit {made['commit'] or 'unknown'}",
+            made["time"][:10],
+        ]
+        return ", ".join(filter(None, parts))
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper's claims with the two runs. stem: of the chapter's file, None for claims without a chapter."""
+
+    key: str
+    stem: str | None
+    title: str
+    claims: tuple[claims.Claim, ...] = ()
+    reference: Run = Run("reference run")
+    run: Run = Run("this run")
+    has_page: bool = False
+    ledger: str = ""  # id of the section with the ledger on the chapter's page
+    stale: str = ""
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def page(self) -> str | None:
+        """Address of the chapter relative to the folder `book`."""
+        return f"chapters/{self.stem}.html" if self.stem else None
+
+    @property
+    def all_problems(self) -> list[str]:
+        return [*self.problems, *self.reference.problems, *self.run.problems]
+
+
+def _papers(root: Path) -> list[Paper]:
+    """The papers in the order of the table of contents, then any further claims."""
+    toc = root / "_toc.yml"
+    if not toc.is_file() or not (root / "claims").is_dir():
+        raise ValueError(f"root={str(root)!r} holds no book: _toc.yml and the folder claims are expected there")
+    stems = re.findall(r"book/chapters/([\w.-]+)", yaml.dump(yaml.safe_load(toc.read_text(encoding="utf-8"))))
+    stems = sorted(dict.fromkeys(Path(stem).stem if stem.endswith((".ipynb", ".md")) else stem for stem in stems))
+    by_key = {re.sub(r"^\d+-", "", stem): stem for stem in stems}
+    keys = [*by_key, *sorted({path.stem for path in (root / "claims").glob("*.yml")} - by_key.keys())]
+    return [_paper(root, key, by_key.get(key)) for key in keys]
+
+
+def _paper(root: Path, key: str, stem: str | None) -> Paper:
+    problems: list[str] = []
+    title, entries = stem or key, ()
+    try:
+        loaded = claims.load(root / "claims" / f"{key}.yml")
+        title, entries = loaded.title, loaded.claims
+    except FileNotFoundError:
+        problems.append(f"claims/{key}.yml is missing, so there is nothing to judge.")
+    except ValueError as error:
+        problems.append(str(error))
+    page = root / "book" / "chapters" / f"{stem}.ipynb"
+    stale, ledger = _page_notes(page) if stem else ("", "")
+    return Paper(
+        key,
+        stem,
+        title,
+        entries,
+        _run("reference run", [root / "results" / "reference" / key / f"{key}.json"]),
+        _run("this run", sorted((root / "results" / "runs").glob(f"*/{key}.json"))),
+        stem is not None and page.is_file(),
+        ledger,
+        stale,
+        problems,
+    )
+
+
+def _run(title: str, paths: list[Path]) -> Run:
+    """The newest readable record; one of the smoke profile, whose numbers mean nothing, only where there is no other."""
+    found, problems = [], []
+    for path in paths:
+        try:
+            record = results.load(path)
+            if missing := {"profile", "verdicts", "provenance", "figures"} - record.keys():
+                raise ValueError(f"{path.name} lacks {', '.join(sorted(missing))}; run the chapter again")
+        except FileNotFoundError:
+            continue
+        except (ValueError, OSError) as error:
+            problems.append(f"{title.capitalize()} ({path.parent.name}): {error}")
+        else:
+            found.append((record["profile"] != "smoke", record["provenance"]["time"], path, record))
+    if not found:
+        return Run(title, problems=tuple(problems))
+    _, _, path, record = max(found, key=lambda entry: entry[:2])
+    # A reference run's pictures lie beside its record, another run's in a folder of the paper's name.
+    folder = path.parent if path.parent.name == path.stem else path.with_suffix("")
+    figures = tuple(
+        Figure(folder / entry["file"], entry["caption"], title)
+        for entry in record["figures"]
+        if entry.get("file") and (folder / entry["file"]).is_file()
+    )
+    return Run(title, record, figures, tuple(problems))
+
+
+def _page_notes(page: Path) -> tuple[str, str]:
+    """Why a chapter's page is out of date ("" where it is not), and the id of its section with the ledger."""
+    try:
+        notebook = json.loads(page.read_bytes())
+    except FileNotFoundError:
+        return "", ""
+    except ValueError:
+        return f"book/chapters/{page.name} is not a complete notebook: delete it and run the chapter again", ""
+    stale = notebook["metadata"].get("reprolib", {}).get("stale")
+    texts = ("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    headings = [match[1] for text in texts for match in re.finditer(r"^##+ (.+)$", text, re.MULTILINE)]
+    ledger = next((make_id(heading) for heading in headings if "ledger" in heading.lower()), "")
+    return (f"last run failed: {stale['reason']}" if stale else ""), ledger
+
+
+def _picture(papers: list[Paper]) -> Figure | None:
+    """The strip of a reconstruction for the first page: of the reference run where it has one."""
+    runs = [paper.reference for paper in papers] + [paper.run for paper in papers]
+    return next((figure for run in runs for figure in run.figures if figure.path.stem == "strip"), None)
+
+
+def _write(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        results.write_atomic(path, text.encode())
+
+
+# --- templates --------------------------------------------------------------------------------------------------------
+
+
+def _badge(verdict: str, count: int | None = None) -> Markup:
+    word = verdict if count is None else f"{count} {verdict}"
+    return Markup('<span class="verdict {}">{} {}</span>').format(CLASSES[verdict], claims.SYMBOLS[verdict], word)
+
+
+def _markdown(text: str) -> Markup:
+    """Text as Markdown shows it literally, on one line: a caption may hold what looks like markup or like a directive."""
+    return Markup(re.sub(r"([\\`*_{}\[\]()<>#+\-.!|$~:^])", r"\\\1", " ".join(text.split())))
+
+
+def _in_raw(text: str) -> Markup:
+    """Text inside a raw block of Markdown: escaped, and without what would end the block."""
+    return Markup(str(Markup.escape(" ".join(text.split()))).replace("`", "&#96;"))
+
+
+def _root_path(path: Path) -> str:
+    """A picture's address from the book's root, as Sphinx reads it."""
+    parts = path.parts
+    return "/" + "/".join(parts[len(parts) - 1 - parts[::-1].index("results") :])
+
+
+_TEMPLATES = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+_TEMPLATES.globals |= {"badge": _badge, "verdicts": list(CLASSES)}
+_TEMPLATES.filters |= {"markdown": _markdown, "raw_text": _in_raw, "root_path": _root_path}
+
+_PICTURE = """\
+{% if picture %}
+```{figure} {{ picture.path | root_path }}
+:alt: {{ picture.caption | markdown }}
+
+{{ picture.caption | markdown }} ({{ picture.run }})
+```
+{% else %}
+<!-- No run has a strip of a reconstruction yet. -->
+{% endif %}
+"""
+
+_COUNTS = """\
+{% macro counts(run, claims) %}
+{% for verdict, count in run.counts(claims).items() %}{{ badge(verdict, count) }} {% else %}none yet{% endfor %}
+{% endmacro %}
+"""
+
+_SUMMARY = (
+    _COUNTS
+    + """\
+`````{raw} html
+<table class="ledger cards">
+<thead><tr><th>chapter</th><th>claims</th><th>reference run</th><th>this run</th></tr></thead>
+<tbody>
+{% for paper in papers %}
+<tr><td>{% if paper.page %}<a href="{{ paper.page }}">{{ paper.title | raw_text }}</a>{% else %}{{ paper.title | raw_text }}{% endif %}
+{% if paper.page and not paper.has_page %}<div class="note">not run here yet</div>{% endif %}
+{% if paper.stale %}<div class="note">out of date: {{ paper.stale | raw_text }}</div>{% endif %}</td>
+<td data-column="claims" class="number">{{ paper.claims | length }}</td>
+<td data-column="reference run">{{ counts(paper.reference, paper.claims) }}</td>
+<td data-column="this run">{{ counts(paper.run, paper.claims) }}</td></tr>
+{% else %}
+<tr><td colspan="4">There are no claims yet.</td></tr>
+{% endfor %}
+</tbody></table>
+`````
+"""
+)
+
+_LEDGER = """\
+{% macro result(claim, run) %}
+{% set cell = run.cell(claim) %}
+{% if cell %}
+<div>{{ badge(cell.verdict) }}{% if cell.measured %}<div class="measured">{{ cell.measured | raw_text }}</div>{% endif %}
+{% if cell.reason %}<div class="note">{{ cell.reason | raw_text }}</div>{% endif %}</div>
+{% elif run.record %}<span class="note">not in this run's ledger; run the chapter again</span>
+{% else %}<span class="note">none yet</span>
+{% endif %}
+{% endmacro %}
+{% macro problems(paper) %}
+{% for problem in paper.all_problems %}<p class="problem">{{ problem | raw_text }}</p>
+{% endfor %}
+{% if paper.stale %}<p class="problem">Out of date: {{ paper.stale | raw_text }}</p>{% endif %}
+{% endmacro %}
+{% macro ledger(paper, link) %}
+{% if paper.claims %}
+<table class="ledger cards">
+<thead><tr><th>claim</th><th>published</th><th>reference run</th><th>this run</th></tr></thead>
+<tbody>
+{% for claim in paper.claims %}
+<tr id="{{ paper.key }}-{{ claim.id }}"><td>{{ claim.says | raw_text }}
+<div class="where">{{ claim.where | raw_text if claim.origin == "paper" else "this book" }} · {% if link %}<a href="{{ link }}">{{ claim.id }}</a>{% else %}{{ claim.id }}{% endif %}</div>
+<div class="where">{% if claim.criterion %}criterion: {{ claim.criterion.measure }} {{ claim.criterion.words(claim.published.percent) | raw_text }}{% else %}no criterion{% endif %}</div></td>
+<td data-column="published"><span{% if claim.provenance == "recalled" %} class="recalled"{% endif %}>{{ claim.published | string | raw_text }}{% if claim.provenance == "recalled" %}<div class="note">recalled, unverified</div>{% elif claim.provenance == "plot" %}<div class="note">off the plot</div>{% endif %}</span></td>
+<td data-column="reference run">{{ result(claim, paper.reference) }}</td>
+<td data-column="this run">{{ result(claim, paper.run) }}</td></tr>
+{% endfor %}
+</tbody></table>
+{% endif %}
+<p class="provenance">Reference run: {{ paper.reference.provenance | raw_text }}.<br>This run: {{ paper.run.provenance | raw_text }}.</p>
+{% endmacro %}
+"""
+
+_SCOREBOARD = (
+    _COUNTS
+    + _LEDGER
+    + """\
+{% for paper in papers %}
+## {{ paper.title | markdown }}
+
+`````{raw} html
+{{ problems(paper) }}
+{{ ledger(paper, (paper.page ~ ("#" ~ paper.ledger if paper.ledger else "")) if paper.page else none) }}
+`````
+
+{% else %}
+There are no claims yet: `claims/` holds no file.
+{% endfor %}
+"""
+)
+
+_PLACEHOLDER = """\
+# {{ paper.title | markdown }}
+
+:::{admonition} This chapter has not been run here
+:class: warning
+
+Its page appears once the notebook has been executed. In a clone of the repository:
+
+    reprolib run {{ paper.stem }} --profile cpu
+    jupyter-book build .
+
+or `make book`, which runs every chapter that is missing. The notebook is `notebooks/{{ paper.stem }}.ipynb`.
+:::
+
+The [scoreboard](../scoreboard.md) has its claims, with what the reference run measured.
+"""
+
+_REPORT = (
+    _COUNTS
+    + _LEDGER
+    + """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Leaky Gradients: report</title>
+<style>
+:root { --text: #1d2329; --back: #fff; --line: #d5dae0; --grey: #525a63; --blue: #0b5a94; --blue-soft: #e3f0fa;
+  --amber: #7a4a00; --amber-soft: #fdf0d2; --red: #9b2c12; --red-soft: #fbe5de; color-scheme: light dark; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #dfe4ea; --back: #14181c; --line: #424a53; --grey: #b4bcc6; --blue: #8cc8f5; --blue-soft: #12324a;
+    --amber: #f3c566; --amber-soft: #43310b; --red: #f5a48d; --red-soft: #4a2016; }
+}
+body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; background: var(--back); color: var(--text);
+  font: 1rem/1.55 system-ui, "Segoe UI", "Noto Sans", "Liberation Sans", sans-serif; overflow-wrap: break-word; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; } h2 { margin: 2.6rem 0 .6rem; } h3 { margin: 1.8rem 0 .5rem; }
+a { color: var(--blue); }
+table { border-collapse: collapse; width: 100%; margin: .7rem 0; font-size: .92rem; line-height: 1.45; }
+th, td { border-bottom: 1px solid var(--line); padding: .45rem .6rem; text-align: left; vertical-align: top; }
+thead th { border-bottom-width: 2px; }
+.where, .note, .provenance, figcaption, .recalled { color: var(--grey); font-size: .9em; }
+.recalled { font-style: italic; }
+.measured { font-variant-numeric: tabular-nums; }
+.verdict { display: inline-block; padding: 0 .6em; border: 1px solid currentcolor; border-radius: 1em; font-size: .9em;
+  font-weight: 600; white-space: nowrap; }
+.verdict.reproduced { color: var(--blue); background: var(--blue-soft); }
+.verdict.partly { color: var(--amber); background: var(--amber-soft); }
+.verdict.not-reproduced { color: var(--red); background: var(--red-soft); }
+.verdict.undecided { color: var(--grey); border-style: dashed; font-weight: 500; }
+.problem { border-left: .3rem solid var(--red); background: var(--red-soft); padding: .5rem .8rem; }
+figure { margin: 1.2rem 0; } figure img { display: block; max-width: 100%; height: auto; background: #fff; padding: .3rem; border-radius: .3rem; box-sizing: border-box; }
+@media (max-width: 640px) {
+  table.cards thead { display: none; }
+  table.cards, table.cards tbody { display: block; }
+  table.cards tr { display: block; border: 1px solid var(--line); border-radius: .5rem; padding: .4rem 0; margin-bottom: .8rem; }
+  table.cards td { display: flex; gap: .8rem; border: 0; padding: .2rem .6rem; }
+  table.cards td:not([data-column]) { display: block; }
+  table.cards td[data-column]::before { content: attr(data-column); flex: 0 0 6.2rem; color: var(--grey); font-size: .9em; }
+}
+@media print { body { max-width: none; } tr, figure { break-inside: avoid; } }
+</style>
+</head>
+<body>
+<h1>Leaky Gradients</h1>
+<p>The gradient-inversion papers, re-run and judged: the results in one file. Each claim of a paper has a criterion that was
+fixed before the measurement; a verdict compares the 95&nbsp;% interval of what was measured with it.</p>
+
+<table class="cards">
+<thead><tr><th>paper</th><th>claims</th><th>reference run</th><th>this run</th></tr></thead>
+<tbody>
+{% for paper in papers %}
+<tr><td><a href="#{{ paper.key }}">{{ paper.title }}</a></td><td data-column="claims">{{ paper.claims | length }}</td>
+<td data-column="reference run">{{ counts(paper.reference, paper.claims) }}</td>
+<td data-column="this run">{{ counts(paper.run, paper.claims) }}</td></tr>
+{% else %}
+<tr><td colspan="4">There are no claims yet: the folder claims holds no file.</td></tr>
+{% endfor %}
+</tbody></table>
+
+<h2>How to read a verdict</h2>
+<table>
+<tbody>
+<tr><td>{{ badge("reproduced") }}</td><td>The whole interval satisfies the criterion.</td></tr>
+<tr><td>{{ badge("partly") }}</td><td>Part of the interval satisfies it.</td></tr>
+<tr><td>{{ badge("not reproduced") }}</td><td>No part of the interval satisfies it.</td></tr>
+<tr><td>{{ badge("not decided here") }}</td><td>The run cannot judge the claim; the reason stands beside it.</td></tr>
+</tbody></table>
+<p>The <em>reference run</em> uses the papers' data and large sizes; <em>this run</em> is the one on the machine that wrote
+this file, where other images may stand in for a paper's. A published value in <span class="recalled">grey italics</span>
+could not be checked against its source and decides nothing.</p>
+
+{% for paper in papers %}
+<h2 id="{{ paper.key }}">{{ paper.title }}</h2>
+{{ problems(paper) }}
+{{ ledger(paper, none) }}
+{% for figure in figures.get(paper.key, []) %}
+<figure><img src="{{ figure.source }}" alt="{{ figure.caption }}"><figcaption>{{ figure.caption }} ({{ figure.run }})</figcaption></figure>
+{% endfor %}
+{% if left_out.get(paper.key) %}
+<p class="note">Left out to keep this file small: {% for figure in left_out[paper.key] %}{{ figure.path.stem }} ({{ figure.run }}){{ ", " if not loop.last }}{% endfor %}. The book shows them.</p>
+{% endif %}
+{% endfor %}
+</body>
+</html>
+"""
+)
