@@ -12,7 +12,7 @@ import os
 import re
 from base64 import b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -153,18 +153,24 @@ class Paper:
     key: str
     stem: str | None
     title: str
-    claims: tuple[claims.Claim, ...] = ()
-    reference: Run = Run("reference run")
-    run: Run = Run("this run")
-    has_page: bool = False
-    ledger: str = ""  # id of the section with the ledger on the chapter's page
-    stale: str = ""
-    problems: list[str] = field(default_factory=list)
+    measures: Mapping[str, str]
+    claims: tuple[claims.Claim, ...]
+    reference: Run
+    run: Run
+    has_page: bool
+    ledger: str  # id of the section with the ledger on the chapter's page
+    stale: str
+    problems: list[str]
 
     @property
     def page(self) -> str | None:
         """Address of the chapter relative to the folder `book`."""
         return f"chapters/{self.stem}.html" if self.stem else None
+
+    @property
+    def page_ledger(self) -> str | None:
+        """Address of the chapter's ledger; of the chapter where it has no section for it."""
+        return f"{self.page}#{self.ledger}" if self.ledger else self.page
 
     @property
     def all_problems(self) -> list[str]:
@@ -185,10 +191,10 @@ def _papers(root: Path) -> list[Paper]:
 
 def _paper(root: Path, key: str, stem: str | None) -> Paper:
     problems: list[str] = []
-    title, entries = stem or key, ()
+    title, measures, entries = stem or key, {}, ()
     try:
         loaded = claims.load(root / "claims" / f"{key}.yml")
-        title, entries = loaded.title, loaded.claims
+        title, measures, entries = loaded.title, loaded.measures, loaded.claims
     except FileNotFoundError:
         problems.append(f"claims/{key}.yml is missing, so there is nothing to judge.")
     except ValueError as error:
@@ -199,6 +205,7 @@ def _paper(root: Path, key: str, stem: str | None) -> Paper:
         key,
         stem,
         title,
+        measures,
         entries,
         _run("reference run", [root / "results" / "reference" / key / f"{key}.json"]),
         _run("this run", sorted((root / "results" / "runs").glob(f"*/{key}.json"))),
@@ -210,7 +217,7 @@ def _paper(root: Path, key: str, stem: str | None) -> Paper:
 
 
 def _run(title: str, paths: list[Path]) -> Run:
-    """The newest readable record; one of the smoke profile, whose numbers mean nothing, only where there is no other."""
+    """The newest readable record; one of the smoke profile, whose numbers mean nothing, only without another."""
     found, problems = [], []
     for path in paths:
         try:
@@ -270,8 +277,12 @@ def _badge(verdict: str, count: int | None = None) -> Markup:
     return Markup('<span class="verdict {}">{} {}</span>').format(CLASSES[verdict], claims.SYMBOLS[verdict], word)
 
 
+def _linked(text: str, address: str | None) -> Markup:
+    return Markup('<a href="{}">{}</a>').format(address, _in_raw(text)) if address else _in_raw(text)
+
+
 def _markdown(text: str) -> Markup:
-    """Text as Markdown shows it literally, on one line: a caption may hold what looks like markup or like a directive."""
+    """Text as Markdown shows it literally, on one line: a caption may hold what looks like markup."""
     return Markup(re.sub(r"([\\`*_{}\[\]()<>#+\-.!|$~:^])", r"\\\1", " ".join(text.split())))
 
 
@@ -286,14 +297,16 @@ def _root_path(path: Path) -> str:
     return "/" + "/".join(parts[len(parts) - 1 - parts[::-1].index("results") :])
 
 
+_NOTES = {"recalled": "recalled, unverified", "plot": "off the plot"}
+
 _TEMPLATES = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-_TEMPLATES.globals |= {"badge": _badge, "verdicts": list(CLASSES)}
+_TEMPLATES.globals |= {"badge": _badge, "linked": _linked, "NOTES": _NOTES}
 _TEMPLATES.filters |= {"markdown": _markdown, "raw_text": _in_raw, "root_path": _root_path}
 
 _PICTURE = """\
 {% if picture %}
 ```{figure} {{ picture.path | root_path }}
-:alt: {{ picture.caption | markdown }}
+:alt: {{ picture.caption | tojson }}
 
 {{ picture.caption | markdown }} ({{ picture.run }})
 ```
@@ -304,7 +317,13 @@ _PICTURE = """\
 
 _COUNTS = """\
 {% macro counts(run, claims) %}
-{% for verdict, count in run.counts(claims).items() %}{{ badge(verdict, count) }} {% else %}none yet{% endfor %}
+<div class="counts">
+{% for verdict, count in run.counts(claims).items() %}
+{{ badge(verdict, count) }}
+{% else %}
+none yet
+{% endfor %}
+</div>
 {% endmacro %}
 """
 
@@ -316,9 +335,14 @@ _SUMMARY = (
 <thead><tr><th>chapter</th><th>claims</th><th>reference run</th><th>this run</th></tr></thead>
 <tbody>
 {% for paper in papers %}
-<tr><td>{% if paper.page %}<a href="{{ paper.page }}">{{ paper.title | raw_text }}</a>{% else %}{{ paper.title | raw_text }}{% endif %}
-{% if paper.page and not paper.has_page %}<div class="note">not run here yet</div>{% endif %}
-{% if paper.stale %}<div class="note">out of date: {{ paper.stale | raw_text }}</div>{% endif %}</td>
+<tr><td>{{ linked(paper.title, paper.page) }}
+{% if paper.page and not paper.has_page %}
+<div class="note">not run here yet</div>
+{% endif %}
+{% if paper.stale %}
+<div class="note">out of date: {{ paper.stale | raw_text }}</div>
+{% endif %}
+</td>
 <td data-column="claims" class="number">{{ paper.claims | length }}</td>
 <td data-column="reference run">{{ counts(paper.reference, paper.claims) }}</td>
 <td data-column="this run">{{ counts(paper.run, paper.claims) }}</td></tr>
@@ -334,16 +358,27 @@ _LEDGER = """\
 {% macro result(claim, run) %}
 {% set cell = run.cell(claim) %}
 {% if cell %}
-<div>{{ badge(cell.verdict) }}{% if cell.measured %}<div class="measured">{{ cell.measured | raw_text }}</div>{% endif %}
-{% if cell.reason %}<div class="note">{{ cell.reason | raw_text }}</div>{% endif %}</div>
-{% elif run.record %}<span class="note">not in this run's ledger; run the chapter again</span>
-{% else %}<span class="note">none yet</span>
+<div>{{ badge(cell.verdict) }}
+{% if cell.measured %}
+<div class="measured">{{ cell.measured | raw_text }}</div>
+{% endif %}
+{% if cell.reason %}
+<div class="note">{{ cell.reason | raw_text }}</div>
+{% endif %}
+</div>
+{% elif run.record %}
+<span class="note">not in this run's ledger; run the chapter again</span>
+{% else %}
+<span class="note">none yet</span>
 {% endif %}
 {% endmacro %}
 {% macro problems(paper) %}
-{% for problem in paper.all_problems %}<p class="problem">{{ problem | raw_text }}</p>
+{% for problem in paper.all_problems %}
+<p class="problem">{{ problem | raw_text }}</p>
 {% endfor %}
-{% if paper.stale %}<p class="problem">Out of date: {{ paper.stale | raw_text }}</p>{% endif %}
+{% if paper.stale %}
+<p class="problem">Out of date: {{ paper.stale | raw_text }}</p>
+{% endif %}
 {% endmacro %}
 {% macro ledger(paper, link) %}
 {% if paper.claims %}
@@ -352,15 +387,29 @@ _LEDGER = """\
 <tbody>
 {% for claim in paper.claims %}
 <tr id="{{ paper.key }}-{{ claim.id }}"><td>{{ claim.says | raw_text }}
-<div class="where">{{ claim.where | raw_text if claim.origin == "paper" else "this book" }} · {% if link %}<a href="{{ link }}">{{ claim.id }}</a>{% else %}{{ claim.id }}{% endif %}</div>
-<div class="where">{% if claim.criterion %}criterion: {{ claim.criterion.measure }} {{ claim.criterion.words(claim.published.percent) | raw_text }}{% else %}no criterion{% endif %}</div></td>
-<td data-column="published"><span{% if claim.provenance == "recalled" %} class="recalled"{% endif %}>{{ claim.published | string | raw_text }}{% if claim.provenance == "recalled" %}<div class="note">recalled, unverified</div>{% elif claim.provenance == "plot" %}<div class="note">off the plot</div>{% endif %}</span></td>
+<div class="where">{{ claim.where | raw_text if claim.origin == "paper" else "this book" }} ·
+{{ linked(claim.id, link) }}</div>
+<div class="where">
+{% if claim.criterion %}
+criterion: {{ paper.measures[claim.criterion.measure] | raw_text }}:
+{{ claim.criterion.words(claim.published.percent) | raw_text }}
+{% else %}
+no criterion
+{% endif %}
+</div></td>
+<td data-column="published"><div{% if claim.provenance == "recalled" %} class="recalled"{% endif %}>
+{{ claim.published | string | raw_text }}
+{% if claim.provenance in NOTES %}
+<div class="note">{{ NOTES[claim.provenance] }}</div>
+{% endif %}
+</div></td>
 <td data-column="reference run">{{ result(claim, paper.reference) }}</td>
 <td data-column="this run">{{ result(claim, paper.run) }}</td></tr>
 {% endfor %}
 </tbody></table>
 {% endif %}
-<p class="provenance">Reference run: {{ paper.reference.provenance | raw_text }}.<br>This run: {{ paper.run.provenance | raw_text }}.</p>
+<p class="provenance">Reference run: {{ paper.reference.provenance | raw_text }}.<br>
+This run: {{ paper.run.provenance | raw_text }}.</p>
 {% endmacro %}
 """
 
@@ -373,7 +422,7 @@ _SCOREBOARD = (
 
 `````{raw} html
 {{ problems(paper) }}
-{{ ledger(paper, (paper.page ~ ("#" ~ paper.ledger if paper.ledger else "")) if paper.page else none) }}
+{{ ledger(paper, paper.page_ledger) }}
 `````
 
 {% else %}
@@ -418,11 +467,13 @@ _REPORT = (
 }
 body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; background: var(--back); color: var(--text);
   font: 1rem/1.55 system-ui, "Segoe UI", "Noto Sans", "Liberation Sans", sans-serif; overflow-wrap: break-word; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; } h2 { margin: 2.6rem 0 .6rem; } h3 { margin: 1.8rem 0 .5rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; }
+h2 { margin: 2.6rem 0 .6rem; }
 a { color: var(--blue); }
 table { border-collapse: collapse; width: 100%; margin: .7rem 0; font-size: .92rem; line-height: 1.45; }
 th, td { border-bottom: 1px solid var(--line); padding: .45rem .6rem; text-align: left; vertical-align: top; }
 thead th { border-bottom-width: 2px; }
+.ledger th:first-child { width: 38%; }
 .where, .note, .provenance, figcaption, .recalled { color: var(--grey); font-size: .9em; }
 .recalled { font-style: italic; }
 .measured { font-variant-numeric: tabular-nums; }
@@ -433,22 +484,26 @@ thead th { border-bottom-width: 2px; }
 .verdict.not-reproduced { color: var(--red); background: var(--red-soft); }
 .verdict.undecided { color: var(--grey); border-style: dashed; font-weight: 500; }
 .problem { border-left: .3rem solid var(--red); background: var(--red-soft); padding: .5rem .8rem; }
-figure { margin: 1.2rem 0; } figure img { display: block; max-width: 100%; height: auto; background: #fff; padding: .3rem; border-radius: .3rem; box-sizing: border-box; }
+figure { margin: 1.2rem 0; }
+figure img { display: block; box-sizing: border-box; max-width: 100%; height: auto; padding: .3rem;
+  border-radius: .3rem; background: #fff; }
 @media (max-width: 640px) {
   table.cards thead { display: none; }
   table.cards, table.cards tbody { display: block; }
-  table.cards tr { display: block; border: 1px solid var(--line); border-radius: .5rem; padding: .4rem 0; margin-bottom: .8rem; }
+  table.cards tr { display: block; margin-bottom: .8rem; padding: .4rem 0; border: 1px solid var(--line);
+    border-radius: .5rem; }
   table.cards td { display: flex; gap: .8rem; border: 0; padding: .2rem .6rem; }
   table.cards td:not([data-column]) { display: block; }
-  table.cards td[data-column]::before { content: attr(data-column); flex: 0 0 6.2rem; color: var(--grey); font-size: .9em; }
+  table.cards td[data-column]::before { content: attr(data-column); flex: 0 0 6.2rem; color: var(--grey);
+    font-size: .9em; }
 }
 @media print { body { max-width: none; } tr, figure { break-inside: avoid; } }
 </style>
 </head>
 <body>
 <h1>Leaky Gradients</h1>
-<p>The gradient-inversion papers, re-run and judged: the results in one file. Each claim of a paper has a criterion that was
-fixed before the measurement; a verdict compares the 95&nbsp;% interval of what was measured with it.</p>
+<p>The gradient-inversion papers, re-run and judged: the results in one file. Each claim of a paper has a criterion
+that was fixed before the measurement; a verdict compares the 95&nbsp;% interval of what was measured with it.</p>
 
 <table class="cards">
 <thead><tr><th>paper</th><th>claims</th><th>reference run</th><th>this run</th></tr></thead>
@@ -470,19 +525,24 @@ fixed before the measurement; a verdict compares the 95&nbsp;% interval of what 
 <tr><td>{{ badge("not reproduced") }}</td><td>No part of the interval satisfies it.</td></tr>
 <tr><td>{{ badge("not decided here") }}</td><td>The run cannot judge the claim; the reason stands beside it.</td></tr>
 </tbody></table>
-<p>The <em>reference run</em> uses the papers' data and large sizes; <em>this run</em> is the one on the machine that wrote
-this file, where other images may stand in for a paper's. A published value in <span class="recalled">grey italics</span>
-could not be checked against its source and decides nothing.</p>
+<p>The <em>reference run</em> uses the papers' data and large sizes; <em>this run</em> is the one on the machine that
+wrote this file, where other images may stand in for a paper's. A published value in
+<span class="recalled">grey italics</span> could not be checked against its source; no verdict rests on it.</p>
 
 {% for paper in papers %}
 <h2 id="{{ paper.key }}">{{ paper.title }}</h2>
 {{ problems(paper) }}
 {{ ledger(paper, none) }}
 {% for figure in figures.get(paper.key, []) %}
-<figure><img src="{{ figure.source }}" alt="{{ figure.caption }}"><figcaption>{{ figure.caption }} ({{ figure.run }})</figcaption></figure>
+<figure><img src="{{ figure.source }}" alt="{{ figure.caption }}">
+<figcaption>{{ figure.caption }} ({{ figure.run }})</figcaption></figure>
 {% endfor %}
 {% if left_out.get(paper.key) %}
-<p class="note">Left out to keep this file small: {% for figure in left_out[paper.key] %}{{ figure.path.stem }} ({{ figure.run }}){{ ", " if not loop.last }}{% endfor %}. The book shows them.</p>
+<p class="note">Left out to keep this file small, but shown in the book:
+{% for figure in left_out[paper.key] %}
+{{ figure.path.stem }} ({{ figure.run }}){{ "," if not loop.last else "." }}
+{% endfor %}
+</p>
 {% endif %}
 {% endfor %}
 </body>

@@ -12,7 +12,7 @@ def hide_buttons_without_repository(app, config):
 
 
 def open_clean_notebooks(app, pagename, templatename, context, doctree):
-    """Point a chapter's launch buttons to notebooks/: the executed copy that the page shows is not in the repository."""
+    """Point a chapter's launch buttons to notebooks/: the executed copy on the page is not in the repository."""
     for group in context.get("header_buttons", []):
         if group.get("label") == "launch-buttons":
             for button in group["buttons"]:

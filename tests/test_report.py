@@ -1,0 +1,316 @@
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reprolib import claims, report, results
+from reprolib.metrics import wilson
+
+CLAIMS = """
+paper: {paper}
+title: "{title}"
+measures:
+  label_accuracy: share of labels inferred
+  protected: share of images that leak under noise
+claims:
+  - id: label-accuracy
+    says: the label of one sample & its <sign> are recovered
+    where: Table 1
+    published: {{value: 100.0, unit: "% of labels"}}
+    provenance: read
+    needs: {{data: [cifar10], profile: cpu, images: 100}}
+    criterion: {{measure: label_accuracy, at_least: {bound}}}
+  - id: noise
+    says: strong noise protects
+    where: Section 5
+    published: {{value: protects}}
+    provenance: recalled
+    needs: {{data: [cifar10], profile: gpu, images: 64}}
+    criterion: {{measure: protected, at_most: 0.5}}
+  - id: text
+    says: text leaks too
+    where: Table 2
+    published: {{value: null}}
+    provenance: read
+    needs: {{profile: cpu, images: 1}}
+    criterion: null
+    undecidable: text is not part of this book
+"""
+
+TOC = """
+format: jb-book
+root: book/index
+parts:
+  - caption: The papers
+    chapters:
+      - file: book/chapters/01-dlg
+      - file: book/chapters/02-idlg
+"""
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "_toc.yml").write_text(TOC)
+    (tmp_path / "claims").mkdir()
+    write_claims(tmp_path, "dlg", "Deep Leakage")
+    write_claims(tmp_path, "idlg", "iDLG: Improved")
+    return tmp_path
+
+
+def write_claims(root, paper, title, bound=0.9):
+    (root / "claims" / f"{paper}.yml").write_text(CLAIMS.format(paper=paper, title=title, bound=bound))
+
+
+def add_run(root, paper, profile, kind="runs", data="cifar10", right=127, n=128, side=8, time=None):
+    ledger = claims.Ledger(claims.load(root / "claims" / f"{paper}.yml"), profile, {"photos": "cifar10"})
+    ledger.record("label_accuracy", wilson(right, n), n, data)
+    ledger.record("protected", wilson(0, n), n, data)
+    folder = root / "results" / "reference" / paper if kind == "reference" else root / "results" / "runs" / profile
+    pictures = folder if kind == "reference" else folder / paper
+    pictures.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(pictures / "strip.png")
+    provenance = results.provenance("cpu", 0, {data: "0123"})
+    record = {
+        "paper": paper,
+        "profile": profile,
+        **ledger.payload(),
+        "figures": [
+            {
+                "name": "strip",
+                "number": 1,
+                "caption": f"From {profile}: noise `becomes` an image.",
+                "file": "strip.png",
+            },
+            {"name": "slider", "number": 2, "caption": "No file."},
+        ],
+        "provenance": provenance | ({"time": time} if time else {}),
+    }
+    path = folder / f"{paper}.json"
+    results.save(path, record)
+    return path
+
+
+def page(root, name):
+    report.write_pages(root)
+    return (root / "book" / "_generated" / f"{name}.md").read_text(encoding="utf-8")
+
+
+def put_chapter(root, stem, **metadata):
+    path = root / "book" / "chapters" / f"{stem}.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cells = [{"cell_type": "markdown", "source": ["# Title\n", "\n", "## The ledger, at last"]}]
+    path.write_text(json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}))
+    return path
+
+
+def badges(text):
+    return re.findall(r'class="verdict ([a-z-]+)"', text)
+
+
+# --- the book's pages -------------------------------------------------------------------------------------------------
+
+
+def test_pages_exist_before_anything_was_run(root):
+    assert "none yet" in page(root, "summary")
+    assert page(root, "scoreboard").count("none yet") == 12  # 3 claims of 2 papers, 2 runs
+    assert "No run has a strip" in page(root, "picture")
+
+
+def test_scoreboard_shows_both_runs_beside_the_published_value(root):
+    add_run(root, "dlg", "gpu", "reference")
+    add_run(root, "dlg", "cpu", data="photos")
+    text = page(root, "scoreboard")
+    dlg = text.split("## iDLG")[0]
+    assert "100 % of labels" in dlg and "99.2 % [95.7, 99.9]" in dlg
+    assert badges(dlg) == ["reproduced", "undecided", "reproduced", "undecided", "undecided", "undecided"]
+    assert "needs cifar10, this run has photos, a stand-in for cifar10" in dlg
+    assert "recalled, unverified" in dlg
+    assert "share of labels inferred: at least 90 %" in " ".join(dlg.split())
+
+
+@pytest.mark.parametrize(
+    ("right", "word"), [(127, "reproduced"), (115, "partly"), (20, "not-reproduced")], ids=lambda value: str(value)
+)
+def test_verdicts_have_symbol_word_and_class(root, right, word):
+    add_run(root, "dlg", "cpu", right=right)
+    first = re.search(r'<span class="verdict ([a-z-]+)">(\S+) ([a-z ]+)</span>', page(root, "scoreboard"))
+    assert first[1] == word and first[3].replace(" ", "-") == word
+    assert first[2] == claims.SYMBOLS[first[3]]
+
+
+def test_summary_counts_verdicts(root):
+    add_run(root, "dlg", "gpu", "reference")
+    assert "✔ 2 reproduced" in page(root, "summary") and "○ 1 not decided here" in page(root, "summary")
+
+
+def test_text_of_claims_and_captions_is_escaped(root):
+    add_run(root, "dlg", "cpu")
+    assert "&amp; its &lt;sign&gt;" in page(root, "scoreboard")
+    assert r"noise \`becomes\` an image" in page(root, "picture")
+    write_claims(root, "dlg", "``````{raw} html")
+    (root / "results" / "runs" / "cpu" / "dlg.json").unlink()
+    assert r"## \`\`\`\`\`\`\{raw\} html" in page(root, "scoreboard")
+    assert "&#96;&#96;&#96;" in page(root, "summary")
+
+
+def test_the_picture_comes_from_the_reference_run_where_there_is_one(root):
+    add_run(root, "dlg", "cpu")
+    assert "/results/runs/cpu/dlg/strip.png" in page(root, "picture")
+    add_run(root, "idlg", "gpu", "reference")
+    assert "/results/reference/idlg/strip.png" in page(root, "picture")
+
+
+def test_this_run_is_the_newest_and_smoke_only_without_another(root):
+    add_run(root, "dlg", "smoke", time="2030-01-03T00:00:00+00:00")
+    assert "profile smoke" in page(root, "scoreboard")
+    add_run(root, "dlg", "cpu", time="2030-01-02T00:00:00+00:00")
+    add_run(root, "dlg", "gpu", time="2030-01-01T00:00:00+00:00")
+    text = page(root, "scoreboard")
+    assert "profile cpu" in text and "profile smoke" not in text and "profile gpu" not in text
+
+
+def test_a_verdict_by_another_criterion_no_longer_counts(root):
+    add_run(root, "dlg", "cpu")
+    write_claims(root, "dlg", "Deep Leakage", bound=0.95)
+    text = page(root, "scoreboard")
+    assert badges(text)[0] == "undecided"
+    assert "judged by another criterion (at least 90 %); run the chapter again" in text
+
+
+def test_links_lead_to_the_ledger_of_the_chapter(root):
+    put_chapter(root, "01-dlg")
+    text = page(root, "scoreboard")
+    assert '<a href="chapters/01-dlg.html#the-ledger-at-last">label-accuracy</a>' in text
+    assert '<a href="chapters/02-idlg.html">label-accuracy</a>' in text
+
+
+def test_a_chapter_that_was_not_run_has_a_placeholder_until_its_page_exists(root):
+    placeholder = root / "book" / "chapters" / "01-dlg.md"
+    report.write_pages(root)
+    assert "reprolib run 01-dlg" in placeholder.read_text() and "# Deep Leakage" in placeholder.read_text()
+    assert "not run here yet" in page(root, "summary")
+    put_chapter(root, "01-dlg")
+    report.write_pages(root)
+    assert not placeholder.exists()
+    assert (root / "book" / "chapters" / "02-idlg.md").exists()
+
+
+def test_a_stale_page_says_why(root):
+    put_chapter(root, "01-dlg", reprolib={"stale": {"since": "2030", "reason": "cell 3: ValueError: no"}})
+    assert "out of date: last run failed: cell 3: ValueError: no" in page(root, "summary")
+
+
+def test_unchanged_pages_are_not_written_again(root):
+    add_run(root, "dlg", "cpu")
+    report.write_pages(root)
+    files = [path for path in (root / "book").rglob("*.md")]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    report.write_pages(root)
+    assert before == {path: path.stat().st_mtime_ns for path in files} and len(files) == 5
+
+
+# --- what is missing or damaged ---------------------------------------------------------------------------------------
+
+
+def test_results_cut_in_half_become_a_line(root):
+    path = add_run(root, "dlg", "gpu", "reference")
+    path.write_text(path.read_text()[: path.stat().st_size // 2])
+    text = page(root, "scoreboard")
+    assert "Reference run (dlg): dlg.json is not complete JSON" in text
+    assert "none yet" in text and "iDLG" in text
+
+
+def test_a_damaged_run_does_not_hide_a_good_one(root):
+    add_run(root, "dlg", "cpu")
+    add_run(root, "dlg", "gpu").write_text("{}")
+    text = page(root, "scoreboard")
+    assert "This run (gpu): dlg.json is no record of reprolib" in text and "profile cpu" in text
+
+
+def test_results_without_a_ledger_become_a_line(root):
+    path = root / "results" / "runs" / "cpu" / "dlg.json"
+    results.save(path, {"profile": "cpu"})
+    assert "dlg.json lacks figures, provenance, verdicts; run the chapter again" in page(root, "scoreboard")
+
+
+def test_malformed_claims_become_a_line(root):
+    (root / "claims" / "dlg.yml").write_text("paper: [")
+    text = page(root, "scoreboard")
+    assert "dlg.yml is not valid YAML" in text and "## iDLG" in text
+
+
+def test_missing_claims_become_a_line(root):
+    (root / "claims" / "dlg.yml").unlink()
+    assert "claims/dlg.yml is missing" in page(root, "scoreboard")
+
+
+def test_a_notebook_cut_in_half_becomes_a_line(root):
+    path = put_chapter(root, "01-dlg")
+    path.write_text(path.read_text()[:20])
+    assert "book/chapters/01-dlg.ipynb is not a complete notebook" in page(root, "summary")
+
+
+@pytest.mark.parametrize("write", [report.write_pages, lambda root: report.write_report(root, root / "out.html")])
+def test_a_folder_without_a_book_is_refused(tmp_path, write):
+    with pytest.raises(ValueError, match="holds no book: _toc.yml and the folder claims are expected there"):
+        write(tmp_path)
+
+
+# --- the one-file report ----------------------------------------------------------------------------------------------
+
+
+def written(root):
+    report.write_report(root, root / "report.html")
+    return (root / "report.html").read_text(encoding="utf-8")
+
+
+def test_report_holds_verdicts_figures_and_provenance_and_asks_for_nothing(root):
+    add_run(root, "dlg", "gpu", "reference")
+    add_run(root, "dlg", "cpu", data="photos")
+    text = written(root)
+    assert "99.2 % [95.7, 99.9]" in text and "profile gpu" in text and "images photos" in text
+    assert text.count("data:image/png;base64,") == 2
+    assert "<script" not in text and "<link" not in text
+    assert not re.search(r"(?:src|href)=\"(?!#|data:)", text)
+    assert "The whole interval satisfies the criterion." in text
+    assert "&amp; its &lt;sign&gt;" in text
+
+
+def test_report_without_results_says_so(root):
+    assert written(root).count("none yet") == 16  # 3 claims and a summary of 2 papers, 2 runs
+
+
+def test_report_with_damaged_results_says_so(root):
+    add_run(root, "dlg", "cpu").write_text("{}")
+    assert "This run (cpu): dlg.json is no record of reprolib" in written(root)
+
+
+def test_report_stays_small_and_keeps_the_reference_figures(root, monkeypatch):
+    add_run(root, "dlg", "gpu", "reference", side=60)
+    add_run(root, "dlg", "cpu", side=60)
+    whole = len(written(root).encode())
+    monkeypatch.setattr(report, "REPORT_LIMIT", whole - 1000)
+    text = written(root)
+    assert len(text.encode()) <= whole - 1000
+    assert "From gpu" in text.split("Left out")[0] and re.search(r"Left out.*\sstrip \(this run\)\.", text, re.DOTALL)
+
+
+def test_report_refuses_a_folder(root):
+    with pytest.raises(ValueError, match="is a folder: name a file in it"):
+        report.write_report(root, root)
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(root, monkeypatch):
+    old = written(root)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        report.write_report(root, root / "report.html")
+    assert (root / "report.html").read_text(encoding="utf-8") == old
+    assert [path.name for path in root.glob("*.tmp")] == [] and [path.name for path in root.glob(".*.tmp")] == []
