@@ -317,7 +317,7 @@ _PICTURE = """\
 
 _COUNTS = """\
 {% macro counts(run, claims) %}
-<div class="counts">
+<div>
 {% for verdict, count in run.counts(claims).items() %}
 {{ badge(verdict, count) }}
 {% else %}
@@ -382,6 +382,10 @@ _LEDGER = """\
 {% endmacro %}
 {% macro ledger(paper, link) %}
 {% if paper.claims %}
+<table class="counts"><tbody>
+<tr><th>reference run</th><td>{{ counts(paper.reference, paper.claims) }}</td></tr>
+<tr><th>this run</th><td>{{ counts(paper.run, paper.claims) }}</td></tr>
+</tbody></table>
 <table class="ledger cards">
 <thead><tr><th>claim</th><th>published</th><th>reference run</th><th>this run</th></tr></thead>
 <tbody>
@@ -474,6 +478,9 @@ table { border-collapse: collapse; width: 100%; margin: .7rem 0; font-size: .92r
 th, td { border-bottom: 1px solid var(--line); padding: .45rem .6rem; text-align: left; vertical-align: top; }
 thead th { border-bottom-width: 2px; }
 .ledger th:first-child { width: 38%; }
+.counts { width: auto; }
+.counts th, .counts td { border: 0; padding: .15rem .8rem .15rem 0; }
+.counts th { font-weight: 500; white-space: nowrap; }
 .where, .note, .provenance, figcaption, .recalled { color: var(--grey); font-size: .9em; }
 .recalled { font-style: italic; }
 .measured { font-variant-numeric: tabular-nums; }
