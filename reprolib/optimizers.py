@@ -195,73 +195,70 @@ class BatchedLBFGS:
             setattr(self, name, getattr(self, name)[keep])
 
     def _directions(self, rows: Tensor) -> Tensor:
-        """Set direction, step size and previous gradient of the rows; return the slopes g'd."""
-        s = self.settings
-        slope = self.x.new_empty(len(rows))
-        for start in range(0, len(rows), HISTORY_BLOCK):
-            block = rows[start : start + HISTORY_BLOCK]
-            self._remember(block)
-            gradient = self.gradient[block]
-            direction = self._two_loop(block, gradient)
-            slope[start : start + HISTORY_BLOCK] = (gradient * direction).sum(1)
-            first = self.iteration[block] == 0
-            shrunk = s.learning_rate * (1 / gradient.abs().sum(1)).clamp(max=1.0)
-            self.step_size[block] = torch.where(first, shrunk, s.learning_rate)
-            self.direction[block], self.previous_gradient[block] = direction, gradient
-            self.iteration[block] += 1
-        return slope
+        """Set direction, step size and previous gradient of the rows; return the slopes g'd.
 
-    def _remember(self, rows: Tensor) -> None:
-        """Push the pair (s, y) of the last move where its curvature is positive enough."""
-        difference = self.gradient[rows] - self.previous_gradient[rows]
-        step = self.direction[rows] * self.step_size[rows, None]
-        product = (difference * step).sum(1)
-        push = (product > 1e-10) & (self.iteration[rows] > 0)
-        if not push.any():
-            return
-        if not push.all():
-            rows, difference, step, product = rows[push], difference[push], step[push], product[push]
+        Blocks of neighbouring rows, so that histories are read in place; idle rows among them are computed and dropped.
+        """
+        wanted = torch.zeros(len(self.trials), dtype=torch.bool, device=rows.device)
+        wanted[rows] = True
+        slope = self.x.new_zeros(len(wanted))
+        first = self.iteration == 0
+        shrunk = self.settings.learning_rate * (1 / self.gradient.abs().sum(1)).clamp(max=1.0)
+        for start in range(0, len(wanted), HISTORY_BLOCK):
+            block = slice(start, start + HISTORY_BLOCK)
+            if not wanted[block].any():
+                continue
+            direction = self._two_loop(block, wanted[block])
+            slope[block] = (self.gradient[block] * direction).sum(1)
+            self.direction[block] = torch.where(wanted[block, None], direction, self.direction[block])
+        size = torch.where(first, shrunk, self.settings.learning_rate)
+        self.step_size = torch.where(wanted, size, self.step_size)
+        self.previous_gradient[rows] = self.gradient[rows]
+        self.iteration += wanted
+        return slope[rows]
+
+    def _two_loop(self, block: slice, wanted: Tensor) -> Tensor:
+        """Push the pair (s, y) of the wanted rows' last move, if its curvature is positive enough; the directions."""
+        gradient = self.gradient[block]
+        y = gradient - self.previous_gradient[block]
+        s = self.direction[block] * self.step_size[block, None]
+        product = (y * s).sum(1)
+        push = (product > 1e-10) & (self.iteration[block] > 0) & wanted
+        rows = push.nonzero()[:, 0] + block.start
         memory = self.settings.history_size
         slot = self.pairs[rows] % memory
-        self.steps[rows, slot], self.differences[rows, slot] = step, difference
+        self.steps[rows, slot], self.differences[rows, slot] = s[push], y[push]
         self.pairs[rows] += 1
-        self.scale[rows] = product / difference.square().sum(1)
-        steps, differences, order = self._history(rows)
-        y = difference[:, :, None]
-        for matrix, column in ((self.curvature, steps @ y), (self.gram, differences @ y)):
+        self.scale[rows] = product[push] / y[push].square().sum(1)
+
+        pairs = self.pairs[block]
+        used = min(int(pairs.max()), memory)
+        if not used:
+            return -gradient
+        order = pairs[:, None] + torch.arange(-memory, 0, device=pairs.device)
+        order = torch.where(order < 0, -1, order % memory)  # the slot of the pair of each age, -1 where there is none
+        steps, differences = self.steps[block, :used], self.differences[block, :used]
+        both = torch.stack([gradient, y], 1)
+        # vectors as rows: as columns the same products read memory at a third of the speed
+        along_steps, along_differences = ((both @ v.mT).unbind(1) for v in (steps, differences))
+        for matrix, column in ((self.curvature, along_steps[1]), (self.gram, along_differences[1])):
+            column = _by_age(column, order)[push]
             aged = torch.zeros_like(matrix[rows])
-            aged[:, :-1, :-1] = matrix[rows][:, 1:, 1:]
-            aged[:, :, -1] = _by_age(column[:, :, 0], order)
+            aged[:, :-1, :-1] = matrix[rows, 1:, 1:]
+            aged[:, :, -1] = column
             if matrix is self.gram:
-                aged[:, -1, :] = aged[:, :, -1]
+                aged[:, -1, :] = column
             matrix[rows] = aged
 
-    def _two_loop(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        steps, differences, order = self._history(rows)
-        if not steps.shape[1]:
-            return -gradient
-        curvature, gram, scale = self.curvature[rows], self.gram[rows], self.scale[rows, None]
-        g = gradient[:, :, None]
-        along_steps = _by_age((steps @ g)[:, :, 0], order)[:, :, None]
-        along_differences = _by_age((differences @ g)[:, :, 0], order)[:, :, None]
+        curvature, scale = self.curvature[block], self.scale[block, None]
+        along_steps, along_differences = (_by_age(v[0], order)[:, :, None] for v in (along_steps, along_differences))
         a = torch.linalg.solve_triangular(curvature, -along_steps, upper=True)
-        right = curvature.diagonal(dim1=1, dim2=2)[:, :, None] * a + scale[:, :, None] * (along_differences + gram @ a)
+        right = along_differences + self.gram[block] @ a
+        right = curvature.diagonal(dim1=1, dim2=2)[:, :, None] * a + scale[:, :, None] * right
         c = torch.linalg.solve_triangular(curvature.mT, right, upper=False)
-        # Where no pair is stored, the identity row gives c = 0: steps and differences are zero there.
-        a, c = (_by_slot(v[:, :, 0], order, steps.shape[1])[:, None] for v in (a, c))
+        # where no pair is stored, the identity row gives 0: steps and differences are zero there
+        a, c = (_by_slot(v[:, :, 0], order, used)[:, None] for v in (a, c))
         return -scale * (gradient + (a @ differences)[:, 0]) + (c @ steps)[:, 0]
-
-    def _history(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The filled slots of the rows' ring buffers, and `order` [R, memory]: the slot of the pair of each age."""
-        memory = self.settings.history_size
-        pairs = self.pairs[rows]
-        used = min(int(pairs.max()), memory)
-        ages = torch.arange(memory, device=rows.device) - memory
-        order = pairs[:, None] + ages  # negative where no pair of that age exists
-        order = torch.where(order < 0, -1, order % memory)
-        dense = int(rows[-1] - rows[0]) + 1 == len(rows)
-        where = slice(int(rows[0]), int(rows[-1]) + 1) if dense else rows
-        return self.steps[where][:, :used], self.differences[where][:, :used], order
 
     def _line_search(self, rows: Tensor, slope: Tensor, budget: Tensor) -> Tensor:
         """Strong-Wolfe line search of all rows at once; returns the evaluations each spent.

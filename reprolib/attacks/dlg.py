@@ -91,7 +91,7 @@ class DLG:
     def stable(cls) -> DLG:
         """Near-grey starts, and new ones while the objective stays high: does not fail on unlucky networks."""
         return cls(
-            iterations=175, init_mean=0.5, init_std=0.1, starts=4, iterate="best", stop_objective=1e-6, stop_every=1
+            iterations=175, init_mean=0.5, init_std=0.1, starts=4, iterate="best", stop_objective=1e-5, stop_every=1
         )
 
     def __post_init__(self) -> None:
