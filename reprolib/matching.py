@@ -13,8 +13,8 @@ from torch.func import functional_call, grad, vmap
 
 from reprolib import client
 
-BLOCK = {"cpu": 64, "cuda": 1024}
-"""Trials differentiated together at most: on a CPU, beyond it the intermediates leave the cache."""
+BLOCK = {"cpu": 256, "cuda": 1024}
+"""Trials differentiated together at most; LeNet still gains from 128 to 256 on two cores, and beyond it memory is all."""
 
 
 @dataclass(frozen=True, eq=False)
