@@ -40,14 +40,15 @@ def problem(images: data.ImageSet, trials: int, network: int, device: torch.devi
     return model, client.share(model, x.to(device), labels.to(device)), x
 
 
-def seconds(call: Callable[[], object], device: torch.device) -> float:
+def calls_per_second(call: Callable[[], object], repeat: int, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
-    call()
+    for _ in range(repeat):
+        call()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return repeat / (time.perf_counter() - began)
 
 
 def batched_objective(model, update, trials: int) -> Callable[[], object]:
@@ -81,8 +82,8 @@ def objective_table(images, sizes, threads, rounds: int, device) -> list[dict]:
             batched(), single()
             ours, theirs = [], []
             for _ in range(rounds):
-                ours.append(repeat * trials / seconds(lambda: [batched() for _ in range(repeat)], device))
-                theirs.append(24 / seconds(lambda: [single() for _ in range(24)], device))
+                ours.append(trials * calls_per_second(batched, repeat, device))
+                theirs.append(calls_per_second(single, 24, device))
             rows.append(row("objective", count, trials, ours, theirs))
     return rows
 
@@ -97,7 +98,7 @@ def attack_table(images, sizes, threads, rounds: int, outers: int, device) -> li
             model, update, _ = problem(images, trials, 0, device)
             ours, theirs, peak = [], [], 0
             for _ in range(rounds):
-                found, memory = with_peak(lambda: official(model, update, progress=False), device)
+                found, memory = with_peak(official, model, update, device)
                 ours.append(found.evaluations.sum().item() / found.seconds)
                 one = plain.attack(model, update, 0, seed=0, iterations=outers)
                 theirs.append(one.closures / one.seconds)
@@ -109,11 +110,11 @@ def attack_table(images, sizes, threads, rounds: int, outers: int, device) -> li
     return rows
 
 
-def with_peak(call: Callable[[], object], device):
-    """The result of a call, and the memory it added at its peak, in bytes (sampled on a CPU)."""
+def with_peak(attack, model, update, device):
+    """The reconstruction, and the memory that the attack added at its peak, in bytes (sampled on a CPU)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        result = call()
+        result = attack(model, update, progress=False)
         return result, torch.cuda.max_memory_allocated()
     process, done = psutil.Process(), threading.Event()
     before = peak = process.memory_info().rss
@@ -125,7 +126,7 @@ def with_peak(call: Callable[[], object], device):
 
     sampler = threading.Thread(target=sample)
     sampler.start()
-    result = call()
+    result = attack(model, update, progress=False)
     done.set()
     sampler.join()
     return result, peak - before

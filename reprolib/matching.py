@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 from reprolib import client
 
 BLOCK = {"cpu": 256, "cuda": 1024}
-"""Trials differentiated together at most; LeNet still gains from 128 to 256 on two cores, and beyond it memory is all."""
+"""Trials differentiated together at most. LeNet still gains from 128 to 256 on two cores."""
 
 
 @dataclass(frozen=True, eq=False)
