@@ -190,26 +190,29 @@ class _Search:
         self.given = given
         if given is not None:
             self.given = F.one_hot(given[trials.to(given.device)].to(self.device), update.num_classes).to(self.dtype)
-        prior = None
-        if observation.noise_std > 0:
-            # Gaussian: D / (2 std^2) + prior; Laplacian: D / b + prior, with b = std / sqrt(2)
-            gaussian = observation.law == "gaussian"
-            unit = 2 * observation.noise_std**2 if gaussian else observation.noise_std / math.sqrt(2)
+        self.model, self.observation = model, observation
 
-            def prior(images: Tensor) -> Tensor:
-                smooth = attack.total_variation * priors.squared_total_variation(images)
-                return unit * (smooth + BOX_WEIGHT * priors.outside_box(images))
+    def _objective(self, parts: Parts, rows: Tensor) -> Matching:
+        """The matching objective of the chunk's trials `rows`, with an image prior where the gradients are noisy."""
+        observation, attack = self.observation.select(self.trials[rows.cpu()].to(self.device)), self.attack
+        if observation.noise_std == 0:
+            return Matching(self.model, observation, parts, mode=self.update.threat.mode)
+        # Gaussian: D / (2 std^2) + prior; Laplacian: D / b + prior, with b = std / sqrt(2)
+        gaussian = observation.law == "gaussian"
+        unit = 2 * observation.noise_std**2 if gaussian else observation.noise_std / math.sqrt(2)
 
-        self.matching = lambda parts, rows: Matching(
-            model, observation.select(trials[rows]), parts, prior, update.threat.mode
-        )
+        def prior(images: Tensor) -> Tensor:
+            smooth = attack.total_variation * priors.squared_total_variation(images)
+            return unit * (smooth + BOX_WEIGHT * priors.outside_box(images))
+
+        return Matching(self.model, observation, parts, prior, self.update.threat.mode)
 
     def run(self, start: int, rows: Tensor, progress: bool | None, snapshots: Sequence[int]) -> Reconstruction:
         """One start of the chunk's trials `rows`, from dummies drawn for (seed, trial, start)."""
         attack, update = self.attack, self.update
         x = self._dummies(start, rows)
         parts = self._parts(rows)
-        objective = self.matching(parts, rows)
+        objective = self._objective(parts, rows)
         settings = attack._optimizer_settings()
         if attack.batch_update == "joint" or update.batch_size == 1:
             optimizer = BatchedLBFGS(objective, x, settings)
