@@ -336,6 +336,27 @@ def difference(a: Any, b: Any, clusters: Any = None, seed: int = 0) -> Interval:
     return _bootstrap(delta, labels, _row_means, float(delta.mean()), "paired difference", seed)
 
 
+def share_between(values: Any, clusters: Any, seed: int = 0) -> Interval:
+    """The share of the values' variance that lies between clusters (0: none, 1: all), resampling clusters.
+
+    values: one number an image, for instance 1 for a success; clusters: its network. Values without any variance give
+    a share of 0. A few images a network bias the share upwards, because a mean of few varies too.
+    """
+    table = pd.DataFrame({"value": np.asarray(values, dtype=float), "cluster": np.asarray(clusters)})
+    groups = [group.to_numpy() for _, group in table.groupby("cluster")["value"]]
+
+    def ratio(chosen: Sequence[np.ndarray]) -> float:
+        everything = np.concatenate(chosen)
+        total = everything.var()
+        means = np.concatenate([np.full(len(group), group.mean()) for group in chosen])
+        return 0.0 if total == 0 else float(means.var() / total)
+
+    random = np.random.default_rng(seed)
+    draws = [ratio([groups[i] for i in random.integers(len(groups), size=len(groups))]) for _ in range(2000)]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Interval(ratio(groups), float(low), float(high), len(table), f"bootstrap over {len(groups)} clusters")
+
+
 def fidelity_curve(mse: Any, thresholds: Sequence[float] = THRESHOLDS, clusters: Any = None) -> pd.DataFrame:
     """Share of runs below each threshold (iDLG, Figure 1), one row a threshold: threshold, value, low, high, n."""
     rows = []
