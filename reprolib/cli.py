@@ -34,6 +34,8 @@ class ClearErrors(TyperGroup):
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):  # they are RuntimeErrors, and no mistakes
+            raise
         except KeyboardInterrupt:
             errors.print("Stopped. The same command continues where this one ended.")
             raise typer.Exit(130) from None

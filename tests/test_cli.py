@@ -46,7 +46,7 @@ def test_run_names_what_failed_and_where_and_ends_non_zero(book):
         (["run", "--device", "tpu"], "device 'tpu' is unknown; known devices: auto, cpu, cuda"),
         (["run", "--jobs", "0"], "jobs is 0; it must be at least 1"),
         (["run", "--data", "nowhere"], "nowhere' is not a folder; make it, or leave it out to run offline"),
-        (["data", "check", "nowhere"], "'nowhere' is neither a folder nor one of the known data sets"),
+        (["data", "check", "nowhere"], "'nowhere' is neither a folder nor a known data set"),
         (["data", "download", "photos"], "'photos' comes with the installed packages: nothing to download"),
     ],
 )
