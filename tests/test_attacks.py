@@ -1,0 +1,267 @@
+"""DLG and iDLG: identities of the objective, equality with torch's optimiser, independence of the trials, messages."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from reprolib import attacks, client, defenses, models, priors
+from reprolib.client import LocalTraining, ThreatModel
+from reprolib.matching import Matching, Observation, distance, dummy_gradients, per_parameter
+
+SHAPE, CLASSES = (1, 8, 8), 4
+
+
+def victim(dtype=torch.float64, seed=0):
+    return models.build("lenet", CLASSES, SHAPE, seed=seed).to(dtype)
+
+
+def batch(trials, size=1, dtype=torch.float64, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    images = torch.rand(trials, size, *SHAPE, generator=random, dtype=dtype)
+    return images, torch.randint(CLASSES, (trials, size), generator=random)
+
+
+def one_hot(labels, dtype=torch.float64):
+    return F.one_hot(labels, CLASSES).to(dtype)
+
+
+def test_the_objective_is_zero_at_the_truth():
+    model, (images, labels) = victim(), batch(3)
+    update = client.share(model, images, labels)
+    dummies = dummy_gradients(client.worker(model, "eval"), images, one_hot(labels))
+    assert (distance(dummies, Observation(update.gradients), torch.arange(3)) < 1e-20).all()
+    saturated = (40 * one_hot(labels)).softmax(-1)
+    dummies = dummy_gradients(client.worker(model, "eval"), images, saturated)
+    assert (distance(dummies, Observation(update.gradients), torch.arange(3)) < 1e-10).all()
+
+
+@pytest.mark.parametrize("trials", [1, 3])
+def test_its_gradient_agrees_with_finite_differences(trials):
+    model, (images, labels) = victim(), batch(trials)
+    update = client.share(model, images, labels)
+    parts = lambda x, of: (x[:, :64].view(-1, 1, *SHAPE), x[:, 64:].view(-1, 1, CLASSES).softmax(-1))  # noqa: E731
+    objective = Matching(model, Observation(update.gradients), parts)
+    x = torch.randn(trials, 64 + CLASSES, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    _, gradient = objective(x, torch.arange(trials))
+    direction = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(2))
+    above, below = (objective(x + sign * 1e-6 * direction, torch.arange(trials))[0] for sign in (1, -1))
+    torch.testing.assert_close((gradient * direction).sum(1), (above - below) / 2e-6, rtol=1e-5, atol=1e-9)
+
+
+def test_the_gradient_of_one_trial_alone_is_that_beside_others():
+    model, (images, labels) = victim(), batch(4)
+    worker = client.worker(model, "eval")
+    together = dummy_gradients(worker, images, one_hot(labels))
+    alone = dummy_gradients(worker, images[2:3], one_hot(labels)[2:3])
+    for name in together:
+        torch.testing.assert_close(together[name][2], alone[name][0])
+
+
+def test_a_batch_may_come_in_any_order():
+    model, (images, labels) = victim(), batch(1, size=4)
+    update = client.share(model, images, labels)
+    order = torch.tensor([2, 0, 3, 1])
+    dummies = dummy_gradients(client.worker(model, "eval"), images[:, order], one_hot(labels[:, order]))
+    assert distance(dummies, Observation(update.gradients), torch.arange(1)).item() < 1e-20
+
+
+def test_masks_boxes_and_laws():
+    model, (images, labels) = victim(), batch(2)
+    update = client.share(model, images, labels)
+    dummies = dummy_gradients(client.worker(model, "eval"), images.flip(0), one_hot(labels))
+    trials, target = torch.arange(2), update.gradients
+    plain = distance(dummies, Observation(target), trials)
+    ones = {name: torch.ones_like(g) for name, g in target.items()}
+    torch.testing.assert_close(distance(dummies, Observation(target, weight=ones), trials), plain)
+    assert sum(per_parameter(dummies, Observation(target), trials).values()).allclose(plain)
+    none = {name: torch.zeros_like(g) for name, g in target.items()}
+    assert (distance(dummies, Observation(target, weight=none), trials) == 0).all()
+    wide = {name: (dummies[name] - g).abs() for name, g in target.items()}
+    assert (distance(dummies, Observation(target, slack=wide), trials) == 0).all()
+    absolute = sum((dummies[name] - g).abs().flatten(1).sum(1) for name, g in target.items())
+    laplace = distance(dummies, Observation(target, law="laplace", noise_std=1e-9), trials)
+    torch.testing.assert_close(laplace, absolute, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("line_search", ["none", "strong_wolfe"])
+def test_the_attack_follows_torch_on_a_real_problem(line_search):
+    model, (images, labels) = victim(), batch(2)
+    update = client.share(model, images, labels, threat=ThreatModel(labels="known"))
+    # rounding grows tenfold in a handful of steps without a line search: two outer steps are 40 iterations
+    steps = 2 if line_search == "none" else 3
+    attack = attacks.DLG(iterations=steps, labels="known", line_search=line_search, init_mean=0.5, init_std=0.1)
+    found = attack(model, update, seed=5)
+    parameters = list(model.parameters())
+    for trial in range(2):
+        start = torch.randn(64, generator=client.generator(5, trial, 0)).double()
+        x = (0.5 + 0.1 * start).view(1, *SHAPE).requires_grad_()
+        search = None if line_search == "none" else line_search
+        optimizer = torch.optim.LBFGS([x], line_search_fn=search)
+
+        def closure(x=x, trial=trial):
+            loss = F.cross_entropy(model(x), labels[trial])
+            dummy = torch.autograd.grad(loss, parameters, create_graph=True)
+            value = sum((d - g[trial]).square().sum() for d, g in zip(dummy, update.gradients.values(), strict=True))
+            (x.grad,) = torch.autograd.grad(value, x)
+            return value
+
+        for _ in range(steps):
+            optimizer.step(closure)
+        torch.testing.assert_close(found.raw[trial], x.detach(), rtol=1e-6, atol=1e-6)
+
+
+def test_idlg_is_dlg_with_the_true_label_given_bit_by_bit():
+    model, (images, labels) = victim(torch.float32), batch(3, dtype=torch.float32)
+    told = client.share(model, images, labels, threat=ThreatModel(labels="known"))
+    known = replace(attacks.DLG.first_release(), iterations=4, stop_objective=1e-6)(model, told, seed=1)
+    inferred = replace(attacks.IDLG.official(), iterations=4)(model, client.share(model, images, labels), seed=1)
+    assert torch.equal(known.raw, inferred.raw)
+    assert torch.equal(inferred.labels, labels)
+
+
+def test_results_do_not_depend_on_the_chunk(monkeypatch):
+    model, (images, labels) = victim(), batch(5)
+    update = client.share(model, images, labels)
+    attack = attacks.DLG(iterations=2, init_mean=0.5, init_std=0.1)
+    whole = attack(model, update, seed=3, snapshots=(0, 2))
+    monkeypatch.setattr(attacks.DLG, "_trials_that_fit", lambda self, update: 2)
+    chunked = attack(model, update, seed=3, snapshots=(0, 2))
+    torch.testing.assert_close(whole.raw, chunked.raw, rtol=1e-6, atol=1e-6)
+    assert torch.equal(whole.evaluations, chunked.evaluations)
+    assert chunked.history.images.shape == (2, 5, 1, *SHAPE)
+    again = attack(model, update, seed=3)
+    assert torch.equal(again.raw, chunked.raw), "the same seed gives the same numbers"
+
+
+def test_the_official_stop_rule_looks_at_every_tenth_step_only():
+    model, (images, labels) = victim(), batch(1)
+    update = client.share(model, images, labels)
+    early = attacks.IDLG(iterations=12, stop_objective=1e9)(model, update)
+    late = attacks.IDLG(iterations=12, stop_objective=1e9, stop_every=5)(model, update)
+    assert early.evaluations.item() <= 21, "looked at after step 0"
+    assert late.evaluations.item() == early.evaluations.item()
+    steps = tuple(range(13))
+    run = attacks.IDLG(iterations=12, stop_objective=1e-30)(model, update, snapshots=steps)
+    below = float(run.history.objective[8, 0]) * 1.0001
+    stopped = attacks.IDLG(iterations=12, stop_objective=below)(model, update, snapshots=steps)
+    if below < float(run.history.objective[1, 0]):
+        assert torch.equal(stopped.history.images[9], run.history.images[9]), "it goes on from step 8 to step 10"
+
+
+def test_a_restart_keeps_the_lower_objective_and_adds_up_its_cost():
+    model, (images, labels) = victim(), batch(4)
+    update = client.share(model, images, labels)
+    once = attacks.DLG(iterations=1, iterate="best", restart_above=0.0)
+    thrice = replace(once, starts=3)
+    single, several = once(model, update, seed=2), thrice(model, update, seed=2)
+    assert (several.objective <= single.objective).all()
+    assert (several.evaluations > single.evaluations).all()
+    assert (several.starts == 3).all()
+
+
+@pytest.mark.parametrize("rule", ["joint", "cyclic"])
+def test_a_batch_is_searched_jointly_or_one_image_at_a_time(rule):
+    model, (images, labels) = victim(), batch(2, size=2)
+    update = client.share(model, images, labels)
+    attack = attacks.DLG(iterations=6, batch_update=rule, init_mean=0.5, init_std=0.1)
+    found = attack(model, update, snapshots=(0, 6))
+    assert found.raw.shape == images.shape
+    assert (found.history.objective[1] < found.history.objective[0]).all()
+
+
+def test_a_cyclic_step_moves_one_image_only():
+    model, (images, labels) = victim(), batch(1, size=3)
+    update = client.share(model, images, labels)
+    run = attacks.DLG(iterations=1, batch_update="cyclic", init_mean=0.5, init_std=0.1)
+    history = run(model, update, snapshots=(0, 1)).history.images[:, 0]
+    moved = (history[1] != history[0]).flatten(1).any(1)
+    assert moved.tolist() == [True, False, False]
+
+
+def test_an_attacker_who_knows_the_defense_reads_the_update_through_it():
+    model, (images, labels) = victim(), batch(4)
+    attack = attacks.DLG(iterations=25, init_mean=0.5, init_std=0.1, iterate="best")
+    error = {}
+    for known in (False, True):
+        update = client.share(
+            model, images, labels, defense=defenses.TopK(0.3), threat=ThreatModel(defense_known=known)
+        )
+        error[known] = (attack(model, update).images - images).square().mean().item()
+    assert error[True] < error[False]
+
+
+def test_against_noise_the_attacker_has_a_prior():
+    model, (images, labels) = victim(), batch(2)
+    noise = defenses.GaussianNoise(0.05)
+    update = client.share(model, images, labels, defense=noise, threat=ThreatModel(defense_known=True))
+    smooth = attacks.DLG(iterations=5, total_variation=1e4, init_mean=0.5, init_std=0.1)(model, update)
+    rough = attacks.DLG(iterations=5, total_variation=0.0, init_mean=0.5, init_std=0.1)(model, update)
+    assert (priors.squared_total_variation(smooth.raw) < priors.squared_total_variation(rough.raw)).all()
+
+
+def test_priors_are_what_they_say():
+    image = torch.tensor([[[[[0.0, 1.0], [0.5, 2.0]]]]])
+    assert priors.squared_total_variation(image).item() == pytest.approx(0.25 + 1 + 1 + 2.25)
+    assert priors.outside_box(image).item() == pytest.approx(1.0)
+
+
+def test_settings_compare_and_presets_are_the_published_ones():
+    assert attacks.DLG.paper() == attacks.DLG() and attacks.DLG.paper().iterations == 1200
+    assert attacks.DLG.official().iterations == 300 and attacks.DLG.official().stop_objective is None
+    assert attacks.IDLG.official().stop_objective == 1e-6 and attacks.IDLG.official().stop_every == 10
+    assert attacks.IDLG.paper().rule == "pairwise"
+    assert attacks.IDLG.stable().starts > 1 and attacks.DLG.stable().iterate == "best"
+
+
+def test_bad_input_is_refused_before_any_work():
+    model, (images, labels) = victim(), batch(2, size=2)
+    update = client.share(model, images, labels)
+    with pytest.raises(ValueError, match="IDLG reads the label of a single image, but the update is of 2: use DLG"):
+        attacks.IDLG.official()(model, update)
+    with pytest.raises(ValueError, match="labels='known' needs labels in the update"):
+        attacks.DLG.first_release()(model, update)
+    with pytest.raises(ValueError, match="computed with other weights"):
+        attacks.DLG.official()(victim(seed=9), update)
+    broken = {name: g.clone() for name, g in update.gradients.items()}
+    broken["head.bias"][1, 0] = torch.nan
+    with pytest.raises(ValueError, match="'head.bias' has a NaN or infinite entry in trial 1"):
+        attacks.DLG.official()(model, replace(update, gradients=broken))
+    local = client.share(model, images, labels, local=LocalTraining(2, 1, 0.1))
+    with pytest.raises(
+        ValueError, match="matches one gradient, but .* the weight difference of 4 local steps"
+    ):
+        attacks.DLG.official()(model, local)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"labels": "guessed"}, "labels='guessed' is unknown; use one of 'joint', 'known'"),
+        ({"batch_update": "random"}, "batch_update='random' is unknown; use one of 'joint', 'cyclic'"),
+        ({"iterate": "first"}, "iterate='first' is unknown; use one of 'last', 'best'"),
+        ({"iterations": 0}, "iterations=0 must be at least 1"),
+        ({"line_search": "armijo"}, "line_search='armijo' is unknown"),
+    ],
+)
+def test_unknown_settings_list_the_known_ones(settings, message):
+    with pytest.raises(ValueError, match=message):
+        attacks.DLG(**settings)
+    if "labels" not in settings:
+        with pytest.raises(ValueError, match=message):
+            attacks.IDLG(**settings)
+
+
+def test_an_unknown_rule_lists_the_known_ones():
+    with pytest.raises(ValueError, match="rule='sign' is unknown; use one of 'row_sum', 'bias'"):
+        attacks.IDLG(rule="sign")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: the result must not depend on it")
+def test_a_gpu_finds_the_same():
+    model, (images, labels) = victim(), batch(2)
+    attack = attacks.DLG(iterations=2, init_mean=0.5, init_std=0.1)
+    here = attack(model, client.share(model, images, labels))
+    there = attack(model.cuda(), client.share(model, images.cuda(), labels.cuda()))
+    torch.testing.assert_close(here.raw, there.raw.cpu(), rtol=1e-5, atol=1e-5)
