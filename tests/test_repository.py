@@ -1,5 +1,6 @@
-"""What holds for the repository as a whole."""
+"""The files around the library agree with each other, and none holds what only this machine knows."""
 
+import ast
 import re
 import subprocess
 import tomllib
@@ -8,50 +9,85 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[1]
+from reprolib import claims, runner
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+REQUIREMENTS = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def names(requirements):
-    return {re.split(r"[<>=!~\[; ]", r, maxsplit=1)[0].lower() for r in requirements}
+@pytest.fixture(scope="module")
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().split()
+    return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
 
 
-def test_conda_and_pip_install_the_same():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    pip = next(entry["pip"] for entry in environment if isinstance(entry, dict))
-    listed = [e for e in environment if isinstance(e, str)] + [e for e in pip if not e.startswith("-")]
-    wanted = names(project["dependencies"]) | names(project["optional-dependencies"]["dev"])
-    assert wanted <= names(listed), f"environment.yml lacks {sorted(wanted - names(listed))}"
-    assert names(listed) - wanted <= {"python", "pip"}, "environment.yml lists what pyproject.toml does not"
+def test_environment_yml_and_pyproject_hold_the_same_dependencies():
+    *conda, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert conda == [f"python{PROJECT['requires-python']}", "pip"]
+    assert [line for line in pip["pip"] if not line.startswith("-")] == REQUIREMENTS
 
 
-def test_constraints_are_names_and_versions_only():
+def test_constraints_hold_names_and_versions_only():
     for line in (ROOT / "constraints.txt").read_text().splitlines():
-        if line and not line.startswith("#"):
-            assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line), line
+        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*==\d[0-9a-z.]*", line), line
+
+
+def test_every_dependency_is_pinned_within_its_range(pins):
+    for requirement in map(Requirement, REQUIREMENTS):
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+
+
+def test_torch_and_torchvision_are_of_one_release(pins):
+    torch, torchvision = (int(pins[name].split(".")[1]) for name in ("torch", "torchvision"))
+    assert torchvision == torch + 15, "torch 2.n goes with torchvision 0.(n + 15)"
+
+
+def test_pre_commit_runs_the_pinned_tools(pins):
+    repos = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    versions = {repo["repo"].rpartition("/")[2]: repo["rev"].removeprefix("v") for repo in repos}
+    assert versions == {"ruff-pre-commit": pins["ruff"], "nbstripout": pins["nbstripout"]}
+
+
+def test_no_tracked_file_names_a_folder_of_this_machine_or_a_package_index():
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    # Brackets keep this file from finding itself.
+    machine = re.compile(r"/[r]oot/|/[w]ork/|/[o]pt/|/home/\w|/[U]sers/\w|[i]ndex-url|[f]ind-links|[p]ythonhosted")
+    found = []
+    for name in listed.stdout.strip("\0").split("\0"):
+        path = ROOT / name
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, FileNotFoundError):  # an image, or a file deleted and not yet committed
+            continue
+        found += [f"{name}: {hit[0]}" for hit in machine.finditer(text)]
+    assert not found
+
+
+def test_the_runner_knows_the_profiles_of_the_claims():
+    assert ("auto", *claims.PROFILES) == runner.PROFILES
+
+
+def test_every_chapter_is_in_the_table_of_contents_and_in_the_readme():
+    stems = [path.stem for path in NOTEBOOKS]
+    toc = re.findall(r"book/chapters/(\S+)", (ROOT / "_toc.yml").read_text())
+    assert toc == stems
+    assert re.findall(r"\(notebooks/(\S+)\.ipynb\)", (ROOT / "README.md").read_text()) == stems
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_are_clean_and_take_the_four_parameters(path):
+def test_notebooks_are_clean_and_have_the_four_parameters(path):
     notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert all(not cell.outputs and cell.execution_count is None for cell in code)
-    (parameters,) = [cell for cell in code if "parameters" in cell.metadata.get("tags", ())]
-    assert re.findall(r"^(\w+) =", parameters.source, re.M) == ["profile", "seed", "device", "data_root"]
-    assert 15 <= len(code) <= 25
-    assert max(len(cell.source.splitlines()) for cell in code) <= 15
-
-
-def test_no_path_of_a_machine_is_committed():
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode:
-        pytest.skip("not a git checkout")
-    private = re.compile(r"/(?:" + "work|farm|root|home" + r")/[a-z]")
-    for name in filter(None, listed.stdout.split("\0")):
-        path = ROOT / name
-        if path.suffix in {".png", ".svg", ".safetensors"} or not path.is_file():
-            continue
-        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
-            assert not private.search(line), f"{name}:{number}: {line.strip()[:100]}"
+    assert not any(cell.outputs or cell.execution_count for cell in code), "strip the outputs: nbstripout"
+    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    names = [target.id for node in ast.parse(tagged[0].source).body for target in node.targets]
+    assert names == ["profile", "seed", "device", "data_root"]

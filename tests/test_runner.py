@@ -246,8 +246,10 @@ def test_sigkill_leaves_the_old_page_and_the_next_run_continues(tmp_path, moment
     process.wait()
     assert chapter.page.read_bytes() == old
     (tmp_path / "slow").unlink(missing_ok=True)
-    time.sleep(0.5)  # the worker notices at once that its parent is gone, and gives the lock back
     outcome = runner.execute(chapter, runner.Parameters())
+    while outcome.status == "busy" and time.monotonic() < deadline:  # the worker has yet to see that its parent is gone
+        time.sleep(0.1)
+        outcome = runner.execute(chapter, runner.Parameters())
     assert outcome.status == "ran"
     assert "complete" in text_of(chapter.page)
     assert leftovers(tmp_path) == []
