@@ -28,10 +28,11 @@ def test_a_chapter_runs_at_the_smoke_profile(notebook, device, tmp_path):
         env=os.environ | {"REPROLIB_RESULTS": str(tmp_path / "results")},
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
     assert all(cell.execution_count for cell in cells if cell.cell_type == "code" and cell.source.strip())
     paper = notebook.stem.partition("-")[2]
     record = results.load(tmp_path / "results" / "runs" / "smoke" / f"{paper}.json")
-    assert record["profile"] == "smoke"
+    assert record["profile"] == "smoke" and record["verdicts"], "a chapter ends with the verdicts on its claims"
