@@ -339,7 +339,10 @@ def _execute(chapter: Chapter, parameters: Parameters, threads: int) -> float:
         # and a folder of this machine has no place on it.
         parameters=asdict(replace(parameters, data_root="")),
         kernel_name="python3",
-        kernel_manager_class=own_kernel(OMP_NUM_THREADS=str(threads), REPROLIB_DATA=parameters.data_root),
+        # threads that wait by spinning, OpenMP's default, make a chapter on a busy machine many times slower
+        kernel_manager_class=own_kernel(
+            OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE", REPROLIB_DATA=parameters.data_root
+        ),
         extra_arguments=["--log-level=ERROR"],  # of the kernel's own log, which warns of plain sockets on this machine
         shutdown_kernel="immediate",  # a chapter has saved everything when its last cell ends
         progress_bar=False,
