@@ -89,16 +89,13 @@ def test_masks_boxes_and_laws():
 def test_the_attack_follows_torch_on_a_real_problem(line_search):
     model, (images, labels) = victim(), batch(2)
     update = client.share(model, images, labels, threat=ThreatModel(labels="known"))
-    # rounding grows tenfold in a handful of steps without a line search: two outer steps are 40 iterations
-    steps = 2 if line_search == "none" else 3
-    attack = attacks.DLG(iterations=steps, labels="known", line_search=line_search, init_mean=0.5, init_std=0.1)
-    found = attack(model, update, seed=5)
+    attack = attacks.DLG(iterations=5, labels="known", line_search=line_search, init_mean=0.5, init_std=0.1)
+    history = attack(model, update, seed=5, snapshots=range(6)).history.images
     parameters = list(model.parameters())
     for trial in range(2):
-        start = torch.randn(64, generator=client.generator(5, trial, 0)).double()
-        x = (0.5 + 0.1 * start).view(1, *SHAPE).requires_grad_()
-        search = None if line_search == "none" else line_search
-        optimizer = torch.optim.LBFGS([x], line_search_fn=search)
+        # the engine's own start: one rounded differently, by 3e-8, ends 1e-4 away
+        x = history[0, trial].clone().requires_grad_()
+        optimizer = torch.optim.LBFGS([x], line_search_fn=None if line_search == "none" else line_search)
 
         def closure(x=x, trial=trial):
             loss = F.cross_entropy(model(x), labels[trial])
@@ -107,9 +104,18 @@ def test_the_attack_follows_torch_on_a_real_problem(line_search):
             (x.grad,) = torch.autograd.grad(value, x)
             return value
 
-        for _ in range(steps):
+        for step in range(1, 6):
             optimizer.step(closure)
-        torch.testing.assert_close(found.raw[trial], x.detach(), rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(history[step, trial], x.detach(), rtol=0, atol=1e-8)
+
+
+def test_dummies_are_drawn_for_the_seed_and_the_trial():
+    model, (images, labels) = victim(torch.float32), batch(2, dtype=torch.float32)
+    update = client.share(model, images, labels)
+    start = attacks.DLG(iterations=1)(model, update, seed=5, snapshots=(0,)).history.images[0]
+    for trial in range(2):
+        expected = torch.randn(64, generator=client.generator(5, trial, 0))
+        assert torch.equal(start[trial].flatten(), expected)
 
 
 def test_idlg_is_dlg_with_the_true_label_given_bit_by_bit():
@@ -142,12 +148,14 @@ def test_the_official_stop_rule_looks_at_every_tenth_step_only():
     late = attacks.IDLG(iterations=12, stop_objective=1e9, stop_every=5)(model, update)
     assert early.evaluations.item() <= 21, "looked at after step 0"
     assert late.evaluations.item() == early.evaluations.item()
-    steps = tuple(range(13))
-    run = attacks.IDLG(iterations=12, stop_objective=1e-30)(model, update, snapshots=steps)
-    below = float(run.history.objective[8, 0]) * 1.0001
-    stopped = attacks.IDLG(iterations=12, stop_objective=below)(model, update, snapshots=steps)
-    if below < float(run.history.objective[1, 0]):
-        assert torch.equal(stopped.history.images[9], run.history.images[9]), "it goes on from step 8 to step 10"
+    slow = attacks.IDLG(iterations=12, max_iter=2, init_mean=0.5, init_std=0.1, stop_objective=None)
+    run = slow(model, update, snapshots=range(13)).history
+    below = run.objective[8, 0].item() * 1.0001
+    assert run.objective[1, 0] > below > run.objective[11, 0], "the case under test: passed between two looks"
+    assert not torch.equal(run.images[12], run.images[11]), "and still moving"
+    stopped = replace(slow, stop_objective=below)(model, update, snapshots=range(13)).history
+    assert torch.equal(stopped.images[:12], run.images[:12]), "it goes on to the look after step 10, counted from 0"
+    assert torch.equal(stopped.images[12], run.images[11]), "and ends there"
 
 
 def test_a_restart_keeps_the_lower_objective_and_adds_up_its_cost():
@@ -229,9 +237,7 @@ def test_bad_input_is_refused_before_any_work():
     with pytest.raises(ValueError, match="'head.bias' has a NaN or infinite entry in trial 1"):
         attacks.DLG.official()(model, replace(update, gradients=broken))
     local = client.share(model, images, labels, local=LocalTraining(2, 1, 0.1))
-    with pytest.raises(
-        ValueError, match="matches one gradient, but .* the weight difference of 4 local steps"
-    ):
+    with pytest.raises(ValueError, match="matches one gradient, but .* the weight difference of 4 local steps"):
         attacks.DLG.official()(model, local)
 
 
