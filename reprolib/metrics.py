@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 from scipy.optimize import linear_sum_assignment
 from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor
@@ -272,6 +273,16 @@ def bootstrap_mean(values: Any, clusters: Any = None, seed: int = 0) -> Interval
     values, clusters = _sample(values, clusters)
     _finite("values", values)
     return _bootstrap(values, clusters, _row_means, float(values.mean()), "mean", seed)
+
+
+def student_mean(values: Any) -> Interval:
+    """The mean of a few independent runs, for instance seeds, with Student's 95 % interval; at least two values."""
+    sample = np.asarray(values, dtype=float)
+    if sample.ndim != 1 or len(sample) < 2:
+        raise ValueError(f"values has shape {sample.shape}: an interval over runs needs at least two of them")
+    half = stats.t.ppf(0.975, len(sample) - 1) * sample.std(ddof=1) / len(sample) ** 0.5
+    mean = float(sample.mean())
+    return Interval(mean, mean - half, mean + half, len(sample), f"Student's t over {len(sample)} runs")
 
 
 def bootstrap_median(values: Any, clusters: Any = None, seed: int = 0) -> Interval:

@@ -292,3 +292,18 @@ def test_fidelity_curve_falls_with_the_threshold():
     assert curve["threshold"].tolist() == list(metrics.THRESHOLDS)
     assert curve["value"].tolist() == [0.8, 0.8, 0.6, 0.4, 0.2] and (curve["n"] == 5).all()
     assert isinstance(curve, pd.DataFrame) and (curve["low"] < curve["value"]).all()
+
+
+def test_a_few_runs_get_students_interval():
+    interval = metrics.student_mean([0.1, 0.2, 0.3])
+    assert interval.value == pytest.approx(0.2)
+    assert interval.high == pytest.approx(0.2 + 4.302653 * 0.1 / 3**0.5, rel=1e-5)
+    with pytest.raises(ValueError, match="needs at least two"):
+        metrics.student_mean([0.1])
+
+
+def test_the_share_of_variance_between_networks():
+    networks = np.repeat([0, 1], 4)
+    assert metrics.share_between([1, 1, 1, 1, 0, 0, 0, 0], networks).value == 1.0
+    assert metrics.share_between([1, 0, 1, 0, 1, 0, 1, 0], networks).value == 0.0
+    assert metrics.share_between([1] * 8, networks).value == 0.0
