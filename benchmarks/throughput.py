@@ -28,6 +28,7 @@ import typer
 from rich import print
 
 from reprolib import attacks, client, data, models, results
+from reprolib.labels import from_update
 from reprolib.matching import Matching, Observation
 
 THRESHOLD = 1e-3  # a recovered image: MSE below it
@@ -52,7 +53,7 @@ def calls_per_second(call: Callable[[], object], repeat: int, device: torch.devi
 
 
 def batched_objective(model, update, trials: int) -> Callable[[], object]:
-    labels = F.one_hot(update_labels(update), update.num_classes).to(torch.float32)[:, None]
+    labels = F.one_hot(from_update(update), update.num_classes).to(torch.float32)[:, None]
     shape = update.image_shape
     matching = Matching(model, Observation(update.gradients), lambda x, of: (x.view(-1, 1, *shape), labels[of]))
     x = torch.randn(trials, torch.Size(shape).numel(), device=labels.device)
@@ -62,13 +63,9 @@ def batched_objective(model, update, trials: int) -> Callable[[], object]:
 
 def plain_objective(model, update) -> Callable[[], object]:
     objective = plain.PlainObjective(model, update, 0)
-    label = F.one_hot(update_labels(update)[:1], update.num_classes).to(torch.float32)
+    label = F.one_hot(from_update(update)[:1], update.num_classes).to(torch.float32)
     image = torch.randn(1, *update.image_shape, device=label.device, requires_grad=True)
     return lambda: torch.autograd.grad(objective(image, label), image)
-
-
-def update_labels(update) -> torch.Tensor:
-    return plain.from_update(update)
 
 
 def objective_table(images, sizes, threads, rounds: int, device) -> list[dict]:

@@ -76,10 +76,10 @@ def attack_network(
 ) -> pd.DataFrame:
     """The rows of one network: build the victim, share, attack, score. images: [T, B, C, H, W]."""
     victim = models.build(model, classes, tuple(images.shape[2:]), seed=network_seed(seed, network), **options)
-    if defense is not None:
-        victim = defense.extend(victim)
     victim = victim.to(device)
     update = client.share(victim, images.to(device), labels.to(device), threat=threat, defense=defense, seed=seed)
+    if defense is not None:  # `share` extends the victim itself; the attacker is given the same extended model
+        victim = defense.extend(victim)
     reconstruction = attack(victim, update, seed=network_seed(seed, network))
     scores = metrics.score(reconstruction, images, labels, pool)
     scores.insert(0, "network", network)

@@ -41,8 +41,7 @@ class Observation:
         """The observation of the chosen trials, in their order."""
 
         def chosen(tensors: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
-            # a tensor without a trial axis of its own serves every trial
-            return tensors and {n: t[trials] if t.ndim and len(t) > 1 else t for n, t in tensors.items()}
+            return tensors and {name: _rows(tensor, trials) for name, tensor in tensors.items()}
 
         return replace(
             self,
@@ -146,4 +145,5 @@ def _penalty(name: str, gradient: Tensor, observation: Observation, trials: Tens
 
 
 def _rows(tensor: Tensor, trials: Tensor) -> Tensor:
+    """The trials' entries; a tensor without a trial axis of its own serves every trial."""
     return tensor[trials] if tensor.ndim and len(tensor) > 1 else tensor

@@ -85,13 +85,14 @@ def with_defense(
         )
         return train(model, fit, steps, learning_rate, defense=defense, seed=seed + run)
 
-    best = max(learning_rates, key=lambda rate: accuracy(trained(rate, 0), validation))
+    tried = {rate: trained(rate, 0) for rate in learning_rates}
+    best = max(tried, key=lambda rate: accuracy(tried[rate], validation))
     return pd.DataFrame(
         {
             "defense": describe(defense),
             "seed": run,
             "learning_rate": best,
-            "accuracy": accuracy(trained(best, run), test_images),
+            "accuracy": accuracy(trained(best, run) if run else tried[best], test_images),
         }
         for run in range(seeds)
     )
