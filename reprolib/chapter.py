@@ -187,13 +187,14 @@ class Chapter:
 
         function: returns a DataFrame, or a dictionary of tensors, tables and JSON values. A killed chapter resumes
         after its last finished part; split a long experiment by calling `part` once a network.
-        The store's key covers the name, the inputs, the function's source and the notebook's values it reads, the
-        settings, seed, device, data, versions of torch and the sources of reprolib: change any and the part runs again.
+        The store's key covers the name, the inputs, the function's source and the notebook's values it reads (where
+        the chapter is among them, its settings and image sets), seed, device, torch's version and the sources of
+        reprolib: change any and the part runs again.
         What is returned went through the store, so fresh and resumed chapters see the same numbers.
         Raises ValueError for inputs whose content cannot be identified, and for results of another type.
         """
         _slug("name", name)
-        path = self._folder("parts") / f"{name}-{self._key(name, function, inputs)}.json"
+        path = results_root() / "parts" / self.profile / f"{name}-{self._key(name, function, inputs)}.json"
         try:
             return _load_part(path)
         except (FileNotFoundError, ValueError):  # absent, or damaged: a part can always be computed again
@@ -347,15 +348,8 @@ class Chapter:
         self.show(f'<figure id="{anchor}" style="margin:1rem 0">{body}{caption}{folded}</figure>', plain)
 
     def _key(self, name: str, function: Callable[..., Any], inputs: Mapping[str, Any]) -> str:
-        context = {
-            "name": name,
-            "settings": vars(self.settings),
-            "seed": self.seed,
-            "device": self.device.type,
-            "data": {key: images.fingerprint for key, images in sorted(self._sets.items())},
-            "torch": torch.__version__,
-            "reprolib": _sources(),
-        }
+        context = {"name": name, "seed": self.seed, "device": self.device.type}
+        context |= {"torch": torch.__version__, "reprolib": _sources()}
         identity = _Identity()
         parts = [identity.of(context, "settings"), identity.of(inputs, "inputs"), identity.of(function, "function")]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -439,7 +433,8 @@ class _Identity:
         if isinstance(value, nn.Module):
             return f"{value}{models.fingerprint(value)}"
         if isinstance(value, Chapter):
-            return "chapter"  # its settings, seed, device and data are in every key
+            sets = {key: images.fingerprint for key, images in sorted(value._sets.items())}
+            return self.of({"settings": vars(value.settings), "seed": value.seed, "data": sets}, where)
         if isinstance(value, types.SimpleNamespace):
             return self.of(vars(value), where)
         if isinstance(value, type | types.ModuleType | types.BuiltinFunctionType):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, replace_all_batch_norm_modules_, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from reprolib.models import fingerprint
+from reprolib.models import Ensemble, fingerprint
 
 if TYPE_CHECKING:  # defenses stand to the left of this file: it calls their hooks and never imports them
     from reprolib.defenses.base import Defense
@@ -194,6 +194,33 @@ class SharedUpdate:
         index = [index] if isinstance(index, int) else index
         return self._map(lambda tensor: tensor[index])
 
+    @classmethod
+    def join(cls, updates: Sequence[SharedUpdate], victims: Ensemble) -> SharedUpdate:
+        """One update of all trials, for one attack on them: updates[k] was shared by the ensemble's network k.
+
+        Errors: ValueError for updates that differ in anything but their numbers, or in the number of trials from the
+        ensemble.
+        """
+        first = updates[0]
+        for name in ("batch_size", "image_shape", "num_classes", "threat", "local", "defense"):
+            if any(getattr(update, name) != getattr(first, name) for update in updates):
+                raise ValueError(f"the updates differ in {name}: only rounds of the same kind can be attacked together")
+        if sum(update.trials for update in updates) != victims.trials:
+            raise ValueError(
+                f"the updates hold {sum(update.trials for update in updates)} trials, the ensemble {victims.trials}"
+            )
+        statistics = first.batch_norm and {
+            layer: tuple(torch.cat([update.batch_norm[layer][i] for update in updates]) for i in (0, 1))
+            for layer in first.batch_norm
+        }
+        return replace(
+            first,
+            gradients={name: torch.cat([update.gradients[name] for update in updates]) for name in first.gradients},
+            labels=None if first.labels is None else torch.cat([update.labels for update in updates]),
+            batch_norm=statistics,
+            model=victims.fingerprint,
+        )
+
     def to(self, device: torch.device | str) -> SharedUpdate:
         """The same update on another device."""
         return self._map(lambda tensor: tensor.to(device))
@@ -207,13 +234,14 @@ class SharedUpdate:
             batch_norm=statistics and {name: (function(m), function(v)) for name, (m, v) in statistics.items()},
         )
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: nn.Module | Ensemble) -> None:
         """Refuse a model that this update does not belong to, and values no attack can use; every attack calls it.
 
         Errors: ValueError for a parameter without gradient or a gradient without parameter, another shape, another
         device, other weights (fingerprint), and a NaN or infinity, naming the trial and the parameter.
         """
-        parameters = dict(model.named_parameters())
+        together = isinstance(model, Ensemble)
+        parameters = {name: p[0] for name, p in model.stacked.items()} if together else dict(model.named_parameters())
         if parameters.keys() != self.gradients.keys():
             missing = [name for name in parameters if name not in self.gradients]
             unknown = [name for name in self.gradients if name not in parameters]
@@ -232,7 +260,7 @@ class SharedUpdate:
                 raise ValueError(
                     f"the update is on {gradient.device} and the model on {parameter.device}: use update.to(device)"
                 )
-        if (found := fingerprint(model)) != self.model:
+        if (found := model.fingerprint if together else fingerprint(model)) != self.model:
             raise ValueError(
                 f"the update was computed with other weights: model fingerprint {found}, the update's is {self.model}; "
                 "attack the victim itself, or defense.extend(victim) where the defense extends it"

@@ -1,17 +1,45 @@
-"""The experiment that most chapters repeat: one attack on many images under several drawn networks."""
+"""Experiments that chapters repeat: attacks on many images under drawn networks, one attack followed, labels read."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from reprolib import client, metrics, models
+from reprolib import client, labels, matching, metrics, models, utility
 from reprolib.chapter import Chapter
-from reprolib.client import ThreatModel
+from reprolib.client import SharedUpdate, ThreatModel, generator
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense, describe
+from reprolib.models import Ensemble
+
+TOGETHER = 64
+"""Trials attacked at once, and so the size of a part that a killed chapter computes again."""
+
+SHOWN = 8
+"""Images of an experiment that are kept to be looked at."""
+
+TRAINED_AT = 0.01
+"""Learning rate of victims that are trained before they are attacked: the best of 0.003, 0.01 and 0.03."""
+
+
+@dataclass(frozen=True, eq=False)
+class Attacked:
+    """What came of `attack_networks`: all scores, and the first images and their reconstructions.
+
+    scores: a row an image. truth, shown: [n, C, H, W] with n at most SHOWN, the reconstructions clamped and in the
+    order of their images.
+    """
+
+    scores: pd.DataFrame
+    truth: Tensor
+    shown: Tensor
 
 
 def attack_networks(
@@ -27,67 +55,225 @@ def attack_networks(
     defense: Defense | None = None,
     pool: ImageSet | None = None,
     model: str = "lenet",
+    trained_on: ImageSet | None = None,
+    train_steps: int = 0,
+    watch: float | None = None,
     **options: Any,
-) -> pd.DataFrame:
-    """Attack `each` batches of different images under each of `networks` drawn networks: a row an image.
+) -> Attacked:
+    """Attack `each` batches of different images under each of `networks` drawn networks.
 
-    The columns are `metrics.score`'s, before them `network` and `defense`, after them `starts`. Network k and its
-    images are the same for every attack and defense under one seed, so that results compare in pairs. Each network is
-    a part of the chapter: a killed run continues with the next one. options: the architecture's, for `models.build`.
+    The columns of the scores are `metrics.score`'s, before them `network` and `defense`, after them `starts`,
+    `seconds` (of the whole call, shared out evenly) and, with `watch`, `evaluations_to`: what a trial had spent after
+    the first outer step at which all its images were below that MSE, +inf where it never got there. Network k, its
+    images and the dummies against it are the same for every attack and defense under one seed, so that results
+    compare in pairs. Networks are attacked together, up to TOGETHER trials at once; each such group is a part of the
+    chapter: a killed run continues with the next one. trained_on: images on which every network trains `train_steps` steps first.
+    options: the architecture's, for `models.build`.
     """
-    victims, labels = images.batches(batch, networks * each, seed=ch.seed)
-    frames = []
-    for network in range(networks):
-        mine = slice(network * each, (network + 1) * each)
-        frames.append(
+    victims, truth = images.batches(batch, networks * each, seed=ch.seed)
+    group, parts = max(1, TOGETHER // each), []
+    for first in range(0, networks, group):
+        chosen = list(range(first, min(first + group, networks)))
+        mine = slice(first * each, (chosen[-1] + 1) * each)
+        parts.append(
             ch.part(
-                f"{name}-network-{network}",
-                attack_network,
+                f"{name}-networks-{first}",
+                attack_group,
                 attack=attack,
                 images=victims[mine],
-                labels=labels[mine],
+                truth=truth[mine],
                 classes=images.num_classes,
-                network=network,
+                networks=chosen,
                 seed=ch.seed,
                 device=ch.device,
                 threat=threat,
                 defense=defense,
                 pool=pool,
                 model=model,
+                trained_on=trained_on,
+                train_steps=train_steps,
+                watch=watch,
                 options=options,
             )
         )
-    return pd.concat(frames, ignore_index=True)
+    scores = pd.concat([part["scores"] for part in parts], ignore_index=True)
+    return Attacked(scores, parts[0]["truth"], parts[0]["shown"])
 
 
-def attack_network(
+def attack_group(
     attack: Any,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Tensor,
+    truth: Tensor,
     classes: int,
-    network: int,
+    networks: Sequence[int],
     seed: int,
     device: torch.device,
     threat: ThreatModel | None,
     defense: Defense | None,
     pool: ImageSet | None,
     model: str,
-    options: dict[str, Any],
-) -> pd.DataFrame:
-    """The rows of one network: build the victim, share, attack, score. images: [T, B, C, H, W]."""
-    victim = models.build(model, classes, tuple(images.shape[2:]), seed=network_seed(seed, network), **options)
-    victim = victim.to(device)
-    update = client.share(victim, images.to(device), labels.to(device), threat=threat, defense=defense, seed=seed)
-    if defense is not None:  # `share` extends the victim itself; the attacker is given the same extended model
-        victim = defense.extend(victim)
-    reconstruction = attack(victim, update, seed=network_seed(seed, network))
-    scores = metrics.score(reconstruction, images, labels, pool)
-    scores.insert(0, "network", network)
+    trained_on: ImageSet | None,
+    train_steps: int,
+    watch: float | None,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A part of `attack_networks`: build the victims, share, attack, score. images: [T, B, C, H, W], truth: [T, B]."""
+    each = len(images) // len(networks)
+    victims, updates = [], []
+    for i, network in enumerate(networks):
+        victim = models.build(model, classes, tuple(images.shape[2:]), seed=network_seed(seed, network), **options)
+        victim = victim.to(device)
+        if trained_on is not None:
+            utility.train(victim, trained_on, train_steps, TRAINED_AT, seed=network_seed(seed, network))
+        mine = slice(i * each, (i + 1) * each)
+        x, y = images[mine].to(device), truth[mine].to(device)
+        updates.append(client.share(victim, x, y, threat=threat, defense=defense, seed=network_seed(seed, network)))
+        # `share` extends the victim itself; the attacker is given the same extended model
+        victims.append(victim if defense is None else defense.extend(victim))
+    together = Ensemble.of(victims, each)
+    update = SharedUpdate.join(updates, together)
+    steps = range(attack.iterations + 1) if watch is not None else ()
+    reconstruction = attack(together, update, seed=network_seed(seed, networks[0]), snapshots=steps)
+    scores = metrics.score(reconstruction, images, truth, pool)
+    scores.insert(0, "network", torch.tensor(networks).repeat_interleave(each * images.shape[1]).numpy())
     scores.insert(1, "defense", describe(defense))
     scores["starts"] = reconstruction.starts.cpu().repeat_interleave(images.shape[1]).numpy()
-    return scores
+    scores["seconds"] = reconstruction.seconds / len(scores)
+    if watch is not None:
+        spent = evaluations_to(reconstruction.history, images, watch)
+        scores["evaluations_to"] = spent.repeat_interleave(images.shape[1]).numpy()
+    placed = in_order(reconstruction.images.cpu(), images)
+    return {"scores": scores, "truth": images.flatten(0, 1)[:SHOWN], "shown": placed.flatten(0, 1)[:SHOWN]}
+
+
+def in_order(raw: Tensor, images: Tensor) -> Tensor:
+    """Reconstructions [T, B, C, H, W] in the order of the images that they are matched to."""
+    return raw[torch.arange(len(raw))[:, None], metrics.match_batches(raw, images)]
+
+
+def evaluations_to(history: Any, images: Tensor, threshold: float) -> Tensor:
+    """Evaluations a trial had spent when all its images first lay below the MSE: [T], +inf where they never did.
+
+    history: of a run with a snapshot after every outer step; the count is exact to one such step. images: the truth,
+    [T, B, C, H, W]. Batches are matched anew at every snapshot.
+    """
+    spent = torch.full((len(images),), math.inf, dtype=torch.float64)
+    for raw, evaluations in zip(history.images.cpu(), history.evaluations.cpu(), strict=True):
+        placed = in_order(raw, images).flatten(0, 1)
+        error = metrics.mse(placed, images.flatten(0, 1)).view(len(images), -1).amax(1)
+        arrived = (error < threshold) & spent.isinf()
+        spent[arrived] = evaluations[arrived].double()
+    return spent
 
 
 def network_seed(seed: int, network: int) -> int:
     """The seed of the weights, and of the dummies against them: no two (seed, network) pairs share one."""
     return 100_000 * seed + network
+
+
+def follow(
+    attacks: Mapping[str, Any], images: ImageSet, trials: int, steps: Sequence[int], seed: int, device: torch.device
+) -> dict[str, Any]:
+    """Watch attacks on the same images under one drawn network, from the same dummy pixels.
+
+    steps: outer iterations to look at. Returns, for each attack NAME, "NAME images" [S, C, H, W] of the image with most
+    contrast and "NAME objective" [S]; "truth" [C, H, W] of that image; and "layers": a row a (attack, trial, outer
+    iteration) with the MSE of the image and the distance of every parameter's gradient.
+    """
+    x, y = images.batches(1, trials, seed=seed)
+    richest = int(x.flatten(1).std(1).argmax())
+    model = models.build("lenet", images.num_classes, images.image_shape, seed=network_seed(seed, 0)).to(device)
+    update, found, rows = client.share(model, x.to(device), y.to(device)), {"truth": x[richest, 0]}, []
+    for name, attack in attacks.items():
+        attack = replace(attack, starts=1, stop_objective=None, iterations=max(steps))
+        history = attack(model, update, seed=network_seed(seed, 0), snapshots=steps).history
+        found |= {f"{name} images": history.images[:, richest, 0], f"{name} objective": history.objective[:, richest]}
+        for step, shown, soft in zip(history.iterations, history.images, history.soft_labels, strict=True):
+            distances = matching.per_parameter(
+                matching.dummy_gradients(model, shown, soft),
+                matching.Observation(update.gradients),
+                torch.arange(trials, device=device),
+            )
+            columns = {parameter: values.detach().cpu().numpy() for parameter, values in distances.items()}
+            columns = {"attack": name, "trial": range(trials), "outer": step} | columns
+            rows.append(pd.DataFrame(columns | {"image": metrics.mse(shown[:, 0].cpu(), x[:, 0]).numpy()}))
+    return found | {"layers": pd.concat(rows, ignore_index=True)}
+
+
+def read_labels(images: ImageSet, networks: int, each: int, seed: int, defense: Defense | None = None) -> pd.DataFrame:
+    """What each rule of `labels.RULES` reads off single images' gradients: a row a (network, image) pair.
+
+    Columns: network; one_negative, whether the true class alone has a negative bias gradient; a column a rule, whether
+    it found the label. An image may recur under another network.
+    """
+    rows = []
+    for k in range(networks):
+        own = network_seed(seed, k)
+        x, y = images.batches(1, each, seed=own)
+        model = models.build("lenet", images.num_classes, images.image_shape, seed=own)
+        update, truth = client.share(model, x, y, defense=defense, seed=own), y[:, 0]
+        bias = update.gradients["head.bias"]
+        row = {"one_negative": ((bias < 0).sum(1) == 1) & (bias.argmin(1) == truth)}
+        row |= {rule: labels.from_update(update, rule) == truth for rule in labels.RULES}
+        rows.append(pd.DataFrame({"network": k} | {name: value.numpy() for name, value in row.items()}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def predict_labels(images: ImageSet, networks: int, each: int, seed: int, levels: Sequence[float]) -> pd.DataFrame:
+    """The share of labels that theory grants to two rules under Gaussian noise: a row a level.
+
+    Noise of standard deviation s on every entry is noise of s in the bias rule's scores and of s * sqrt(F) in the row
+    sums'. Columns: level, row_sum, bias. The pairs are those of `read_labels`. Source: sheet `idlg.md`, section 7.
+    """
+    chances = {(level, rule): [] for level in levels for rule in ("row_sum", "bias")}
+    for k in range(networks):
+        own = network_seed(seed, k)
+        x, y = images.batches(1, each, seed=own)
+        model = models.build("lenet", images.num_classes, images.image_shape, seed=own)
+        gradients = client.share(model, x, y).gradients
+        weight = gradients["head.weight"]
+        for level in levels:
+            row_sum = labels.chance_under_noise(weight.sum(2), y[:, 0], level * math.sqrt(weight.shape[2]))
+            chances[level, "row_sum"].append(row_sum)
+            chances[level, "bias"].append(labels.chance_under_noise(gradients["head.bias"], y[:, 0], level))
+    means = {key: torch.cat(values).mean().item() for key, values in chances.items()}
+    return pd.DataFrame({"level": s, "row_sum": means[s, "row_sum"], "bias": means[s, "bias"]} for s in levels)
+
+
+def head_gradients(
+    pairs: int, classes: int, seed: int, smoothing: float = 0.0, shift: float = 0.0, features: int = 64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Exact last-layer gradients of random heads: labels [T], weight gradients [T, K, F], bias gradients [T, K].
+
+    Features are uniform in [0, 1], minus `shift` times their mean; weights U(-0.5, 0.5); smoothing: of the labels.
+    """
+    random = generator(seed, classes)
+    h = torch.rand(pairs, features, generator=random)
+    h = h - shift * h.mean(1, keepdim=True)
+    logits = (h[:, None] * (torch.rand(pairs, classes, features, generator=random) - 0.5)).sum(2)
+    truth = torch.randint(classes, (pairs,), generator=random)
+    target = F.one_hot(truth, classes) * (1 - smoothing) + smoothing / classes
+    g = logits.softmax(1) - target
+    return truth, g[:, :, None] * h[:, None], g
+
+
+def count_labels(images: ImageSet, sizes: Sequence[int], batches: int, seed: int) -> pd.DataFrame:
+    """The share of a batch's labels that each counting rule restores: columns batch, rule, right; a row a batch.
+
+    Every batch meets a drawn network of its own and is drawn with replacement, so that labels repeat. "yin" assumes
+    distinct labels and is left out where a batch has more images than there are classes.
+    """
+    rows = []
+    for size in sizes:
+        for k in range(batches):
+            index = torch.randint(len(images), (1, size), generator=generator(seed, size, k))
+            x, y = images.images[index], images.labels[index]
+            model = models.build("lenet", images.num_classes, images.image_shape, seed=network_seed(seed, k))
+            g = client.share(model, x, y).gradients
+            truth = F.one_hot(y, images.num_classes).sum(1)
+            for rule in labels.COUNT_RULES:
+                if rule != "yin" or size <= images.num_classes:
+                    counts = labels.infer_counts(g["head.weight"], g["head.bias"], size, rule)
+                    right = (torch.minimum(counts, truth).sum() / size).item()
+                    rows.append({"batch": size, "rule": rule, "right": right})
+    return pd.DataFrame(rows)

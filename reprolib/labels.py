@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -149,6 +150,23 @@ def infer_counts(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     return _known(rule, _COUNT_RULES)(weight_gradient, bias_gradient, batch_size)
+
+
+def chance_under_noise(scores: Tensor, truth: Tensor, std: float) -> Tensor:
+    """The chance that the true class keeps the lowest score under Gaussian noise: [T] float64.
+
+    scores: [T, K], what a rule takes the minimum of. truth: [T]. std: of the noise on each score, above 0. With e the
+    noise of the true class, the others must all stay above s_c + e: the expectation over e of
+    prod_i Phi((s_i - s_c - e) / std), by Gauss-Hermite quadrature.
+    Errors: ValueError for std that is not above 0.
+    """
+    if not std > 0:
+        raise ValueError(f"std={std!r}: expected a number above 0")
+    nodes, weights = (torch.from_numpy(v) for v in np.polynomial.hermite_e.hermegauss(64))
+    gap = (scores - scores.gather(1, truth[:, None])).double() / std
+    others = torch.ones_like(gap).scatter_(1, truth[:, None], 0.0).bool()
+    keeps = torch.special.log_ndtr(gap[:, :, None] - nodes).masked_fill(~others[:, :, None], 0.0).sum(1).exp()
+    return keeps @ (weights / weights.sum())
 
 
 def _greedy(scores: Tensor, impact: Tensor, counts: Tensor, batch_size: int) -> Tensor:

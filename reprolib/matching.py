@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from reprolib import client
+from reprolib.models import Ensemble
 
 BLOCK = {"cpu": 256, "cuda": 1024}
 """Trials differentiated together at most. LeNet still gains from 128 to 256 on two cores."""
@@ -60,17 +61,22 @@ class Matching:
     `prior(x') [R]`, where the attacker has one.
 
     `parts(x [R, N], trials [R])` cuts the optimiser's rows into images [R, B, C, H, W] and soft labels [R, B, K];
-    it must be differentiable. mode: how the victim's batch norm runs, as in `client.ThreatModel`.
+    it must be differentiable. mode: how the victim's batch norm runs, as in `client.ThreatModel`. model: one victim for
+    all trials, or an ensemble with one for each.
     """
 
-    model: nn.Module
+    model: nn.Module | Ensemble
     observation: Observation
     parts: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     prior: Callable[[Tensor], Tensor] | None = None
     mode: Literal["eval", "train"] = "eval"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_worker", client.worker(self.model, self.mode))
+        if isinstance(self.model, Ensemble):
+            worker = replace(self.model, skeleton=client.worker(self.model.skeleton, self.mode))
+        else:
+            worker = client.worker(self.model, self.mode)
+        object.__setattr__(self, "_worker", worker)
         object.__setattr__(self, "_size", [])
 
     def __call__(self, x: Tensor, trials: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,14 +91,16 @@ class Matching:
         """Trials a block, from the memory that one needs; the second differentiation keeps about as much again."""
         if not self._size:
             images, _ = self.parts(x[:1], trials[:1])
-            fit = client.trials_that_fit(self._worker, images[0].detach()) // 2
+            network = self._worker.skeleton if isinstance(self._worker, Ensemble) else self._worker
+            fit = client.trials_that_fit(network, images[0].detach()) // 2
             self._size.append(max(1, min(BLOCK[x.device.type], fit)))
         return self._size[0]
 
     def _block(self, x: Tensor, trials: Tensor) -> tuple[Tensor, Tensor]:
         x = x.detach().requires_grad_()
         images, soft_labels = self.parts(x, trials)
-        gradients = dummy_gradients(self._worker, images, soft_labels)
+        worker = self._worker.select(trials) if isinstance(self._worker, Ensemble) else self._worker
+        gradients = dummy_gradients(worker, images, soft_labels)
         value = distance(gradients, self.observation, trials)
         if self.prior is not None:
             value = value + self.prior(images)
@@ -100,23 +108,28 @@ class Matching:
         return value.detach(), gradient
 
 
-def dummy_gradients(worker: nn.Module, images: Tensor, soft_labels: Tensor) -> dict[str, Tensor]:
+def dummy_gradients(worker: nn.Module | Ensemble, images: Tensor, soft_labels: Tensor) -> dict[str, Tensor]:
     """The gradients that dummy batches would have shared: name -> [R, *param], differentiable in both arguments.
 
     images: [R, B, C, H, W]. soft_labels: [R, B, K]. The loss is the mean of -sum_k y_k log softmax(z)_k.
-    One trial alone takes plain autograd, which is the faster path there; more share one `vmap`.
+    One trial alone takes plain autograd, which is the faster path there; more share one `vmap`, over the weights too
+    where each trial has its own (an ensemble of R trials).
     """
-    parameters = dict(worker.named_parameters())
-    if len(images) == 1:
-        loss = F.cross_entropy(worker(images[0]), soft_labels[0])
+    network, weights, axis = worker, None, None
+    if isinstance(worker, Ensemble):
+        network, weights, axis = worker.skeleton, worker.weights(), 0
+    parameters = dict(network.named_parameters())
+    if len(images) == 1 and weights is None:
+        loss = F.cross_entropy(network(images[0]), soft_labels[0])
         gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
         return {name: g[None] for name, g in zip(parameters, gradients, strict=True)}
 
     def loss_of(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(worker, weights, (x,)), y)
+        return F.cross_entropy(functional_call(network, weights, (x,)), y)
 
-    weights = {name: parameter.detach() for name, parameter in parameters.items()}
-    return vmap(grad(loss_of), in_dims=(None, 0, 0))(weights, images, soft_labels)
+    if weights is None:
+        weights = {name: parameter.detach() for name, parameter in parameters.items()}
+    return vmap(grad(loss_of), in_dims=(axis, 0, 0))(weights, images, soft_labels)
 
 
 def distance(gradients: dict[str, Tensor], observation: Observation, trials: Tensor) -> Tensor:

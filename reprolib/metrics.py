@@ -310,7 +310,7 @@ def share(hits: Any, clusters: Any = None, seed: int = 0) -> Interval:
     if not np.isin(values, (0.0, 1.0)).all():
         raise ValueError("hits must be true or false")
     total, groups = int(values.sum()), len(np.unique(labels))
-    if clusters is None:
+    if clusters is None or groups == len(values) > 1:  # a network of its own for every image: independent trials
         return wilson(total, len(values))
     if groups == 1:
         plain = wilson(total, len(values))
@@ -345,6 +345,23 @@ def difference(a: Any, b: Any, clusters: Any = None, seed: int = 0) -> Interval:
         method = f"Wilson for the pairs that differ, effective n = {groups}"
         return Interval(float(delta[0]), low, high, len(delta), method)
     return _bootstrap(delta, labels, _row_means, float(delta.mean()), "paired difference", seed)
+
+
+def median_ratio(a: Any, b: Any, seed: int = 0) -> Interval:
+    """Median of a over median of b, two independent samples of positive numbers, with a bootstrap 95 % interval.
+
+    For costs such as evaluations until success, of the runs that got there. n counts both samples.
+    Raises ValueError for an empty sample and for values that are not positive and finite.
+    """
+    samples = [np.asarray(values, dtype=float) for values in (a, b)]
+    for name, values in zip("ab", samples, strict=True):
+        if values.ndim != 1 or not len(values) or not (np.isfinite(values) & (values > 0)).all():
+            raise ValueError(f"{name} holds {values.size} values: expected at least one, all positive and finite")
+    random = np.random.default_rng(seed)
+    draws = [np.median(random.choice(values, (RESAMPLES, len(values))), axis=1) for values in samples]
+    low, high = np.quantile(draws[0] / draws[1], [0.025, 0.975])
+    value = float(np.median(samples[0]) / np.median(samples[1]))
+    return Interval(value, float(low), float(high), sum(map(len, samples)), "bootstrap of both samples")
 
 
 def share_between(values: Any, clusters: Any, seed: int = 0) -> Interval:

@@ -2,6 +2,7 @@
 
 from reprolib.attacks.dlg import DLG
 from reprolib.attacks.idlg import IDLG
+from reprolib.attacks.plain import PlainDLG
 from reprolib.attacks.reconstruction import History, Reconstruction
 
-__all__ = ["DLG", "IDLG", "History", "Reconstruction"]
+__all__ = ["DLG", "IDLG", "History", "PlainDLG", "Reconstruction"]

@@ -19,6 +19,7 @@ from reprolib import priors
 from reprolib.attacks.reconstruction import History, Reconstruction
 from reprolib.client import SharedUpdate, generator
 from reprolib.matching import Matching, Observation
+from reprolib.models import Ensemble
 from reprolib.optimizers import LBFGS, BatchedLBFGS, CyclicLBFGS
 
 Parts = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -105,7 +106,7 @@ class DLG:
 
     def __call__(
         self,
-        model: nn.Module,
+        model: nn.Module | Ensemble,
         update: SharedUpdate,
         seed: int = 0,
         progress: bool | None = None,
@@ -113,6 +114,7 @@ class DLG:
     ) -> Reconstruction:
         """Reconstruct the batch behind each trial of the update.
 
+        model: the victim, or an ensemble with one for each trial.
         progress: True shows a bar, False none; None shows one in a terminal. snapshots: outer iterations after which
         `history` keeps the dummies (of each trial's first start). Trial t's numbers depend on (seed, t) alone.
         Errors: ValueError for an update of another model, one with NaN, one without the labels that the attack needs,
@@ -176,7 +178,7 @@ class _Search:
     def __init__(
         self,
         attack: DLG,
-        model: nn.Module,
+        model: nn.Module | Ensemble,
         update: SharedUpdate,
         observation: Observation,
         given: Tensor | None,
@@ -194,9 +196,11 @@ class _Search:
 
     def _objective(self, parts: Parts, rows: Tensor) -> Matching:
         """The matching objective of the chunk's trials `rows`, with an image prior where the gradients are noisy."""
-        observation, attack = self.observation.select(self.trials[rows.cpu()].to(self.device)), self.attack
+        chosen, attack = self.trials[rows.cpu()].to(self.device), self.attack
+        observation = self.observation.select(chosen)
+        model = self.model.select(chosen) if isinstance(self.model, Ensemble) else self.model
         if observation.noise_std == 0:
-            return Matching(self.model, observation, parts, mode=self.update.threat.mode)
+            return Matching(model, observation, parts, mode=self.update.threat.mode)
         # Gaussian: D / (2 std^2) + prior; Laplacian: D / b + prior, with b = std / sqrt(2)
         gaussian = observation.law == "gaussian"
         unit = 2 * observation.noise_std**2 if gaussian else observation.noise_std / math.sqrt(2)
@@ -205,7 +209,7 @@ class _Search:
             smooth = attack.total_variation * priors.squared_total_variation(images)
             return unit * (smooth + BOX_WEIGHT * priors.outside_box(images))
 
-        return Matching(self.model, observation, parts, prior, self.update.threat.mode)
+        return Matching(model, observation, parts, prior, self.update.threat.mode)
 
     def run(self, start: int, rows: Tensor, progress: bool | None, snapshots: Sequence[int]) -> Reconstruction:
         """One start of the chunk's trials `rows`, from dummies drawn for (seed, trial, start)."""
@@ -220,7 +224,7 @@ class _Search:
             optimizer = CyclicLBFGS(objective, x, self._columns_of_each_image(x), settings)
         minimum, wanted, taken = optimizer.minimum, set(snapshots), []
         if 0 in wanted:
-            taken.append((0, minimum.last.clone(), minimum.objective.clone()))
+            taken.append((0, minimum.last.clone(), minimum.objective.clone(), minimum.evaluations.clone()))
         bar = tqdm(
             total=attack.iterations,
             desc=f"{type(attack).__name__}, {len(rows)} trials",
@@ -238,7 +242,8 @@ class _Search:
             elif not wanted or iteration >= max(wanted):
                 break
             if iteration + 1 in wanted:  # trials that have ended stay in the picture as they are
-                taken.append((iteration + 1, minimum.last.clone(), minimum.objective.clone()))
+                state = (minimum.last.clone(), minimum.objective.clone(), minimum.evaluations.clone())
+                taken.append((iteration + 1, *state))
         bar.close()
         best = attack.iterate == "best"
         everyone = torch.arange(len(rows), device=self.device)
@@ -284,12 +289,14 @@ class _Search:
         logits = columns[self.pixels :].chunk(self.update.batch_size)
         return [torch.cat(pair) for pair in zip(pixels, logits, strict=True)]
 
-    def _history(self, taken: list[tuple[int, Tensor, Tensor]], parts: Parts) -> History:
+    def _history(self, taken: list[tuple[int, Tensor, Tensor, Tensor]], parts: Parts) -> History:
         everyone = torch.arange(len(taken[0][1]), device=self.device)
-        states = [parts(x, everyone) for _, x, _ in taken]
+        iterations, points, objectives, evaluations = zip(*taken, strict=True)
+        states = [parts(x, everyone) for x in points]
         return History(
-            iterations=[iteration for iteration, _, _ in taken],
-            objective=torch.stack([objective for _, _, objective in taken]),
+            iterations=list(iterations),
+            objective=torch.stack(objectives),
+            evaluations=torch.stack(evaluations),
             images=torch.stack([images for images, _ in states]),
             soft_labels=torch.stack([soft for _, soft in states]),
         )
@@ -318,8 +325,8 @@ def _join(runs: list[Reconstruction], seconds: float) -> Reconstruction:
     names = ("raw", "labels", "objective", "evaluations", "starts", "diverged")
     history = None
     if runs[0].history is not None:
-        axes = {"objective": 1, "images": 1, "soft_labels": 1}
-        merged = {name: torch.cat([getattr(run.history, name) for run in runs], axis) for name, axis in axes.items()}
+        series = ("objective", "evaluations", "images", "soft_labels")
+        merged = {name: torch.cat([getattr(run.history, name) for run in runs], 1) for name in series}
         history = History(runs[0].history.iterations, **merged)
     return Reconstruction(
         **{name: torch.cat([getattr(run, name) for run in runs]) for name in names}, seconds=seconds, history=history

@@ -11,11 +11,13 @@ from torch import Tensor
 class History:
     """How an attack went: snapshots after the named iterations (0 is the start).
 
-    objective: [S, T]. images: [S, T, B, C, H, W], not clamped. soft_labels: [S, T, B, K].
+    objective: [S, T]. evaluations: [S, T], spent so far. images: [S, T, B, C, H, W], not clamped. soft_labels:
+    [S, T, B, K].
     """
 
     iterations: list[int]
     objective: Tensor
+    evaluations: Tensor
     images: Tensor
     soft_labels: Tensor
 

@@ -16,9 +16,12 @@ from safetensors.torch import load as read_safetensors
 from safetensors.torch import save as write_safetensors
 from torch import Tensor, nn
 
+from reprolib.models.ensemble import Ensemble
 from reprolib.models.lenet import LeNet
 from reprolib.models.mlp import MLP
 from reprolib.models.resnet import ResNet20, ResNet56
+
+__all__ = ["ARCHITECTURES", "Ensemble", "Normalize", "build", "fingerprint", "save_checkpoint"]
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "lenet": LeNet,

@@ -1,0 +1,108 @@
+"""DLG as one `torch.optim.LBFGS` after another: the yardstick for the batched engine, in success and in speed."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reprolib.attacks.reconstruction import Reconstruction
+from reprolib.client import SharedUpdate, generator
+from reprolib.models import Ensemble
+
+
+@dataclass(frozen=True)
+class PlainDLG:
+    """DLG's published loop, trial by trial, from the dummies that `DLG` draws for the same (seed, trial).
+
+    Written from the description (sheet `dlg.md`, 4.3), with torch's own optimiser at its defaults and joint labels. The
+    closure differentiates the dummies alone, which spares it the public code's growing weight gradients, and a dummy
+    that is no longer finite ends its trial: torch would go on to no effect. iterations: outer steps of up to 20.
+    """
+
+    iterations: int = 300
+
+    def __call__(
+        self,
+        model: nn.Module | Ensemble,
+        update: SharedUpdate,
+        seed: int = 0,
+        progress: bool | None = None,
+        snapshots: Sequence[int] = (),
+    ) -> Reconstruction:
+        """Reconstruct the one image behind each trial; arguments as `DLG`'s. It keeps no snapshots and has no bar.
+
+        Errors: ValueError for an update of another model, for a batch, and for snapshots.
+        """
+        if update.batch_size != 1 or snapshots:
+            raise ValueError(
+                f"PlainDLG takes one image a trial and no snapshots, got batches of {update.batch_size} and "
+                f"{len(snapshots)} snapshots: use DLG"
+            )
+        began = time.perf_counter()
+        update.check(model)
+        runs = [self._trial(_network(model, t), update, t, seed) for t in range(update.trials)]
+        images, labels, objectives, evaluations, diverged = (torch.stack(column) for column in zip(*runs, strict=True))
+        return Reconstruction(
+            raw=images,
+            labels=labels,
+            objective=objectives,
+            evaluations=evaluations,
+            starts=torch.ones_like(evaluations),
+            diverged=diverged,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _trial(self, model: nn.Module, update: SharedUpdate, trial: int, seed: int) -> tuple[Tensor, ...]:
+        target = {name: g[trial] for name, g in update.as_gradients().items()}
+        random, (device, dtype) = generator(seed, trial, 0), _kind(target)
+        pixels = torch.randn(math.prod(update.image_shape), generator=random).view(1, *update.image_shape)
+        logits = torch.randn(1, update.num_classes, generator=random)
+        image, logits = (dummy.to(device, dtype).requires_grad_() for dummy in (pixels, logits))
+        optimizer = torch.optim.LBFGS([image, logits], lr=1.0)
+        spent, last = 0, (image.detach().clone(), logits.detach().clone())
+
+        def closure() -> Tensor:
+            nonlocal spent
+            spent += 1
+            result = objective(model, target, image, logits.softmax(-1))
+            image.grad, logits.grad = torch.autograd.grad(result, [image, logits])
+            return result.detach()
+
+        for _ in range(self.iterations):
+            optimizer.step(closure)
+            if not (image.isfinite().all() and logits.isfinite().all()):
+                break
+            last = (image.detach().clone(), logits.detach().clone())
+        diverged = torch.tensor(not bool(image.isfinite().all()))
+        value = objective(model, target, last[0], last[1].softmax(-1)).detach()
+        return last[0], last[1].argmax(-1), value, torch.tensor(spent), diverged
+
+
+def objective(model: nn.Module, target: dict[str, Tensor], image: Tensor, soft_label: Tensor) -> Tensor:
+    """DLG's squared distance of one trial by autograd alone. image: [1, C, H, W]. soft_label: [1, K]."""
+    loss = F.cross_entropy(model(image), soft_label)
+    dummy = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+    return sum((d - g).square().sum() for d, g in zip(dummy, target.values(), strict=True))
+
+
+def _kind(target: dict[str, Tensor]) -> tuple[torch.device, torch.dtype]:
+    first = next(iter(target.values()))
+    return first.device, first.dtype
+
+
+def _network(model: nn.Module | Ensemble, trial: int) -> nn.Module:
+    """The one network that a trial meets."""
+    if not isinstance(model, Ensemble):
+        return model
+    network = copy.deepcopy(model.skeleton)
+    network.load_state_dict(
+        {name: weights[model.index[trial]] for name, weights in model.stacked.items()}, strict=False
+    )
+    return network
