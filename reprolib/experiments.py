@@ -67,8 +67,9 @@ def attack_networks(
     the first outer step at which all its images were below that MSE, +inf where it never got there. Network k, its
     images and the dummies against it are the same for every attack and defense under one seed, so that results
     compare in pairs. Networks are attacked together, up to TOGETHER trials at once; each such group is a part of the
-    chapter: a killed run continues with the next one. trained_on: images on which every network trains `train_steps` steps first.
-    options: the architecture's, for `models.build`.
+    chapter: a killed run continues with the next one.
+    trained_on: images on which every network trains `train_steps` steps before it is attacked. options: the
+    architecture's, for `models.build`.
     """
     victims, truth = images.batches(batch, networks * each, seed=ch.seed)
     group, parts = max(1, TOGETHER // each), []
