@@ -2,7 +2,7 @@
 
 Three tables, printed and written to one JSON file:
   objective  gradients of the objective a second, for T trials at once, against the plain closure
-  attack     evaluations a second of the whole official attack (objective and L-BFGS with a full history)
+  attack     evaluations a second of the whole official DLG (objective and L-BFGS with a full history)
   recovery   full attacks on the same networks and images: success, seconds a recovered image
 Plain and batched measurements alternate, so that a machine that slows down slows both; medians are printed.
 """
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
-import plain
 import psutil
 import torch
 import torch.nn.functional as F
@@ -28,7 +27,7 @@ import typer
 from rich import print
 
 from reprolib import attacks, client, data, models, results
-from reprolib.labels import from_update
+from reprolib.attacks import plain
 from reprolib.matching import Matching, Observation
 
 THRESHOLD = 1e-3  # a recovered image: MSE below it
@@ -53,19 +52,23 @@ def calls_per_second(call: Callable[[], object], repeat: int, device: torch.devi
 
 
 def batched_objective(model, update, trials: int) -> Callable[[], object]:
-    labels = F.one_hot(from_update(update), update.num_classes).to(torch.float32)[:, None]
-    shape = update.image_shape
-    matching = Matching(model, Observation(update.gradients), lambda x, of: (x.view(-1, 1, *shape), labels[of]))
-    x = torch.randn(trials, torch.Size(shape).numel(), device=labels.device)
-    index = torch.arange(trials, device=labels.device)
+    shape, size = update.image_shape, torch.Size(update.image_shape).numel()
+    device = next(model.parameters()).device
+
+    def parts(x, of):
+        return x[:, :size].view(-1, 1, *shape), x[:, size:].view(-1, 1, update.num_classes).softmax(-1)
+
+    matching = Matching(model, Observation(update.gradients), parts)
+    x, index = torch.randn(trials, size + update.num_classes, device=device), torch.arange(trials, device=device)
     return lambda: matching(x, index)
 
 
 def plain_objective(model, update) -> Callable[[], object]:
-    objective = plain.PlainObjective(model, update, 0)
-    label = F.one_hot(from_update(update)[:1], update.num_classes).to(torch.float32)
-    image = torch.randn(1, *update.image_shape, device=label.device, requires_grad=True)
-    return lambda: torch.autograd.grad(objective(image, label), image)
+    target = {name: g[0] for name, g in update.gradients.items()}
+    device = next(model.parameters()).device
+    image = torch.randn(1, *update.image_shape, device=device, requires_grad=True)
+    logits = torch.randn(1, update.num_classes, device=device, requires_grad=True)
+    return lambda: torch.autograd.grad(plain.objective(model, target, image, logits.softmax(-1)), [image, logits])
 
 
 def objective_table(images, sizes, threads, rounds: int, device) -> list[dict]:
@@ -87,7 +90,7 @@ def objective_table(images, sizes, threads, rounds: int, device) -> list[dict]:
 
 def attack_table(images, sizes, threads, rounds: int, outers: int, device) -> list[dict]:
     """Rates over the last part of a run, when the history of 100 pairs is full."""
-    official = replace(attacks.IDLG.official(), iterations=outers, stop_objective=None)
+    official = replace(attacks.DLG.official(), iterations=outers)
     rows = []
     for count in threads:
         torch.set_num_threads(count)
@@ -97,8 +100,8 @@ def attack_table(images, sizes, threads, rounds: int, outers: int, device) -> li
             for _ in range(rounds):
                 found, memory = with_peak(official, model, update, device)
                 ours.append(found.evaluations.sum().item() / found.seconds)
-                one = plain.attack(model, update, 0, seed=0, iterations=outers)
-                theirs.append(one.closures / one.seconds)
+                one = attacks.PlainDLG(outers)(model, update.select(0))
+                theirs.append(one.evaluations.item() / one.seconds)
                 peak = max(peak, memory)
             rows.append(
                 row("attack", count, trials, ours, theirs)
@@ -143,35 +146,24 @@ def row(what: str, threads: int, trials: int, ours: list[float], theirs: list[fl
     }
 
 
-def recovery_table(images, networks: int, each: int, device) -> list[dict]:
-    """Whole attacks: the plain official loop, the engine's official and stable presets, on the same networks."""
+def recovery_table(images, networks: int, each: int, plain_each: int, device) -> list[dict]:
+    """Whole attacks on the same networks: the engine's presets on all images, the plain loop on the first of them."""
     rows = []
     for network in range(networks):
         model, update, truth = problem(images, each, network, device)
-        for name, attack in (("official", attacks.IDLG.official()), ("stable", attacks.IDLG.stable())):
-            found = attack(model, update, seed=network, progress=False)
-            errors = (found.raw - truth.to(device)).square().flatten(1).mean(1)
-            rows.append(recovered(f"engine, {name}", network, errors, found.evaluations.sum().item(), found.seconds))
-        runs = [plain.attack(model, update, trial, seed=network) for trial in range(each)]
-        errors = torch.stack([(run.image - x[0]).square().mean() for run, x in zip(runs, truth, strict=True)])
-        rows.append(
-            recovered("plain, official", network, errors, sum(r.closures for r in runs), sum(r.seconds for r in runs))
-        )
+        compared = {
+            "engine, stable": (attacks.DLG.stable(), each),
+            "engine, official": (attacks.DLG.official(), each),
+            "plain, official": (attacks.PlainDLG(), min(each, plain_each)),
+        }
+        for name, (attack, count) in compared.items():
+            found = attack(model, update.select(slice(count)), seed=network, progress=False)
+            errors = (found.raw.cpu() - truth[:count]).square().flatten(1).mean(1)
+            good = int((errors < THRESHOLD).sum())
+            cost = {"evaluations": found.evaluations.sum().item(), "seconds": found.seconds}
+            rows.append({"what": name, "network": network, "images": count, "recovered": good} | cost)
         print(pd.DataFrame(rows[-3:]).to_string(index=False))
     return rows
-
-
-def recovered(what: str, network: int, errors: torch.Tensor, evaluations: int, spent: float) -> dict:
-    good = int((errors < THRESHOLD).sum())
-    return {
-        "what": what,
-        "network": network,
-        "images": len(errors),
-        "recovered": good,
-        "evaluations": evaluations,
-        "seconds": spent,
-        "seconds_per_recovered": spent / good if good else None,
-    }
 
 
 def main(
@@ -180,7 +172,8 @@ def main(
     rounds: Annotated[int, typer.Option(help="alternating measurements a row")] = 3,
     outers: Annotated[int, typer.Option(help="outer steps of the `attack` rows")] = 12,
     networks: Annotated[int, typer.Option(help="drawn networks of the `recovery` rows; 0 leaves them out")] = 8,
-    each: Annotated[int, typer.Option(help="images a network")] = 16,
+    each: Annotated[int, typer.Option(help="images a network, attacked at once")] = 64,
+    plain_each: Annotated[int, typer.Option(help="of these, images that the plain loop attacks too")] = 16,
     root: Annotated[str | None, typer.Option(help="data root with CIFAR-10; offline photographs without")] = None,
     device: Annotated[str, typer.Option()] = "cpu",
     out: Annotated[Path, typer.Option()] = Path("results/runs/benchmarks/throughput.json"),
@@ -194,7 +187,7 @@ def main(
     for name, rows in tables.items():
         print(f"\n{name}\n{pd.DataFrame(rows).round(2).to_string(index=False)}")
     torch.set_num_threads(os.cpu_count() if where.type == "cpu" else 1)
-    tables["recovery"] = recovery_table(images, networks, each, where)
+    tables["recovery"] = recovery_table(images, networks, each, plain_each, where)
     totals = pd.DataFrame(tables["recovery"])
     if len(totals):
         totals = totals.groupby("what")[["images", "recovered", "evaluations", "seconds"]].sum()
