@@ -22,7 +22,6 @@ from typing import Annotated
 import pandas as pd
 import psutil
 import torch
-import torch.nn.functional as F
 import typer
 from rich import print
 
