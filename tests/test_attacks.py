@@ -276,6 +276,55 @@ def test_priors_are_what_they_say():
     assert priors.outside_box(image).item() == pytest.approx(1.0)
 
 
+def test_a_run_of_thirty_steps_ends_where_it_always_did():
+    model, (images, labels) = victim(seed=7), batch(4, seed=7)
+    attack = attacks.IDLG(init_mean=0.5, init_std=0.1, iterations=30, stop_objective=None)
+    run = attack(model, client.share(model, images, labels), seed=7, snapshots=(0, 30))
+    start = torch.tensor([0.12963900116287777, 0.04342814326041122, 0.01180874701883778, 0.09792224435152261])
+    torch.testing.assert_close(run.history.objective[0], start.double(), rtol=1e-6, atol=0)
+    assert (run.history.objective[1] < 1e-6).all()
+    assert run.labels.tolist() == [[0], [1], [3], [0]]
+    assert ((run.raw - images).square().flatten(1).mean(1) < 1e-6).all()
+
+
+@pytest.mark.parametrize("line_search", ["none", "strong_wolfe"])
+def test_images_and_labels_come_back_from_near_grey(line_search):
+    model, (images, labels) = victim(seed=7), batch(4, seed=7)
+    attack = replace(attacks.DLG.stable(), iterations=100, line_search=line_search, stop_objective=None)
+    found = attack(model, client.share(model, images, labels), seed=7)
+    assert ((found.raw - images).square().flatten(1).mean(1) < 1e-3).all()
+    assert torch.equal(found.labels, labels)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.9])
+def test_an_attacker_who_knows_of_pruning_does_no_worse(ratio):
+    model, (images, labels) = victim(seed=7), batch(4, seed=7)
+    attack = attacks.DLG(iterations=20, init_mean=0.5, init_std=0.1, iterate="best")
+    errors = []
+    for known in (True, False):
+        threat = ThreatModel(defense_known=known)
+        update = client.share(model, images, labels, threat=threat, defense=defenses.TopK(ratio))
+        errors.append((attack(model, update, seed=7).raw - images).square().flatten(1).mean(1))
+    assert (errors[0] < 1e-3).all() and (errors[0] <= errors[1]).all()
+
+
+def test_soft_labels_at_a_corner_give_cross_entropy_and_its_gradients():
+    model, (images, labels) = victim(), batch(3)
+    for image, label in zip(images, labels, strict=True):
+        soft = F.cross_entropy(model(image), one_hot(label))
+        two_steps = -(one_hot(label) * model(image).softmax(-1).log()).sum(-1).mean()
+        hard = F.cross_entropy(model(image), label)
+        torch.testing.assert_close(soft, hard, rtol=0, atol=1e-6)
+        torch.testing.assert_close(two_steps, hard, rtol=0, atol=1e-6)
+        theirs, ours = (torch.autograd.grad(loss, list(model.parameters())) for loss in (hard, soft))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_one_hot_is_unusable_under_vmap_so_soft_labels_are_passed():
+    with pytest.raises(RuntimeError, match="vmap"):
+        torch.vmap(lambda label: F.one_hot(label))(torch.tensor([0, 1]))
+
+
 def test_settings_compare_and_presets_are_the_published_ones():
     assert attacks.DLG.paper() == attacks.DLG() and attacks.DLG.paper().iterations == 1200
     assert attacks.DLG.official().iterations == 300 and attacks.DLG.official().stop_objective is None

@@ -1,0 +1,133 @@
+"""The experiments of the chapters: rows that belong to their networks, costs until success, labels under noise."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from reprolib import attacks, chapter, data, defenses, experiments, labels, metrics
+from reprolib.attacks import History
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits", "test", 200)
+
+
+@pytest.fixture
+def ch(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPROLIB_RESULTS", str(tmp_path))
+    sizes = {profile: {} for profile in ("smoke", "cpu", "gpu", "paper")}
+    return chapter.start("dlg", "smoke", seed=3, device="cpu", settings=sizes)
+
+
+SHORT = replace(attacks.DLG.stable(), iterations=2, starts=1)
+
+
+def test_rows_name_their_network_and_pair_over_defenses(ch, digits):
+    run = experiments.attack_networks(ch, "plain", SHORT, digits, networks=3, each=2, pool=digits)
+    assert run.scores.network.tolist() == [0, 0, 1, 1, 2, 2]
+    assert run.scores.defense.unique().tolist() == ["no defense"]
+    assert {"starts", "seconds", "identified"} <= set(run.scores) and "evaluations_to" not in run.scores
+    assert run.truth.shape == run.shown.shape == (6, *digits.image_shape)
+    hidden = experiments.attack_networks(ch, "int8", SHORT, digits, 3, 2, defense=defenses.CastPrecision("int8"))
+    assert torch.equal(hidden.truth, run.truth)
+    assert (hidden.scores.label == run.scores.label).all()
+
+
+def test_a_network_meets_the_same_images_and_dummies_with_fewer_networks_beside_it(ch, digits):
+    three = experiments.attack_networks(ch, "three", SHORT, digits, 3, 1).scores
+    two = experiments.attack_networks(ch, "two", SHORT, digits, 2, 1).scores
+    torch.testing.assert_close(
+        torch.tensor(three.mse[:2].to_numpy()), torch.tensor(two.mse.to_numpy()), rtol=1e-3, atol=1e-5
+    )
+
+
+def test_groups_are_parts_that_are_computed_once(ch, digits, monkeypatch, tmp_path):
+    monkeypatch.setattr(experiments, "TOGETHER", 2)
+    first = experiments.attack_networks(ch, "grouped", SHORT, digits, 3, 1).scores
+    assert len(list((tmp_path / "parts").rglob("grouped-networks-*.json"))) == 2
+    assert first.network.tolist() == [0, 1, 2]
+    computed = len(list((tmp_path / "parts").rglob("*.json")))
+    again = experiments.attack_networks(ch, "grouped", SHORT, digits, 3, 1).scores
+    assert again.equals(first) and len(list((tmp_path / "parts").rglob("*.json"))) == computed
+
+
+def test_batches_and_trained_victims(ch, digits):
+    rows = experiments.attack_networks(ch, "batch", SHORT, digits, 2, 1, batch=2, watch=1e9).scores
+    assert rows.network.tolist() == [0, 0, 1, 1] and rows.image.tolist() == [0, 1, 0, 1]
+    assert (rows.evaluations_to == 1).all()  # any dummy is below that: after the first look at the start
+    train = data.load("digits", "train", 100)
+    trained = experiments.attack_networks(ch, "trained", SHORT, digits, 1, 1, trained_on=train, train_steps=3).scores
+    fresh = experiments.attack_networks(ch, "fresh", SHORT, digits, 1, 1).scores
+    assert trained.mse[0] != fresh.mse[0]
+
+
+def test_the_cost_until_success_is_read_off_the_snapshots():
+    truth = torch.rand(2, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    far, swapped = truth + 1, truth.flip(1)  # a batch in another order has arrived all the same
+    images = torch.stack([far, torch.stack([far[0], swapped[1]]), swapped])
+    spent = torch.tensor([[1, 1], [11, 12], [21, 22]])
+    history = History([0, 1, 2], torch.zeros(3, 2), spent, images, torch.zeros(3, 2, 2, 3))
+    assert experiments.evaluations_to(history, truth, 1e-6).tolist() == [21, 12]
+    assert experiments.evaluations_to(history, truth + 5, 1e-6).tolist() == [math.inf] * 2
+
+
+def test_follow_watches_attacks_from_the_same_pixels(digits):
+    both = {"DLG": attacks.DLG.stable(), "iDLG": attacks.IDLG.stable()}
+    found = experiments.follow(both, digits, trials=3, steps=(0, 1, 3), seed=0, device=torch.device("cpu"))
+    assert found["DLG images"].shape == (3, *digits.image_shape)
+    assert torch.equal(found["DLG images"][0], found["iDLG images"][0])
+    assert not torch.equal(found["DLG images"][1], found["iDLG images"][1])
+    assert len(found["layers"]) == 2 * 3 * 3
+    per_parameter = found["layers"].drop(columns=["attack", "trial", "outer", "image"])
+    shown = found["layers"].query("attack == 'DLG'").groupby("outer").image.min()
+    assert (per_parameter >= 0).all().all() and shown.index.tolist() == [0, 1, 3]
+
+
+def test_labels_of_clean_gradients_are_all_found(digits):
+    rows = experiments.read_labels(digits, networks=3, each=5, seed=0)
+    assert len(rows) == 15 and rows.drop(columns="network").all().all()
+    noisy = experiments.read_labels(digits, 3, 5, 0, defense=defenses.GaussianNoise(30.0))
+    assert not noisy.bias.all()
+
+
+def test_the_chance_under_noise_agrees_with_drawing_it():
+    random = torch.Generator().manual_seed(0)
+    scores, truth = torch.randn(3, 6, generator=random, dtype=torch.float64), torch.tensor([0, 3, 5])
+    draws = scores + 0.7 * torch.randn(200_000, 3, 6, generator=random, dtype=torch.float64)
+    drawn = (draws.argmin(2) == truth).double().mean(0)
+    torch.testing.assert_close(labels.chance_under_noise(scores, truth, 0.7), drawn, rtol=0, atol=5e-3)
+    assert labels.chance_under_noise(scores, scores.argmin(1), 1e-6).allclose(torch.ones(3, dtype=torch.float64))
+    with pytest.raises(ValueError, match="std=0: expected a number above 0"):
+        labels.chance_under_noise(scores, truth, 0)
+
+
+def test_theory_predicts_what_the_rules_find_under_noise(digits):
+    theory = experiments.predict_labels(digits, networks=40, each=5, seed=0, levels=(0.3, 3.0))
+    for _, row in theory.iterrows():
+        rows = experiments.read_labels(digits, 40, 5, 0, defense=defenses.GaussianNoise(row.level))
+        for rule in ("row_sum", "bias"):
+            found = metrics.share(rows[rule], rows.network)
+            assert found.low - 0.05 <= row[rule] <= found.high + 0.05
+
+
+def test_random_heads_have_exact_gradients():
+    truth, weight, bias = experiments.head_gradients(50, 4, seed=1, shift=1.2)
+    h = weight / bias[:, :, None]
+    assert torch.allclose(h[:, 0], h[:, 1], atol=1e-4) and (h[:, 0].sum(1) < 0).all()
+    assert (labels.infer(weight, bias, "bias") == truth).all()
+    _, _, smooth = experiments.head_gradients(50, 4, seed=1, smoothing=0.1)
+    assert ((smooth < 0).sum(1) > 1).any() and torch.allclose(smooth.sum(1), torch.zeros(50), atol=1e-6)
+
+
+def test_labels_of_batches_are_counted(digits):
+    rows = experiments.count_labels(digits, sizes=(2, 12), batches=3, seed=0)
+    assert set(rows[rows.batch == 2].rule) == set(labels.COUNT_RULES)
+    assert "yin" not in set(rows[rows.batch == 12].rule)  # more images than digits
+    assert rows.right.between(0, 1).all() and len(rows) == 3 * (4 + 3)
+
+
+def test_seeds_of_networks_do_not_meet():
+    assert len({experiments.network_seed(s, k) for s in range(3) for k in range(1000)}) == 3000
