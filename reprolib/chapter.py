@@ -33,6 +33,7 @@ from IPython.display import Markdown, display
 from torch import Tensor, nn
 
 from reprolib import claims, data, figures, models, results
+from reprolib.atomic import write_atomic
 from reprolib.metrics import Interval
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ PICTURE_LIMIT = 150_000
 """Bytes of a saved figure: small enough to be committed with a reference run."""
 
 # Files that show measurements and make none: a part's result does not depend on them.
-_PRESENTATION = {"chapter.py", "claims.py", "figures.py", "results.py", "report.py", "runner.py", "cli.py"}
+_PRESENTATION = {"atomic.py", "chapter.py", "claims.py", "figures.py", "results.py", "report.py", "runner.py", "cli.py"}
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -250,7 +251,7 @@ class Chapter:
         when left out.
         """
         number = self._number(name, caption)
-        results.write_atomic(self._folder("runs") / f"{name}.png", figures.png_within(figure, PICTURE_LIMIT))
+        write_atomic(self._folder("runs") / f"{name}.png", figures.png_within(figure, PICTURE_LIMIT))
         self._figures[name]["file"] = f"{name}.png"
         picture = _picture(figures.png(figure), alt or caption)
         self._captioned(f"fig-{name}", picture, f"<b>Figure {number}.</b> {html.escape(caption)}", name, alt or caption)
@@ -381,7 +382,7 @@ def _save_part(path: Path, name: str, value: Any) -> None:
     record = {"value": rest, "order": list(value), "tensors": None}
     if tensors:
         content = safetensors.torch.save(tensors)
-        results.write_atomic(path.with_suffix(".safetensors"), content)  # first: the JSON says that the part is whole
+        write_atomic(path.with_suffix(".safetensors"), content)  # first: the JSON says that the part is whole
         record["tensors"] = hashlib.sha256(content).hexdigest()
     results.save(path, record)
 

@@ -516,7 +516,9 @@ def _how_to_get(name: str) -> str:
         places.append(" + ".join(paper_set.files["test"]) + " (torchvision's layout)")
     how = f"Put it at {' or '.join(places)} of the data root"
     if paper_set.downloads:
-        return f"{how}, or download it: reprolib.data.download({name!r}, root)"
+        return (
+            f"{how}, or download it: `reprolib data download {name}` (in Python reprolib.data.download({name!r}, root))"
+        )
     return f"{how} ({paper_set.by_hand})"
 
 

@@ -22,6 +22,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from reprolib import claims, results
+from reprolib.atomic import write_atomic
 
 REPORT_LIMIT = 5_000_000
 """Bytes of the report: most mail servers let an attachment of this size pass."""
@@ -82,7 +83,7 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike) -> None:
                     left_out[paper.key].append(figure)
                 else:
                     figures[paper.key].append(figure)
-    results.write_atomic(out, template.render(papers=papers, figures=figures, left_out=left_out).encode())
+    write_atomic(out, template.render(papers=papers, figures=figures, left_out=left_out).encode())
 
 
 # --- what is known of a paper -----------------------------------------------------------------------------------------
@@ -266,7 +267,7 @@ def _picture(papers: list[Paper]) -> Figure | None:
 
 def _write(path: Path, text: str) -> None:
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        results.write_atomic(path, text.encode())
+        write_atomic(path, text.encode())
 
 
 # --- templates --------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import platform
-import secrets
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -20,30 +19,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from reprolib.atomic import write_atomic
+
 SCHEMA = 1
 """Raised when the layout of the files changes; `load` refuses any other."""
 
 PACKAGES = ("reprolib", "torch", "torchvision", "torchmetrics", "numpy", "scipy")
-
-
-def write_atomic(path: str | os.PathLike, content: bytes) -> None:
-    """Replace a file's content in one step: the old file or the whole new one is there at any moment.
-
-    path: its folder is made when missing. The temporary file lies in the same folder, since a rename is atomic only
-    within one file system. Raises OSError (a full disk, no permission) with the old file intact and no temporary left.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def save(path: str | os.PathLike, payload: Mapping[str, Any]) -> None:

@@ -37,6 +37,8 @@ from nbclient.exceptions import DeadKernelError
 from packaging.requirements import Requirement
 from papermill.exceptions import PapermillExecutionError
 
+from reprolib.atomic import write_atomic
+
 PROFILES = ("auto", "smoke", "cpu", "gpu", "paper")
 DEVICES = ("auto", "cpu", "cuda")
 PARAMETERS_TAG, INJECTED_TAG, STALE_TAG = "parameters", "injected-parameters", "stale-page"
@@ -209,20 +211,9 @@ def is_current(chapter: Chapter, parameters: Parameters) -> bool:
 def save_notebook(notebook: nbformat.NotebookNode, path: Path) -> None:
     """Write a notebook so that `path` holds the old text or the new one at every moment. OSError leaves the old one.
 
-    The temporary file has one name a page, unlike that of `results.write_atomic`, so that the next run takes away what
-    a killed one has left.
+    The temporary file has one name a page: the next run takes away what a killed one has left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            nbformat.write(notebook, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_atomic(path, nbformat.writes(notebook).encode(), temporary=f".{path.name}.tmp")
 
 
 @contextmanager

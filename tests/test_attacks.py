@@ -381,3 +381,14 @@ def test_a_gpu_finds_the_same():
     here = attack(model, client.share(model, images, labels))
     there = attack(model.cuda(), client.share(model, images.cuda(), labels.cuda()))
     torch.testing.assert_close(here.raw, there.raw.cpu(), rtol=1e-5, atol=1e-5)
+
+
+def test_build_makes_what_it_is_told_and_lists_what_it_knows():
+    assert attacks.build("DLG", "stable", iterations=7) == replace(attacks.DLG.stable(), iterations=7)
+    assert attacks.build("IDLG", "paper").rule == "pairwise"
+    with pytest.raises(ValueError, match="unknown attack 'GGL': known attacks are DLG, IDLG"):
+        attacks.build("GGL", "official")
+    with pytest.raises(ValueError, match="unknown preset 'best' of IDLG: known presets are official, paper, stable"):
+        attacks.build("IDLG", "best")
+    with pytest.raises(ValueError, match=r"unknown settings \['steps'\] of DLG: known settings are iterations, "):
+        attacks.build("DLG", "official", steps=3)

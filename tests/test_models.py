@@ -287,10 +287,10 @@ def test_checkpoint_pickle_is_refused_by_name_and_by_content(tmp_path, checkpoin
 def test_a_failed_save_leaves_the_old_checkpoint(checkpoint, monkeypatch):
     before = checkpoint.read_bytes()
 
-    def full_disk(self, content):
+    def full_disk(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", full_disk)
+    monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         models.save_checkpoint(models.build("lenet", **SMALL), checkpoint, {})
     assert checkpoint.read_bytes() == before

@@ -1,8 +1,34 @@
-"""The attacks, one file a paper."""
+"""The attacks, one file a paper, and `build` for one by name."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
 
 from reprolib.attacks.dlg import DLG
 from reprolib.attacks.idlg import IDLG
 from reprolib.attacks.plain import PlainDLG
 from reprolib.attacks.reconstruction import History, Reconstruction
 
-__all__ = ["DLG", "IDLG", "History", "PlainDLG", "Reconstruction"]
+__all__ = ["DLG", "IDLG", "History", "PlainDLG", "Reconstruction", "build"]
+
+_PRESETS = {
+    "DLG": (DLG, ("official", "paper", "stable", "first_release")),
+    "IDLG": (IDLG, ("official", "paper", "stable")),
+}
+
+
+def build(name: str, preset: str, **settings: Any) -> DLG:
+    """The attack of this class name with a preset's settings, some of them changed: for names that come from a file.
+
+    Errors: ValueError for an unknown name, preset or setting, listing the known ones, besides the attack's own.
+    """
+    if name not in _PRESETS:
+        raise ValueError(f"unknown attack {name!r}: known attacks are {', '.join(_PRESETS)}")
+    attack, presets = _PRESETS[name]
+    if preset not in presets:
+        raise ValueError(f"unknown preset {preset!r} of {name}: known presets are {', '.join(presets)}")
+    known = [field.name for field in fields(attack) if field.init]
+    if unknown := [setting for setting in settings if setting not in known]:
+        raise ValueError(f"unknown settings {unknown} of {name}: known settings are {', '.join(known)}")
+    return replace(getattr(attack, preset)(), **settings)

@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import load as read_safetensors
 from safetensors.torch import save as write_safetensors
 from torch import Tensor, nn
 
+from reprolib.atomic import write_atomic
 from reprolib.models.ensemble import Ensemble
 from reprolib.models.lenet import LeNet
 from reprolib.models.mlp import MLP
@@ -113,18 +113,8 @@ def save_checkpoint(model: nn.Module, path: str | Path, card: dict) -> None:
         "sha256": hashlib.sha256(weights).hexdigest(),
     }
     text = json.dumps(card, indent=2) + "\n"
-    _write(path, weights)
-    _write(path.with_suffix(".json"), text.encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_atomic(path, weights)
+    write_atomic(path.with_suffix(".json"), text.encode())
 
 
 def _load_checkpoint(model: nn.Module, path: Path) -> None:
