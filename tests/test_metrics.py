@@ -307,3 +307,19 @@ def test_the_share_of_variance_between_networks():
     assert metrics.share_between([1, 1, 1, 1, 0, 0, 0, 0], networks).value == 1.0
     assert metrics.share_between([1, 0, 1, 0, 1, 0, 1, 0], networks).value == 0.0
     assert metrics.share_between([1] * 8, networks).value == 0.0
+
+
+def test_images_with_a_network_each_are_independent_trials():
+    hits = [True, False, True, True]
+    assert metrics.share(hits, clusters=range(4)) == metrics.wilson(3, 4)
+
+
+def test_the_ratio_of_medians_and_its_interval():
+    random = np.random.default_rng(0)
+    a, b = random.lognormal(1.0, 0.2, 200), random.lognormal(0.0, 0.2, 300)
+    ratio = metrics.median_ratio(a, b)
+    assert ratio.value == pytest.approx(np.median(a) / np.median(b)) and ratio.n == 500
+    assert ratio.low < np.e < ratio.high and ratio.high - ratio.low < 0.3
+    for bad in ([], [1.0, np.inf], [0.0]):
+        with pytest.raises(ValueError, match="b holds .* values: expected at least one, all positive and finite"):
+            metrics.median_ratio(a, bad)
