@@ -261,17 +261,41 @@ class Chapter:
         number = self._number(name, caption)
         self._captioned(f"fig-{name}", content, f"<b>Figure {number}.</b> {html.escape(caption)}", None, caption)
 
-    def table(self, table: pd.DataFrame, caption: str) -> None:
-        """Show a numbered table, which scrolls sideways on a narrow screen. The index is not shown."""
+    def table(self, table: pd.DataFrame, caption: str, folded: str = "") -> None:
+        """Show a numbered table, which scrolls sideways on a narrow screen. The index is not shown.
+
+        Columns `low` and `high` join the column before them, as the ends of its interval. folded: for long tables, the
+        line that unfolds them.
+        """
         self._table_number += 1
         label = f"Table {self._table_number}. {caption}"
         shown = pd.DataFrame({str(c): [_words(v) for v in table[c]] for c in table.columns})
+        if "low" in shown and "high" in shown:
+            value = shown.columns[shown.columns.get_loc("low") - 1]
+            shown[value] += " [" + shown.pop("low") + ", " + shown.pop("high") + "]"
         body = shown.to_html(index=False, border=0, classes="dataframe", justify="left")
+        body = (
+            f'<div style="overflow-x:auto;font-size:.85rem" tabindex="0" role="region" '
+            f'aria-label="{html.escape(label)}">{body}</div>'
+        )
+        if folded:
+            body = f"<details><summary>{html.escape(folded)}</summary>{body}</details>"
         self.show(
             f'<figure style="margin:1rem 0"><figcaption style="margin-bottom:.3rem"><b>Table {self._table_number}.</b> '
-            f'{html.escape(caption)}</figcaption><div style="overflow-x:auto;font-size:.85rem" tabindex="0" '
-            f'role="region" aria-label="{html.escape(label)}">{body}</div></figure>',
+            f"{html.escape(caption)}</figcaption>{body}</figure>",
             f"{label}\n{shown.to_string(index=False)}",
+        )
+
+    def claims_table(self) -> None:
+        """Show every claim that the chapter puts to the test, folded, before anything is measured."""
+        every = self.ledger.paper.claims
+        rows = [(claim.says, claim.where, str(claim.published), claim.provenance) for claim in every]
+        book = sum(claim.origin == "book" for claim in every)
+        self.table(
+            pd.DataFrame(rows, columns=["claim", "where", "published", "provenance"]),
+            "What this chapter puts to the test. Values marked recalled could not be checked against the paper and "
+            "decide nothing.",
+            folded=f"{len(every) - book} claims of the paper and {book} of this book",
         )
 
     def compare(self, measures: Sequence[str], caption: str) -> None:

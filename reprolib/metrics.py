@@ -261,7 +261,9 @@ def wilson(successes: int, n: int) -> Interval:
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"successes={successes} of n={n}: expected n >= 1 and 0 <= successes <= n")
     low, high = proportion_confint(successes, n, alpha=0.05, method="wilson")
-    return Interval(successes / n, float(low), float(high), n, "Wilson")
+    # at the ends the formula is exact and its floating-point value is not
+    low, high = (0.0 if successes == 0 else float(low)), (1.0 if successes == n else float(high))
+    return Interval(successes / n, low, high, n, "Wilson")
 
 
 def bootstrap_mean(values: Any, clusters: Any = None, seed: int = 0) -> Interval:

@@ -260,6 +260,32 @@ def test_figures_and_tables_are_numbered_and_readable_without_sight(shown, tmp_p
     assert (tmp_path / "results/runs/cpu/toy/first.png").stat().st_size <= chapter.PICTURE_LIMIT
 
 
+def test_an_interval_is_one_cell_and_a_long_table_is_folded(shown):
+    ch = _start()
+    rates = pd.DataFrame({"preset": ["official"], "success": [0.5], "low": [0.25], "high": [0.75], "images": [8]})
+    ch.table(rates, "Rates.")
+    assert "0.5 [0.25, 0.75]" in shown[-1] and "<th>low</th>" not in shown[-1] and "<details>" not in shown[-1]
+    ch.claims_table()
+    assert "<details><summary>1 claims of the paper and 0 of this book</summary>" in shown[-1]
+    assert "images are recovered" in shown[-1] and "<b>Table 2.</b>" in shown[-1]
+
+
+def test_a_part_that_reads_the_chapter_depends_on_its_settings_and_sets(shown, capsys):
+    def through(ch):
+        print(ch.settings.images)
+        return {"n": ch.settings.images}
+
+    ch = _start()
+    ch.part("through", through, ch=ch)
+    ch.part("through", through, ch=ch)
+    ch.settings.images = 11
+    ch.part("through", through, ch=ch)
+    assert capsys.readouterr().out == "10\n11\n"
+    ch.data("digits")
+    ch.part("through", through, ch=ch)
+    assert capsys.readouterr().out == "11\n"
+
+
 def test_the_source_is_the_librarys_own(shown):
     _start().source(ThreatModel.clients.fget)
     assert "`reprolib/client.py`" in shown[-1] and "```python\n@property\ndef clients" in shown[-1]
