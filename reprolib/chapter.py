@@ -89,6 +89,8 @@ def start(
     ledger = claims.Ledger(claims.load(root / "claims" / f"{paper}.yml"), profile)
     chapter = Chapter(paper, profile, seed, chosen, str(data_root), sizes, ledger)
     chapter.show(_box("This run", f"profile <b>{profile}</b>, device <b>{chosen.type}</b>, seed <b>{seed}</b>"))
+    if chapter._reference is not None:
+        chapter.show(_box("The reference run in a minute", _in_a_minute(chapter._reference), "#009E73"))
     return chapter
 
 
@@ -521,6 +523,27 @@ def _box(title: str, body: str, colour: str = "rgba(128,128,128,.8)") -> str:
         f'border-radius:.3rem;background:rgba(128,128,128,.08);padding:.6rem .9rem;margin:1rem 0">'
         f"<b>{html.escape(title)}</b><br>{body}</div>"
     )
+
+
+def _in_a_minute(reference: Mapping[str, Any]) -> str:
+    """How many claims the reference run decided which way; unfolded, which, with what was published and measured."""
+    where = f"profile {reference['profile']}, on {', '.join(reference['provenance']['data'])}"
+    lines = [f"On the papers' data where they were at hand ({html.escape(where)}):"]
+    for word, symbol in claims.SYMBOLS.items():
+        chosen = [verdict for verdict in reference["verdicts"] if verdict["verdict"] == word]
+        if not chosen:
+            continue
+        items = []
+        for verdict in chosen:
+            own = verdict["origin"] == "book"
+            sides = ["this book's own claim" if own else f"published: {verdict['published']}"]
+            sides += [f"measured: {verdict['measured']}"] if verdict["measured"] else []
+            sides += [verdict["reason"]] if verdict["reason"] else []
+            items.append(f"<li>{html.escape(verdict['says'])} <small>({html.escape('; '.join(sides))})</small></li>")
+        lines.append(
+            f"<details><summary>{symbol} <b>{len(chosen)} {word}</b></summary><ul>{''.join(items)}</ul></details>"
+        )
+    return "".join(lines)
 
 
 def _picture(png: bytes, alt: str) -> str:

@@ -323,6 +323,8 @@ def test_the_reference_run_is_shown_beside_this_one(shown, tmp_path):
     (tmp_path / "results" / "runs" / "gpu" / "toy").rename(tmp_path / "results" / "reference" / "toy")
     (tmp_path / "results" / "runs" / "gpu" / "toy.json").rename(tmp_path / "results" / "reference" / "toy" / "toy.json")
     ch = _start()
+    assert "In a minute" not in shown[0] and "✔ <b>1 reproduced</b>" in shown[-1]
+    assert "images are recovered <small>(published: 90 %; measured: 97 % [91.5, 99])</small>" in shown[-1]
     assert ch.reference("success") == wilson(97, 100) and ch.reference("rates")["rate"].tolist() == [0.97]
     assert ch.reference("nothing") is None
     ch.record("success", Interval(0.5, 0.4, 0.6, 20, "x"), data="photos")
