@@ -90,9 +90,14 @@ class DLG:
 
     @classmethod
     def stable(cls) -> DLG:
-        """Near-grey starts, and new ones while the objective stays high: does not fail on unlucky networks."""
+        """Near-grey starts, and new ones while the objective stays high: hardly fails on unlucky networks.
+
+        A start that is thrown out of the image range ends within some 150 evaluations, a tenth of a success: under
+        networks that throw out most starts, sixteen of them cost little. An objective of 1e-6 is an MSE below 1e-3
+        under nearly all drawn networks; 1e-5 is not.
+        """
         return cls(
-            iterations=175, init_mean=0.5, init_std=0.1, starts=4, iterate="best", stop_objective=1e-5, stop_every=1
+            iterations=175, init_mean=0.5, init_std=0.1, starts=16, iterate="best", stop_objective=1e-6, stop_every=1
         )
 
     def __post_init__(self) -> None:
