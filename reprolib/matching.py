@@ -62,7 +62,8 @@ class Matching:
 
     `parts(x [R, N], trials [R])` cuts the optimiser's rows into images [R, B, C, H, W] and soft labels [R, B, K];
     it must be differentiable. mode: how the victim's batch norm runs, as in `client.ThreatModel`. model: one victim for
-    all trials, or an ensemble with one for each.
+    all trials, or an ensemble with one for each. compare: `distance` (when left out) or `cosine`. local: the client's
+    training, where the observation is the average gradient along its steps.
     """
 
     model: nn.Module | Ensemble
@@ -70,6 +71,8 @@ class Matching:
     parts: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     prior: Callable[[Tensor], Tensor] | None = None
     mode: Literal["eval", "train"] = "eval"
+    compare: Callable[[dict[str, Tensor], Observation, Tensor], Tensor] | None = None
+    local: client.LocalTraining | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.model, Ensemble):
@@ -100,18 +103,21 @@ class Matching:
         x = x.detach().requires_grad_()
         images, soft_labels = self.parts(x, trials)
         worker = self._worker.select(trials) if isinstance(self._worker, Ensemble) else self._worker
-        gradients = dummy_gradients(worker, images, soft_labels)
-        value = distance(gradients, self.observation, trials)
+        gradients = dummy_gradients(worker, images, soft_labels, self.local)
+        value = (self.compare or distance)(gradients, self.observation, trials)
         if self.prior is not None:
             value = value + self.prior(images)
         (gradient,) = torch.autograd.grad(value.sum(), x)
         return value.detach(), gradient
 
 
-def dummy_gradients(worker: nn.Module | Ensemble, images: Tensor, soft_labels: Tensor) -> dict[str, Tensor]:
+def dummy_gradients(
+    worker: nn.Module | Ensemble, images: Tensor, soft_labels: Tensor, local: client.LocalTraining | None = None
+) -> dict[str, Tensor]:
     """The gradients that dummy batches would have shared: name -> [R, *param], differentiable in both arguments.
 
-    images: [R, B, C, H, W]. soft_labels: [R, B, K]. The loss is the mean of -sum_k y_k log softmax(z)_k.
+    images: [R, B, C, H, W]. soft_labels: [R, B, K]. The loss is the mean of -sum_k y_k log softmax(z)_k. local: the
+    average gradient along these SGD steps instead, a sum of gradients and so free of the cancellation in w_S - w_0.
     One trial alone takes plain autograd, which is the faster path there; more share one `vmap`, over the weights too
     where each trial has its own (an ensemble of R trials).
     """
@@ -119,7 +125,7 @@ def dummy_gradients(worker: nn.Module | Ensemble, images: Tensor, soft_labels: T
     if isinstance(worker, Ensemble):
         network, weights, axis = worker.skeleton, worker.weights(), 0
     parameters = dict(network.named_parameters())
-    if len(images) == 1 and weights is None:
+    if len(images) == 1 and weights is None and local is None:
         loss = F.cross_entropy(network(images[0]), soft_labels[0])
         gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
         return {name: g[None] for name, g in zip(parameters, gradients, strict=True)}
@@ -127,14 +133,45 @@ def dummy_gradients(worker: nn.Module | Ensemble, images: Tensor, soft_labels: T
     def loss_of(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(functional_call(network, weights, (x,)), y)
 
+    def along_steps(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        total, steps = {name: torch.zeros_like(w) for name, w in weights.items()}, local.steps(len(x))
+        for _ in range(local.epochs):
+            for own_x, own_y in zip(x.split(local.batch_size), y.split(local.batch_size), strict=True):
+                step = grad(loss_of)(weights, own_x, own_y)
+                weights = {name: w - local.learning_rate * step[name] for name, w in weights.items()}
+                total = {name: total[name] + step[name] / steps for name in total}
+        return total
+
     if weights is None:
         weights = {name: parameter.detach() for name, parameter in parameters.items()}
-    return vmap(grad(loss_of), in_dims=(axis, 0, 0))(weights, images, soft_labels)
+    one = grad(loss_of) if local is None else along_steps
+    return vmap(one, in_dims=(axis, 0, 0))(weights, images, soft_labels)
 
 
 def distance(gradients: dict[str, Tensor], observation: Observation, trials: Tensor) -> Tensor:
     """How far dummy gradients (name -> [R, *param]) are from the observation of the named trials: [R]."""
     return sum(per_parameter(gradients, observation, trials).values())
+
+
+def cosine(gradients: dict[str, Tensor], observation: Observation, trials: Tensor) -> Tensor:
+    """One minus the cosine between dummy gradients (name -> [R, *param]) and the observation of the trials: [R].
+
+    One cosine over all parameters together, not a mean over layers; in [0, 2], and blind to the gradient's scale.
+    Entries of weight 0 do not count, nor do entries known only to be small (target 0, positive slack: pruned ones).
+    Source: Geiping et al. 2020, equation 4; sheet `ig.md`, section 4.1.
+    """
+    inner, own, theirs = 0.0, 0.0, 0.0
+    for name, gradient in gradients.items():
+        target = observation.target[name][trials]
+        if observation.weight is not None and name in observation.weight:
+            seen = _rows(observation.weight[name], trials)
+            gradient, target = gradient * seen, target * seen
+        if observation.slack is not None and name in observation.slack:
+            gradient = gradient * ~((target == 0) & (_rows(observation.slack[name], trials) > 0))
+        gradient, target = gradient.flatten(1), target.flatten(1)
+        inner = inner + (gradient * target).sum(1)
+        own, theirs = own + gradient.square().sum(1), theirs + target.square().sum(1)
+    return 1 - inner / (own.sqrt() * theirs.sqrt())
 
 
 def per_parameter(gradients: dict[str, Tensor], observation: Observation, trials: Tensor) -> dict[str, Tensor]:

@@ -386,7 +386,7 @@ def test_a_gpu_finds_the_same():
 def test_build_makes_what_it_is_told_and_lists_what_it_knows():
     assert attacks.build("DLG", "stable", iterations=7) == replace(attacks.DLG.stable(), iterations=7)
     assert attacks.build("IDLG", "paper").rule == "pairwise"
-    with pytest.raises(ValueError, match="unknown attack 'GGL': known attacks are DLG, IDLG"):
+    with pytest.raises(ValueError, match="unknown attack 'GGL': known attacks are DLG, IDLG, InvertingGradients"):
         attacks.build("GGL", "official")
     with pytest.raises(ValueError, match="unknown preset 'best' of IDLG: known presets are official, paper, stable"):
         attacks.build("IDLG", "best")

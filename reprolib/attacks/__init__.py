@@ -5,20 +5,23 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
+from reprolib.attacks.analytic import linear_inputs
 from reprolib.attacks.dlg import DLG
 from reprolib.attacks.idlg import IDLG
+from reprolib.attacks.ig import InvertingGradients
 from reprolib.attacks.plain import PlainDLG
 from reprolib.attacks.reconstruction import History, Reconstruction
 
-__all__ = ["DLG", "IDLG", "History", "PlainDLG", "Reconstruction", "build"]
+__all__ = ["DLG", "IDLG", "History", "InvertingGradients", "PlainDLG", "Reconstruction", "build", "linear_inputs"]
 
 _PRESETS = {
     "DLG": (DLG, ("official", "paper", "stable", "first_release")),
     "IDLG": (IDLG, ("official", "paper", "stable")),
+    "InvertingGradients": (InvertingGradients, ("official", "paper", "local_steps")),
 }
 
 
-def build(name: str, preset: str, **settings: Any) -> DLG:
+def build(name: str, preset: str, **settings: Any) -> DLG | InvertingGradients:
     """The attack of this class name with a preset's settings, some of them changed: for names that come from a file.
 
     Errors: ValueError for an unknown name, preset or setting, listing the known ones, besides the attack's own.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from reprolib import priors
-from reprolib.attacks.reconstruction import History, Reconstruction
+from reprolib.attacks.reconstruction import History, Reconstruction, join, keep_better
 from reprolib.client import SharedUpdate, generator
 from reprolib.matching import Matching, Observation
 from reprolib.models import Ensemble
@@ -146,9 +146,9 @@ class DLG:
                 rows = (~(best.objective <= self.restart_above) | best.diverged).nonzero()[:, 0]
                 if not len(rows):
                     break
-                best = _keep_better(best, search.run(start, rows, progress, snapshots=()), rows)
+                best = keep_better(best, search.run(start, rows, progress, snapshots=()), rows)
             runs.append(best)
-        return _join(runs, time.perf_counter() - began)
+        return join(runs, time.perf_counter() - began)
 
     def _given_labels(self, update: SharedUpdate) -> Tensor | None:
         """[T, B] labels that are not optimised, or None."""
@@ -309,30 +309,3 @@ class _Search:
 
 BOX_WEIGHT = 1e3
 """Of pixels outside [0, 1] against noise: a pixel 0.03 outside costs as much as one nat of likelihood."""
-
-
-def _keep_better(best: Reconstruction, again: Reconstruction, rows: Tensor) -> Reconstruction:
-    """Replace the rows whose new start ended lower; what each start cost adds up."""
-    evaluations, starts = best.evaluations.clone(), best.starts.clone()
-    evaluations[rows] += again.evaluations
-    starts[rows] = again.starts
-    value = best.objective.masked_fill(best.diverged, math.inf)[rows]
-    better = again.objective.masked_fill(again.diverged, math.inf) < value
-    chosen = {}
-    for name in ("raw", "labels", "objective", "diverged"):
-        chosen[name] = getattr(best, name).clone()
-        chosen[name][rows[better]] = getattr(again, name)[better]
-    return Reconstruction(**chosen, evaluations=evaluations, starts=starts, seconds=0.0, history=best.history)
-
-
-def _join(runs: list[Reconstruction], seconds: float) -> Reconstruction:
-    """The chunks one after the other."""
-    names = ("raw", "labels", "objective", "evaluations", "starts", "diverged")
-    history = None
-    if runs[0].history is not None:
-        series = ("objective", "evaluations", "images", "soft_labels")
-        merged = {name: torch.cat([getattr(run.history, name) for run in runs], 1) for name in series}
-        history = History(runs[0].history.iterations, **merged)
-    return Reconstruction(
-        **{name: torch.cat([getattr(run, name) for run in runs]) for name in names}, seconds=seconds, history=history
-    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -44,3 +46,30 @@ class Reconstruction:
     @property
     def images(self) -> Tensor:
         return self.raw.clamp(0, 1)
+
+
+def keep_better(best: Reconstruction, again: Reconstruction, rows: Tensor) -> Reconstruction:
+    """Replace the rows whose new start ended lower; what each start cost adds up."""
+    evaluations, starts = best.evaluations.clone(), best.starts.clone()
+    evaluations[rows] += again.evaluations
+    starts[rows] = again.starts
+    value = best.objective.masked_fill(best.diverged, math.inf)[rows]
+    better = again.objective.masked_fill(again.diverged, math.inf) < value
+    chosen = {}
+    for name in ("raw", "labels", "objective", "diverged"):
+        chosen[name] = getattr(best, name).clone()
+        chosen[name][rows[better]] = getattr(again, name)[better]
+    return Reconstruction(**chosen, evaluations=evaluations, starts=starts, seconds=0.0, history=best.history)
+
+
+def join(runs: list[Reconstruction], seconds: float) -> Reconstruction:
+    """The chunks one after the other."""
+    names = ("raw", "labels", "objective", "evaluations", "starts", "diverged")
+    history = None
+    if runs[0].history is not None:
+        series = ("objective", "evaluations", "images", "soft_labels")
+        merged = {name: torch.cat([getattr(run.history, name) for run in runs], 1) for name in series}
+        history = History(runs[0].history.iterations, **merged)
+    return Reconstruction(
+        **{name: torch.cat([getattr(run, name) for run in runs]) for name in names}, seconds=seconds, history=history
+    )

@@ -16,6 +16,7 @@ from safetensors.torch import save as write_safetensors
 from torch import Tensor, nn
 
 from reprolib.atomic import write_atomic
+from reprolib.models.convnet import ConvNet
 from reprolib.models.ensemble import Ensemble
 from reprolib.models.lenet import LeNet
 from reprolib.models.mlp import MLP
@@ -26,6 +27,7 @@ __all__ = ["ARCHITECTURES", "Ensemble", "Normalize", "build", "fingerprint", "sa
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "lenet": LeNet,
     "mlp": MLP,
+    "convnet": ConvNet,
     "resnet20": ResNet20,
     "resnet56": ResNet56,
 }

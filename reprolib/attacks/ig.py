@@ -1,0 +1,234 @@
+"""Inverting Gradients: Geiping, Bauermeister, Dröge and Moeller, NeurIPS 2020."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from reprolib import labels, matching, priors
+from reprolib.attacks.reconstruction import History, Reconstruction, join, keep_better
+from reprolib.client import SharedUpdate, generator
+from reprolib.matching import Matching, Observation
+from reprolib.models import Ensemble
+from reprolib.optimizers import adam, signed_adam
+
+_OFFICIAL = (2.667, 1.6, 1.142)  # of the released code: the learning rate falls at T over these, rounded down
+
+
+@dataclass(frozen=True)
+class InvertingGradients:
+    """Find the images whose gradient points in the direction of the one that was shared.
+
+    Minimises 1 - cos(g', g) + total_variation * TV(x) by Adam on the sign of its gradient, in the victim's normalised
+    space and inside the box of valid pixels (equation 4; sheet `ig.md`, section 4). Updates of several local steps are
+    matched by differentiating through the client's training. The defaults are the paper's for CIFAR-10.
+
+    iterations, learning_rate: of Adam; the rate falls tenfold three times, at the `milestones`: "official" as the code
+    rounds them, "exact" at 3/8, 5/8 and 7/8, or "none". total_variation: its weight, in normalised units.
+    objective: "cosine", or "euclidean" for the sum of squares. signed, boxed: as above, or plain Adam, or no box.
+    labels: "known" takes the update's, "inferred" reads them off the last layer (by the bias rule for one image,
+    `labels.infer_counts` for a batch). starts: normal draws, of which the smallest distance wins, which the attacker
+    sees. iterate: return the "last" iterate, as the code does, or the "best".
+    """
+
+    iterations: int = 4800
+    learning_rate: float = 0.1
+    total_variation: float = 0.01
+    objective: Literal["cosine", "euclidean"] = "cosine"
+    signed: bool = True
+    boxed: bool = True
+    milestones: Literal["official", "exact", "none"] = "official"
+    labels: Literal["known", "inferred"] = "known"
+    starts: int = 1
+    iterate: Literal["last", "best"] = "last"
+
+    _known: ClassVar[dict[str, tuple[str, ...]]] = {
+        "objective": ("cosine", "euclidean"),
+        "milestones": ("official", "exact", "none"),
+        "labels": ("known", "inferred"),
+        "iterate": ("last", "best"),
+    }
+
+    @classmethod
+    def official(cls) -> InvertingGradients:
+        """The settings of the released baseline script for CIFAR-10: total variation 1e-4."""
+        return cls(total_variation=1e-4)
+
+    @classmethod
+    def paper(cls) -> InvertingGradients:
+        """The paper's settings for CIFAR-10: 4,800 iterations, total variation 0.01 for the untrained LeNet."""
+        return cls()
+
+    @classmethod
+    def local_steps(cls) -> InvertingGradients:
+        """The released notebook's settings for one image and five local steps."""
+        return cls(iterations=8000, total_variation=1e-6)
+
+    def __post_init__(self) -> None:
+        for name, known in self._known.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(map(repr, known))}")
+        for name in ("iterations", "starts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("learning_rate", "total_variation"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a finite number of at least 0")
+
+    def schedule(self) -> tuple[int, ...]:
+        """The iterations at which the learning rate falls tenfold."""
+        if self.milestones == "none":
+            return ()
+        if self.milestones == "exact":
+            return tuple(self.iterations * eighths // 8 for eighths in (3, 5, 7))
+        return tuple(int(self.iterations // part) for part in _OFFICIAL)
+
+    def __call__(
+        self,
+        model: nn.Module | Ensemble,
+        update: SharedUpdate,
+        seed: int = 0,
+        progress: bool | None = None,
+        snapshots: Sequence[int] = (),
+    ) -> Reconstruction:
+        """Reconstruct the batch behind each trial of the update; arguments as `attacks.DLG`'s.
+
+        objective of the result: the distance to the shared gradient, without the prior. snapshots: iterations.
+        Errors: ValueError for an update of another model, one with NaN or of length zero, and one without the labels
+        that the attack needs.
+        """
+        began = time.perf_counter()
+        update.check(model)
+        given = self._given_labels(update)
+        observation = Observation(update.as_gradients())
+        if update.defense is not None:
+            observation = update.defense.counter(model, update)
+        if self.objective == "cosine":
+            length = sum(g.flatten(1).square().sum(1) for g in observation.target.values())
+            if (length == 0).any():
+                raise ValueError(
+                    f"the gradient of trial {int((length == 0).nonzero()[0])} is zero: it has no direction"
+                )
+        problem = _Problem(self, model, update, observation, given, seed)
+        best = problem.run(0, torch.arange(update.trials), progress, snapshots)
+        for start in range(1, self.starts):
+            rows = torch.arange(update.trials)
+            best = keep_better(best, problem.run(start, rows, progress, ()), rows)
+        return join([best], time.perf_counter() - began)
+
+    def _given_labels(self, update: SharedUpdate) -> Tensor:
+        """[T, B]."""
+        if self.labels == "known":
+            if update.labels is None:
+                raise ValueError("labels='known' needs labels in the update: share with ThreatModel(labels='known')")
+            return update.labels
+        if update.batch_size == 1:
+            return labels.from_update(update, "bias")[:, None]
+        gradients = update.as_gradients()
+        counts = labels.infer_counts(gradients["head.weight"], gradients["head.bias"], update.batch_size)
+        every = torch.arange(update.num_classes, device=counts.device)
+        return torch.stack([every.repeat_interleave(count) for count in counts])
+
+
+class _Problem:
+    """One update's matching problem in the victim's normalised space."""
+
+    def __init__(
+        self,
+        attack: InvertingGradients,
+        model: nn.Module | Ensemble,
+        update: SharedUpdate,
+        observation: Observation,
+        given: Tensor,
+        seed: int,
+    ) -> None:
+        self.attack, self.model, self.update, self.observation, self.seed = attack, model, update, observation, seed
+        first = next(iter(update.gradients.values()))
+        self.device, self.dtype = first.device, first.dtype
+        self.given = given.to(self.device)
+        self.soft = F.one_hot(self.given, update.num_classes).to(self.dtype)
+        layer = (model.skeleton if isinstance(model, Ensemble) else model).normalize
+        self.mean = getattr(layer, "mean", torch.zeros(1)).to(self.device, self.dtype)
+        self.std = getattr(layer, "std", torch.ones(1)).to(self.device, self.dtype)
+
+    def images(self, x: Tensor) -> Tensor:
+        """[R, N] normalised -> [R, B, C, H, W] in pixels."""
+        return x.view(-1, self.update.batch_size, *self.update.image_shape) * self.std + self.mean
+
+    def matching(self, rows: Tensor, prior: Callable[[Tensor], Tensor] | None) -> Matching:
+        chosen = rows.to(self.device)
+        return Matching(
+            self.model.select(chosen) if isinstance(self.model, Ensemble) else self.model,
+            self.observation.select(chosen),
+            lambda x, of: (self.images(x), self.soft[chosen][of]),
+            prior,
+            self.update.threat.mode,
+            matching.cosine if self.attack.objective == "cosine" else matching.distance,
+            self.update.local,
+        )
+
+    def prior(self, images: Tensor) -> Tensor:
+        return self.attack.total_variation * priors.total_variation((images - self.mean) / self.std)
+
+    def inside(self, x: Tensor) -> Tensor:
+        pixels = x.view(len(x), self.update.batch_size, *self.update.image_shape)
+        return pixels.clamp((0 - self.mean) / self.std, (1 - self.mean) / self.std).view(x.shape)
+
+    def start(self, start: int, rows: Tensor) -> Tensor:
+        size = self.update.batch_size * math.prod(self.update.image_shape)
+        draws = [torch.randn(size, generator=generator(self.seed, trial, start)) for trial in rows.tolist()]
+        return torch.stack(draws).to(self.device, self.dtype)
+
+    def run(self, start: int, rows: Tensor, progress: bool | None, snapshots: Sequence[int]) -> Reconstruction:
+        attack, x, wanted = self.attack, self.start(start, rows), set(snapshots)
+        objective = self.matching(rows, self.prior if attack.total_variation else None)
+        optimizer = signed_adam if attack.signed else adam
+        project = self.inside if attack.boxed else (lambda y: y)
+        run = optimizer(
+            objective, x, attack.iterations, attack.learning_rate, milestones=attack.schedule(), project=project
+        )
+        bar = tqdm(
+            run,
+            total=attack.iterations,
+            desc=f"{type(attack).__name__}, {len(rows)} trials",
+            disable=not (sys.stderr.isatty() if progress is None else progress),
+            mininterval=0.5 if sys.stderr.isatty() else 60,
+        )
+        alone = self.matching(rows, None)
+        everyone = torch.arange(len(rows), device=self.device)
+        taken = [(0, x.clone(), alone(x, everyone)[0], torch.zeros_like(everyone))] if 0 in wanted else []
+        for iteration, minimum in enumerate(bar, 1):
+            if iteration in wanted:
+                value = alone(minimum.last, everyone)[0]
+                taken.append((iteration, minimum.last.clone(), value, minimum.evaluations.clone()))
+        final = minimum.best if attack.iterate == "best" else minimum.last
+        return Reconstruction(
+            raw=self.images(final),
+            labels=self.given[rows.to(self.device)],
+            objective=alone(final, everyone)[0],
+            evaluations=minimum.evaluations,
+            starts=torch.full_like(minimum.evaluations, start + 1),
+            diverged=minimum.diverged,
+            seconds=0.0,
+            history=self._history(taken, rows) if taken else None,
+        )
+
+    def _history(self, taken: list[tuple[int, Tensor, Tensor, Tensor]], rows: Tensor) -> History:
+        iterations, points, values, evaluations = zip(*taken, strict=True)
+        soft = self.soft[rows.to(self.device)]
+        return History(
+            iterations=list(iterations),
+            objective=torch.stack(values),
+            evaluations=torch.stack(evaluations),
+            images=torch.stack([self.images(x) for x in points]),
+            soft_labels=soft.expand(len(points), *soft.shape),
+        )

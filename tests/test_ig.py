@@ -1,0 +1,253 @@
+"""Inverting Gradients: the cosine, closed forms, training steps unrolled, and the signed optimiser in its box."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from reprolib import attacks, client, matching, models, priors
+from reprolib.client import LocalTraining, ThreatModel
+from reprolib.matching import Observation, cosine, dummy_gradients
+
+SHAPE, CLASSES = (3, 8, 8), 5
+NORMAL = ((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
+KNOWN = ThreatModel(labels="known")
+
+
+def victim(name="lenet", dtype=torch.float64, seed=0, **options):
+    return models.build(name, CLASSES, SHAPE, seed=seed, normalize=NORMAL, **options).to(dtype)
+
+
+def batch(trials, size=1, dtype=torch.float64, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    images = torch.rand(trials, size, *SHAPE, generator=random, dtype=dtype)
+    return images, torch.randint(CLASSES, (trials, size), generator=random)
+
+
+def soft(labels):
+    return F.one_hot(labels, CLASSES).double()
+
+
+# --- the distance and the prior
+
+
+def test_the_cosine_is_one_over_all_parameters_and_blind_to_scale():
+    a = {"w": torch.randn(3, 4, 5, dtype=torch.float64), "b": torch.randn(3, 2, dtype=torch.float64)}
+    b = {name: torch.randn_like(v) for name, v in a.items()}
+    trials = torch.arange(3)
+    flat = [torch.cat([v.flatten(1) for v in g.values()], 1) for g in (a, b)]
+    expected = 1 - F.cosine_similarity(*flat)
+    torch.testing.assert_close(cosine(a, Observation(b), trials), expected)
+    for factor, value in ((1, 0.0), (7, 0.0), (-1, 2.0)):
+        scaled = {name: factor * v for name, v in a.items()}
+        torch.testing.assert_close(cosine(scaled, Observation(a), trials), torch.full((3,), value, dtype=torch.float64))
+    unequal = {"large": torch.tensor([[10.0, 0.0]]), "small": torch.tensor([[0.1, 0.0]])}
+    turned = {"large": torch.tensor([[10.0, 0.0]]), "small": torch.tensor([[0.0, 0.1]])}
+    assert cosine(turned, Observation(unequal), torch.arange(1)).item() == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_masked_and_pruned_entries_do_not_count_for_the_cosine():
+    seen = {"w": torch.tensor([[1.0, 2.0, 0.0]])}
+    dummy = {"w": torch.tensor([[1.0, 2.0, 50.0]])}
+    pruned = Observation(seen, slack={"w": torch.tensor([[0.0, 0.0, 0.5]])})
+    masked = Observation(seen, weight={"w": torch.tensor([[1.0, 1.0, 0.0]])})
+    for observation in (pruned, masked):
+        assert cosine(dummy, observation, torch.arange(1)).item() == pytest.approx(0, abs=1e-6)
+    assert cosine(dummy, Observation(seen), torch.arange(1)).item() > 0.5
+
+
+def test_total_variation_is_a_mean():
+    assert priors.total_variation(torch.full((1, 1, 3, 4, 4), 0.3)).item() == 0
+    ramp = torch.arange(6.0).mul(0.1).expand(1, 1, 3, 6, 6)
+    assert priors.total_variation(ramp).item() == pytest.approx(0.1)
+    board = (torch.arange(6)[:, None] + torch.arange(6)).remainder(2).float().expand(1, 1, 1, 6, 6)
+    assert priors.total_variation(board).item() == pytest.approx(2)
+    assert priors.total_variation(torch.cat([board, board], 1)).item() == pytest.approx(2)
+
+
+# --- closed forms
+
+
+@pytest.mark.parametrize("rows", ["least_squares", "largest"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_one_sample_leaves_a_linear_layer_exactly(rows, dtype, tolerance):
+    model, (images, labels) = victim("mlp", dtype), batch(4, dtype=dtype)
+    g = client.share(model, images, labels).gradients
+    found = attacks.linear_inputs(g["hidden1.weight"], g["hidden1.bias"], rows)
+    expected = model.normalize(images[:, 0]).flatten(1)
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_five_local_steps_leave_it_as_exactly():
+    model, (images, labels) = victim("mlp"), batch(3)
+    update = client.share(model, images, labels, local=LocalTraining(epochs=5, batch_size=1, learning_rate=1e-4))
+    found = attacks.linear_inputs(update.gradients["hidden1.weight"], update.gradients["hidden1.bias"])
+    torch.testing.assert_close(found, model.normalize(images[:, 0]).flatten(1), rtol=0, atol=1e-8)
+
+
+def test_a_batch_leaves_a_signed_mixture():
+    model, (images, labels) = victim("mlp"), batch(1, size=2)
+    g = client.share(model, images, labels).gradients
+    alone = [client.share(model, images[:, [k]], labels[:, [k]]).gradients["hidden1.bias"][0] for k in (0, 1)]
+    unit = int((alone[0] + alone[1]).abs().argmax())
+    shares = torch.stack([a[unit] for a in alone]) / (alone[0] + alone[1])[unit]
+    expected = shares @ model.normalize(images[0]).flatten(1)
+    found = attacks.linear_inputs(g["hidden1.weight"], g["hidden1.bias"], "largest")
+    torch.testing.assert_close(found[0], expected, rtol=1e-9, atol=1e-9)
+    assert shares.sum().item() == pytest.approx(1)
+
+
+def test_what_has_no_closed_form_is_refused():
+    with pytest.raises(ValueError, match=r"must have the shapes \[T, K, F\] and \[T, K\], got \[2, 3\] and \[2\]"):
+        attacks.linear_inputs(torch.ones(2, 3), torch.ones(2))
+    with pytest.raises(ValueError, match=r"the bias gradient of the trials \[1\] is zero"):
+        attacks.linear_inputs(torch.ones(2, 3, 4), torch.tensor([[1.0, 0, 0], [0, 0, 0]]))
+    with pytest.raises(ValueError, match="rows='all' is unknown"):
+        attacks.linear_inputs(torch.ones(2, 3, 4), torch.ones(2, 3), "all")
+
+
+# --- local steps
+
+
+def test_one_local_step_is_the_gradient_and_small_steps_are_nearly_so():
+    model, (images, labels) = victim(), batch(2, size=4)
+    single = dummy_gradients(model, images, soft(labels))
+    one = dummy_gradients(model, images, soft(labels), LocalTraining(1, 4, 0.3))
+    tiny = dummy_gradients(model, images, soft(labels), LocalTraining(5, 4, 1e-8))
+    for name in single:
+        torch.testing.assert_close(one[name], single[name], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(tiny[name], single[name], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("local", [LocalTraining(2, 2, 0.1), LocalTraining(1, 3, 0.1)])
+def test_the_attacker_simulates_what_the_client_does(local):
+    model, (images, labels) = victim(), batch(2, size=4)
+    update = client.share(model, images, labels, local=local)
+    simulated = dummy_gradients(model, images, soft(labels), local)
+    for name, gradient in update.as_gradients().items():
+        torch.testing.assert_close(simulated[name], gradient, rtol=1e-8, atol=1e-10)
+
+
+def test_its_gradient_agrees_with_finite_differences():
+    model, (images, labels) = victim(), batch(1, size=2)
+    local = LocalTraining(1, 1, 0.1)
+    update = client.share(model, images, labels, local=local)
+    objective = matching.Matching(
+        model,
+        Observation(update.as_gradients()),
+        lambda x, of: (x.view(-1, 2, *SHAPE), soft(labels)[of]),
+        compare=cosine,
+        local=local,
+    )
+    x = torch.rand(1, images[0].numel(), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    _, gradient = objective(x, torch.arange(1))
+    direction = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(2))
+    above, below = (objective(x + sign * 1e-5 * direction, torch.arange(1))[0] for sign in (1, -1))
+    torch.testing.assert_close((gradient * direction).sum(1), (above - below) / 2e-5, rtol=1e-4, atol=1e-9)
+
+
+# --- the attack
+
+SHORT = attacks.InvertingGradients(iterations=6, milestones="none")
+
+
+def test_the_first_step_moves_every_pixel_by_the_learning_rate():
+    model, (images, labels) = victim(), batch(2)
+    update = client.share(model, images, labels, threat=KNOWN)
+    run = replace(SHORT, boxed=False)(model, update, seed=1, snapshots=(0, 1)).history.images
+    moved = (run[1] - run[0]).abs() / model.normalize.std
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.1), rtol=0, atol=1e-6)
+
+
+def test_pixels_stay_in_their_box():
+    model, (images, labels) = victim(), batch(2)
+    update = client.share(model, images, labels, threat=KNOWN)
+    raw = replace(SHORT, learning_rate=5.0)(model, update).raw
+    assert raw.min() >= -1e-6 and raw.max() <= 1 + 1e-6 and (raw < 1e-6).any() and (raw > 1 - 1e-6).any()
+
+
+def test_the_learning_rate_falls_where_the_code_lets_it_fall():
+    assert replace(SHORT, iterations=4800, milestones="official").schedule() == (1799, 2999, 4203)
+    assert replace(SHORT, iterations=24000, milestones="official").schedule() == (8998, 14999, 21015)
+    assert replace(SHORT, iterations=4800, milestones="exact").schedule() == (1800, 3000, 4200)
+
+
+def test_at_the_truth_the_cosine_distance_is_zero():
+    model, (images, labels) = victim(), batch(1)
+    update = client.share(model, images, labels, threat=KNOWN)
+    dummies = dummy_gradients(model, images, soft(labels))
+    assert cosine(dummies, Observation(update.gradients), torch.arange(1)).item() < 1e-12
+
+
+def test_trials_do_not_depend_on_their_neighbours_and_scale_changes_nothing():
+    model, (images, labels) = victim(), batch(3)
+    update = client.share(model, images, labels, threat=KNOWN)
+    whole = SHORT(model, update, seed=2)
+    alone = SHORT(model, update.select(0), seed=2)
+    torch.testing.assert_close(whole.raw[:1], alone.raw, rtol=0, atol=1e-8)
+    louder = replace(update, gradients={name: 4 * g for name, g in update.gradients.items()})
+    torch.testing.assert_close(SHORT(model, louder, seed=2).raw, whole.raw, rtol=0, atol=1e-8)
+    assert torch.equal(SHORT(model, update, seed=2).raw, whole.raw)
+
+
+def test_the_distance_falls_and_labels_are_read():
+    model, (images, labels) = victim(), batch(2)
+    update = client.share(model, images, labels)
+    run = replace(SHORT, iterations=150, labels="inferred", milestones="official")(model, update, snapshots=(0, 150))
+    assert torch.equal(run.labels, labels)
+    assert (run.history.objective[1] < 0.5 * run.history.objective[0]).all()
+    several = client.share(model, *batch(2, size=3))
+    assert replace(SHORT, labels="inferred")(model, several).labels.shape == (2, 3)
+
+
+def test_local_steps_and_restarts_run_and_keep_the_lower_distance():
+    model, (images, labels) = victim(), batch(2, size=2)
+    local = LocalTraining(2, 1, 1e-3)
+    update = client.share(model, images, labels, threat=KNOWN, local=local)
+    once, twice = SHORT(model, update), replace(SHORT, starts=2)(model, update)
+    assert (twice.objective <= once.objective + 1e-12).all()
+    assert (twice.evaluations == 2 * once.evaluations).all()
+
+
+def test_eval_and_train_mode_are_different_victims():
+    model = models.build("convnet", CLASSES, (3, 9, 9), seed=0, normalize=NORMAL, width=2).double()
+    random = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(1, 4, 3, 9, 9, generator=random, dtype=torch.float64), torch.tensor([[0, 1, 2, 3]])
+    eval_mode, train_mode = (client.share(model, images, labels, threat=ThreatModel(mode=m)) for m in ("eval", "train"))
+    a, b = (torch.cat([g.flatten() for g in u.gradients.values()]) for u in (eval_mode, train_mode))
+    assert (a - b).norm() / a.norm() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "l1"}, "objective='l1' is unknown; use one of 'cosine', 'euclidean'"),
+        ({"iterations": 0}, "iterations=0 must be at least 1"),
+        ({"total_variation": -1.0}, "total_variation=-1.0 must be a finite number of at least 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        attacks.InvertingGradients(**settings)
+
+
+def test_updates_that_cannot_be_attacked_are_refused():
+    model, (images, labels) = victim(), batch(2)
+    with pytest.raises(ValueError, match="labels='known' needs labels in the update"):
+        SHORT(model, client.share(model, images, labels))
+    update = client.share(model, images, labels, threat=KNOWN)
+    silent = {name: torch.stack([g[0], torch.zeros_like(g[1])]) for name, g in update.gradients.items()}
+    with pytest.raises(ValueError, match="the gradient of trial 1 is zero: it has no direction"):
+        SHORT(model, replace(update, gradients=silent))
+
+
+def test_convnet_is_the_network_that_the_released_code_builds():
+    model = models.build("convnet", 10, (3, 32, 32), seed=0)
+    assert sum(p.numel() for p in model.parameters()) == 2_904_970
+    assert models.build("convnet", 10, (3, 32, 32), seed=0, width=16).head.in_features == 36 * 16
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    with pytest.raises(ValueError, match="need at least 9 x 9 pixels"):
+        models.build("convnet", 10, (3, 8, 8), seed=0)
+    with pytest.raises(ValueError, match="width=0: expected an integer of at least 1"):
+        models.build("convnet", 10, (3, 32, 32), seed=0, width=0)
