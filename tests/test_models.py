@@ -184,7 +184,7 @@ def test_fingerprint_sees_a_single_changed_weight_and_buffer():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "vgg"}, r"unknown model 'vgg': expected one of lenet, mlp, resnet20, resnet56"),
+        ({"name": "vgg"}, r"unknown model 'vgg': expected one of lenet, mlp, convnet, resnet20, resnet56"),
         ({"width": 3}, r"unknown option 'width' of 'lenet': expected one of normalize, activation, init"),
         ({"num_classes": 1}, r"num_classes=1: expected an integer of at least 2"),
         ({"num_classes": 2.5}, r"num_classes=2.5: expected an integer"),
