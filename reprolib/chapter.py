@@ -17,6 +17,7 @@ import html
 import inspect
 import os
 import re
+import time
 import types
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
@@ -133,7 +134,7 @@ class Chapter:
         self.paper, self.profile, self.seed, self.device, self.ledger = paper, profile, seed, device, ledger
         self.settings = Settings(**sizes[profile])
         self._sizes, self._data_root = sizes, data_root
-        self._started = datetime.now(UTC)
+        self._started, self._resumed = datetime.now(UTC), 0.0
         self._sets: dict[str, ImageSet] = {}
         self._tables: dict[str, pd.DataFrame] = {}
         self._figures: dict[str, dict[str, Any]] = {}
@@ -199,10 +200,14 @@ class Chapter:
         _slug("name", name)
         path = results_root() / "parts" / self.profile / f"{name}-{self._key(name, function, inputs)}.json"
         try:
-            return _load_part(path)
+            value, seconds = _load_part(path)
+            self._resumed += seconds
         except (FileNotFoundError, ValueError):  # absent, or damaged: a part can always be computed again
-            _save_part(path, name, function(**inputs))
-        return _load_part(path)
+            began = time.perf_counter()
+            result = function(**inputs)
+            _save_part(path, name, result, time.perf_counter() - began)
+            value, _ = _load_part(path)
+        return value
 
     def record(
         self, measure: str, interval: Interval, data: ImageSet | str | None = None, images: int | None = None
@@ -328,6 +333,7 @@ class Chapter:
         self.ledger.check()
         fingerprints = {name: images.fingerprint for name, images in self._sets.items()}
         provenance = results.provenance(self.device, self.seed, fingerprints, self._started)
+        provenance["seconds"] = round(provenance["seconds"] + self._resumed, 1)  # with what stored parts had taken
         payload = {
             "paper": self.paper,
             "title": self.ledger.paper.title,
@@ -398,14 +404,14 @@ def _slug(argument: str, name: str) -> None:
 # --- the store of parts
 
 
-def _save_part(path: Path, name: str, value: Any) -> None:
+def _save_part(path: Path, name: str, value: Any, seconds: float) -> None:
     if not isinstance(value, pd.DataFrame | dict):
         raise ValueError(f"part {name!r} returned a {type(value).__name__}: expected a DataFrame or a dictionary")
     tensors, rest = {}, value
     if isinstance(value, dict):
         tensors = {key: item.detach().cpu().contiguous() for key, item in value.items() if isinstance(item, Tensor)}
         rest = {key: item for key, item in value.items() if key not in tensors}
-    record = {"value": rest, "order": list(value), "tensors": None}
+    record = {"value": rest, "order": list(value), "tensors": None, "seconds": seconds}
     if tensors:
         content = safetensors.torch.save(tensors)
         write_atomic(path.with_suffix(".safetensors"), content)  # first: the JSON says that the part is whole
@@ -413,15 +419,17 @@ def _save_part(path: Path, name: str, value: Any) -> None:
     results.save(path, record)
 
 
-def _load_part(path: Path) -> Any:
+def _load_part(path: Path) -> tuple[Any, float]:
+    """The stored result, and the seconds it took."""
     record = results.load(path)
+    seconds = record.get("seconds", 0.0)
     if record["tensors"] is None:
-        return record["value"]
+        return record["value"], seconds
     content = path.with_suffix(".safetensors").read_bytes()
     if hashlib.sha256(content).hexdigest() != record["tensors"]:
         raise ValueError(f"{path.stem}.safetensors does not fit its checksum")
     merged = record["value"] | safetensors.torch.load(content)
-    return {key: merged[key] for key in record["order"]}
+    return {key: merged[key] for key in record["order"]}, seconds
 
 
 @lru_cache

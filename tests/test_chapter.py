@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import time
 from pathlib import Path
 
 import matplotlib
@@ -163,6 +164,17 @@ def test_a_part_runs_once_for_the_same_inputs(shown, tmp_path, capsys):
     _start("smoke").part("count", _count, step=1)
     assert capsys.readouterr().out == "step 2\nstep 1\nstep 1\n"
     assert len(list((tmp_path / "results" / "parts" / "cpu").glob("count-*.json"))) == 3
+
+
+def test_a_resumed_chapter_counts_the_seconds_of_its_stored_parts(shown, tmp_path):
+    for _ in range(2):
+        ch = _start()
+        ch.part("slow", lambda: time.sleep(0.4) or {"done": True})
+        for measure in ("success", "speed"):
+            ch.skip(measure, "not here")
+        ch.finish()
+        seconds = results.load(tmp_path / "results/runs/cpu/toy.json")["provenance"]["seconds"]
+        assert 0.3 <= seconds < 5
 
 
 def test_a_part_runs_again_when_a_value_that_it_reads_has_changed(shown, monkeypatch):
