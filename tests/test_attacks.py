@@ -151,11 +151,11 @@ def test_an_ensemble_and_its_update_belong_together():
         models.Ensemble.of([victim(), models.build("lenet", CLASSES + 1, SHAPE, seed=0).double()], 1)
     with pytest.raises(ValueError, match="needs victims and trials, got 0 victims"):
         models.Ensemble.of([], 1)
-    trained = models.build("resnet20", CLASSES, SHAPE, seed=0, norm="batch")
+    trained = models.build("dlg-resnet20", CLASSES, SHAPE, seed=0, norm="batch")
     with torch.no_grad():
         trained.norm.running_mean.add_(1)
     with pytest.raises(ValueError, match="different buffers"):
-        models.Ensemble.of([models.build("resnet20", CLASSES, SHAPE, seed=0, norm="batch"), trained], 1)
+        models.Ensemble.of([models.build("dlg-resnet20", CLASSES, SHAPE, seed=0, norm="batch"), trained], 1)
 
 
 def test_the_plain_loop_and_the_engine_agree():

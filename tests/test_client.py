@@ -81,7 +81,7 @@ def batch(trial):
     return images[trial], labels[trial]
 
 
-@pytest.mark.parametrize(("name", "options"), [("lenet", {}), ("resnet20", {"norm": "batch"})])
+@pytest.mark.parametrize(("name", "options"), [("lenet", {}), ("dlg-resnet20", {"norm": "batch"})])
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_the_books_victims_share_what_autograd_computes(name, options, mode):
     model = models.build(name, 10, (3, 8, 8), seed=0, normalize=((0.5,) * 3, (0.2,) * 3), **options)

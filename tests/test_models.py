@@ -16,8 +16,8 @@ VARIANTS = [
     ("lenet", {"activation": "relu", "init": "default"}),
     ("mlp", {"width": 16}),
     ("mlp", {"width": 16, "init": "uniform"}),
-    ("resnet20", {}),
-    ("resnet20", {"norm": "batch", "activation": "relu", "init": "uniform"}),
+    ("dlg-resnet20", {}),
+    ("dlg-resnet20", {"norm": "batch", "activation": "relu", "init": "uniform"}),
 ]
 
 
@@ -69,20 +69,38 @@ def test_lenet_default_weights_are_torchs():
     assert model.conv1.weight.abs().max() <= (3 * 25) ** -0.5
 
 
-@pytest.mark.parametrize(("name", "count"), [("resnet20", 269_722), ("resnet56", 853_018)])
+@pytest.mark.parametrize(("name", "count"), [("dlg-resnet20", 269_722), ("dlg-resnet56", 853_018)])
 def test_resnet_with_batch_norm_has_the_known_parameter_counts(name, count):
     assert parameters_of(models.build(name, 10, (3, 32, 32), seed=0, norm="batch")) == count
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "count"),
+    [
+        ("resnet20", {"width": 64}, 4_327_754),
+        ("resnetbn8", {}, 78_042),
+        ("resnet18", {}, 11_173_962),
+        ("resnet32", {"width": 4}, None),
+    ],
+)
+def test_cifar_resnets_have_the_papers_parameter_counts(name, options, count):
+    model = models.build(name, 10, (3, 32, 32), seed=0, **options)
+    assert count is None or sum(p.numel() for p in model.parameters()) == count
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert not any(module.inplace for module in model.modules() if isinstance(module, torch.nn.ReLU))
+    with pytest.raises(ValueError, match="width=0: expected an integer of at least 1"):
+        models.build(name, 10, (3, 32, 32), seed=0, width=0)
+
+
 def test_resnet_keeps_the_resolution_and_has_biases_only_without_norm():
-    model = models.build("resnet20", **SMALL)
+    model = models.build("dlg-resnet20", **SMALL)
     assert model.conv.bias is not None
     assert model.stage3(torch.rand(2, 32, 8, 8)).shape == (2, 64, 8, 8)
-    assert models.build("resnet20", **SMALL, norm="batch").conv.bias is None
+    assert models.build("dlg-resnet20", **SMALL, norm="batch").conv.bias is None
 
 
 def test_batch_norm_uses_running_statistics_in_eval_and_the_batchs_in_train():
-    model = models.build("resnet20", **SMALL, norm="batch")
+    model = models.build("dlg-resnet20", **SMALL, norm="batch")
     images = torch.rand(4, 3, 8, 8)
     before = model.norm.running_mean.clone()
     alone, together = model(images[:1]), model(images)[:1]
@@ -132,8 +150,8 @@ def test_vmapped_gradients_equal_the_loop(name, options):
     [
         ("lenet", {}),
         ("mlp", {"width": 6, "init": "uniform"}),
-        ("resnet20", {"init": "uniform"}),
-        ("resnet20", {"norm": "batch"}),
+        ("dlg-resnet20", {"init": "uniform"}),
+        ("dlg-resnet20", {"norm": "batch"}),
     ],
 )
 def test_sigmoid_models_are_twice_differentiable(name, options):
@@ -171,7 +189,7 @@ def test_weights_come_from_the_seed_and_leave_the_global_state_alone():
 
 
 def test_fingerprint_sees_a_single_changed_weight_and_buffer():
-    model = models.build("resnet20", **SMALL, norm="batch")
+    model = models.build("dlg-resnet20", **SMALL, norm="batch")
     before = models.fingerprint(model)
     assert len(before) == 16
     model.norm.running_mean[0] += 1e-3
@@ -184,7 +202,10 @@ def test_fingerprint_sees_a_single_changed_weight_and_buffer():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "vgg"}, r"unknown model 'vgg': expected one of lenet, mlp, convnet, resnet20, resnet56"),
+        (
+            {"name": "vgg"},
+            r"unknown model 'vgg': expected one of lenet, mlp, convnet, resnet20, .*dlg-resnet20",
+        ),
         ({"width": 3}, r"unknown option 'width' of 'lenet': expected one of normalize, activation, init"),
         ({"num_classes": 1}, r"num_classes=1: expected an integer of at least 2"),
         ({"num_classes": 2.5}, r"num_classes=2.5: expected an integer"),
@@ -195,9 +216,9 @@ def test_fingerprint_sees_a_single_changed_weight_and_buffer():
         ({"name": "mlp", "width": 0}, r"width=0: expected an integer of at least 1"),
         ({"name": "mlp", "activation": "tanh"}, r"activation='tanh'"),
         ({"name": "mlp", "init": "zeros"}, r"init='zeros'"),
-        ({"name": "resnet20", "norm": "layer"}, r"norm='layer': expected none or batch"),
-        ({"name": "resnet20", "activation": "tanh"}, r"activation='tanh'"),
-        ({"name": "resnet20", "init": "zeros"}, r"init='zeros'"),
+        ({"name": "dlg-resnet20", "norm": "layer"}, r"norm='layer': expected none or batch"),
+        ({"name": "dlg-resnet20", "activation": "tanh"}, r"activation='tanh'"),
+        ({"name": "dlg-resnet20", "init": "zeros"}, r"init='zeros'"),
         ({"normalize": ((0.5,), (0.2,))}, r"normalize=.*expected \(mean, std\) with 3 numbers each"),
         ({"normalize": ((0.5,) * 3, (0.0,) * 3)}, r"normalize=.*std positive"),
         ({"normalize": 0.5}, r"normalize=0.5: expected"),
@@ -211,13 +232,13 @@ def test_build_refuses_with_the_reason(arguments, message):
 @pytest.fixture
 def checkpoint(tmp_path):
     path = tmp_path / "victim.safetensors"
-    model = models.build("resnet20", **{**SMALL, "seed": 9}, norm="batch", normalize=((0.5,) * 3, (0.2,) * 3))
+    model = models.build("dlg-resnet20", **{**SMALL, "seed": 9}, norm="batch", normalize=((0.5,) * 3, (0.2,) * 3))
     models.save_checkpoint(model, path, {"data": "cifar10", "accuracy": 0.5})
     return path
 
 
 def build_from(path, **changes):
-    arguments = {"name": "resnet20", **SMALL, "norm": "batch", "normalize": ((0.5,) * 3, (0.2,) * 3), **changes}
+    arguments = {"name": "dlg-resnet20", **SMALL, "norm": "batch", "normalize": ((0.5,) * 3, (0.2,) * 3), **changes}
     return models.build(**arguments, checkpoint=path)
 
 
@@ -228,7 +249,7 @@ def test_checkpoint_round_trip(checkpoint):
     assert models.fingerprint(build_from(checkpoint, init="uniform")) == models.fingerprint(original)
     card = json.loads(checkpoint.with_suffix(".json").read_text())
     assert card["accuracy"] == 0.5
-    assert card["architecture"]["name"] == "resnet20"
+    assert card["architecture"]["name"] == "dlg-resnet20"
     assert sorted(file.name for file in checkpoint.parent.iterdir()) == ["victim.json", "victim.safetensors"]
 
 
@@ -239,7 +260,7 @@ def test_checkpoint_of_another_architecture(checkpoint):
         build_from(checkpoint, norm="none")
     with pytest.raises(ValueError, match=r"normalize is \[\[0.5.*asked for None"):
         build_from(checkpoint, normalize=None)
-    with pytest.raises(ValueError, match="name is 'resnet20', asked for 'lenet'"):
+    with pytest.raises(ValueError, match="name is 'dlg-resnet20', asked for 'lenet'"):
         models.build("lenet", **SMALL, checkpoint=checkpoint)
 
 

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from reprolib.atomic import write_atomic
 from reprolib.models.convnet import ConvNet
+from reprolib.models.dlg_resnet import DLGResNet20, DLGResNet56
 from reprolib.models.ensemble import Ensemble
 from reprolib.models.lenet import LeNet
 from reprolib.models.mlp import MLP
-from reprolib.models.resnet import ResNet20, ResNet56
+from reprolib.models.resnet import ResNet18, ResNet20, ResNet32, ResNetBN8
 
 __all__ = ["ARCHITECTURES", "Ensemble", "Normalize", "build", "fingerprint", "save_checkpoint"]
 
@@ -29,7 +30,11 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "convnet": ConvNet,
     "resnet20": ResNet20,
-    "resnet56": ResNet56,
+    "resnet32": ResNet32,
+    "resnet18": ResNet18,
+    "resnetbn8": ResNetBN8,
+    "dlg-resnet20": DLGResNet20,
+    "dlg-resnet56": DLGResNet56,
 }
 
 

@@ -1,113 +1,95 @@
-"""The CIFAR ResNet made twice differentiable, as DLG describes its victim: sigmoids for ReLUs, and no strides.
-
-DLG's released ResNet does not run, so this is our own construction after the paper's text: sheet `dlg.md`, sections 5
-(item 1) and 6. He et al. (2016), section 4.2, is the network it starts from: 6n + 2 layers in three stages of 16, 32
-and 64 channels; shortcuts have no parameters, new channels start as zeros (their option A).
-"""
+"""The CIFAR ResNets of Inverting Gradients and GradInversion: ReLU, batch norm, torchvision's basic blocks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
-from torch.nn import functional as F
-
-ACTIVATIONS = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU}
-
-
-class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut: [N, in, H, W] to [N, out, H, W] with out >= in."""
-
-    def __init__(self, in_channels: int, out_channels: int, activation: str, norm: str) -> None:
-        super().__init__()
-        self.new_channels = out_channels - in_channels
-        self.conv1, self.norm1 = _convolution(in_channels, out_channels, norm)
-        self.conv2, self.norm2 = _convolution(out_channels, out_channels, norm)
-        self.activation = ACTIVATIONS[activation]()
-
-    def forward(self, x: Tensor) -> Tensor:
-        residual = self.activation(self.norm1(self.conv1(x)))
-        residual = self.norm2(self.conv2(residual))
-        shortcut = F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
-        return self.activation(residual + shortcut)
+from torchvision.models.resnet import BasicBlock
 
 
 class ResNet(nn.Module):
-    """Images [N, C, H, W] in [0, 1] to logits [N, num_classes]; every map keeps the image's resolution.
+    """Images [N, C, H, W] in [0, 1] to logits [N, num_classes].
 
-    activation: "sigmoid" or "relu". norm: "none" (convolutions have biases) or "batch" (they have none). init:
-    "default" is torch's; "uniform" draws every parameter from U(-0.5, 0.5).
+    A 3x3 convolution without pooling, then one stage for each entry of `blocks`, of so many basic blocks; `width`
+    channels in the first stage, doubled and with a stride of 2 from each stage to the next; 1x1 convolutions with batch
+    norm where a shortcut changes shape; global average, linear head. Convolutions are drawn as Kaiming normal (fan
+    out), batch norm starts at 1 and 0, the head as torch's. Source: He et al. 2016, section 4.2, in the variant of the
+    code released with Geiping et al. 2020 (sheet `ig.md`, section 6.3).
+    Errors: ValueError for a width or number of blocks below 1.
     """
 
     def __init__(
         self,
-        blocks_per_stage: int,
         num_classes: int,
         image_shape: tuple[int, int, int],
         normalize: nn.Module,
-        activation: str,
-        norm: str,
-        init: str,
+        blocks: Sequence[int],
+        width: int,
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation={activation!r}: expected one of {', '.join(ACTIVATIONS)}")
-        if norm not in ("none", "batch"):
-            raise ValueError(f"norm={norm!r}: expected none or batch")
-        if init not in ("uniform", "default"):
-            raise ValueError(f"init={init!r}: expected uniform or default")
+        for name, value in (("width", width), *(("blocks", count) for count in blocks)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}: expected an integer of at least 1")
         self.normalize = normalize
-        self.conv, self.norm = _convolution(image_shape[0], 16, norm)
-        self.activation = ACTIVATIONS[activation]()
-        self.stage1 = _stage(16, 16, blocks_per_stage, activation, norm)
-        self.stage2 = _stage(16, 32, blocks_per_stage, activation, norm)
-        self.stage3 = _stage(32, 64, blocks_per_stage, activation, norm)
-        self.head = nn.Linear(64, num_classes)
-        if init == "uniform":
-            for parameter in self.parameters():
-                nn.init.uniform_(parameter, -0.5, 0.5)
+        self.conv = nn.Conv2d(image_shape[0], width, kernel_size=3, padding=1, bias=False)
+        self.norm, self.activation = nn.BatchNorm2d(width), nn.ReLU()
+        stages, into = [], width
+        for stage, count in enumerate(blocks):
+            out = width * 2**stage
+            stages.append(nn.Sequential(*(_block(into if i == 0 else out, out) for i in range(count))))
+            into = out
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(into, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.ReLU):
+                module.inplace = False  # an attack differentiates the gradient again and needs what was there before
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.norm(self.conv(self.normalize(x))))
-        x = self.stage3(self.stage2(self.stage1(x)))
-        return self.head(x.mean((2, 3)))
+        return self.head(self.stages(x).mean((2, 3)))
+
+
+def _block(into: int, out: int) -> BasicBlock:
+    if into == out:
+        return BasicBlock(into, out)
+    shortcut = nn.Sequential(nn.Conv2d(into, out, kernel_size=1, stride=2, bias=False), nn.BatchNorm2d(out))
+    return BasicBlock(into, out, stride=2, downsample=shortcut)
 
 
 class ResNet20(ResNet):
-    """Three blocks a stage; arguments as `ResNet`."""
+    """Three stages of three blocks. width: 16 is He et al.'s; 64 is Inverting Gradients' ResNet20-4."""
 
     def __init__(
-        self,
-        num_classes: int,
-        image_shape: tuple[int, int, int],
-        normalize: nn.Module,
-        *,
-        activation: str = "sigmoid",
-        norm: str = "none",
-        init: str = "default",
+        self, num_classes: int, image_shape: tuple[int, int, int], normalize: nn.Module, *, width: int = 16
     ) -> None:
-        super().__init__(3, num_classes, image_shape, normalize, activation, norm, init)
+        super().__init__(num_classes, image_shape, normalize, (3, 3, 3), width)
 
 
-class ResNet56(ResNet):
-    """Nine blocks a stage; arguments as `ResNet`."""
+class ResNet32(ResNet):
+    """Three stages of five blocks. width: 160 is Inverting Gradients' ResNet32-10."""
 
     def __init__(
-        self,
-        num_classes: int,
-        image_shape: tuple[int, int, int],
-        normalize: nn.Module,
-        *,
-        activation: str = "sigmoid",
-        norm: str = "none",
-        init: str = "default",
+        self, num_classes: int, image_shape: tuple[int, int, int], normalize: nn.Module, *, width: int = 16
     ) -> None:
-        super().__init__(9, num_classes, image_shape, normalize, activation, norm, init)
+        super().__init__(num_classes, image_shape, normalize, (5, 5, 5), width)
 
 
-def _convolution(in_channels: int, out_channels: int, norm: str) -> tuple[nn.Module, nn.Module]:
-    convolution = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=norm == "none")
-    return convolution, nn.BatchNorm2d(out_channels) if norm == "batch" else nn.Identity()
+class ResNet18(ResNet):
+    """Four stages of two blocks, with the small stem of CIFAR images."""
+
+    def __init__(
+        self, num_classes: int, image_shape: tuple[int, int, int], normalize: nn.Module, *, width: int = 64
+    ) -> None:
+        super().__init__(num_classes, image_shape, normalize, (2, 2, 2, 2), width)
 
 
-def _stage(in_channels: int, out_channels: int, blocks: int, activation: str, norm: str) -> nn.Sequential:
-    widths = [in_channels] + [out_channels] * blocks
-    return nn.Sequential(*(Block(widths[i], widths[i + 1], activation, norm) for i in range(blocks)))
+class ResNetBN8(ResNet):
+    """Three stages of one block: the small victim of GradInversion's chapter (sheet `gradinversion.md`, section 6)."""
+
+    def __init__(
+        self, num_classes: int, image_shape: tuple[int, int, int], normalize: nn.Module, *, width: int = 16
+    ) -> None:
+        super().__init__(num_classes, image_shape, normalize, (1, 1, 1), width)
