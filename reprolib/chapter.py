@@ -20,7 +20,7 @@ import re
 import time
 import types
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -304,20 +304,6 @@ class Chapter:
             "decide nothing.",
             folded=f"{len(every) - book} claims of the paper and {book} of this book",
         )
-
-    def compare(self, measures: Sequence[str], caption: str) -> None:
-        """Show measures of this run beside the reference run's."""
-        rows = []
-        for name in measures:
-            record, reference = self.ledger.records.get(name), self.reference(name)
-            rows.append(
-                {
-                    "measure": self.ledger.paper.measures.get(name, name),
-                    "reference run": "—" if reference is None else claims.value_words(reference),
-                    "this run": "—" if record is None else claims.value_words(record.interval),
-                }
-            )
-        self.table(pd.DataFrame(rows), caption)
 
     def source(self, thing: Any) -> None:
         """Show the source of a function or class of reprolib, as it runs."""

@@ -1,4 +1,4 @@
-"""The command line: `reprolib run | book | report | data | doctor`.
+"""The command line: `reprolib run | book | report | data | train | doctor`.
 
 Every error is one clear line: exit code 2 for a wrong argument, 1 for work that failed; `--debug` shows the traceback.
 """
@@ -147,6 +147,29 @@ def data_download(
     from reprolib.data import download
 
     console.print(f"{name} is in {download(name, data)}", soft_wrap=True)
+
+
+@app.command()
+def train(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[CHECKPOINT]...", help="All if left out.")] = None,
+    device: Device = "auto",
+    data: DataRoot = None,
+) -> None:
+    """Train the victims that ship in checkpoints/ again, each as its recipe says."""
+    import torch
+
+    from reprolib import training
+
+    device = _parameters("cpu", device, data, 0).device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    for name in names or training.RECIPES:
+        card = training.train(name, data, device, find_root() / "checkpoints")
+        found = card["test_accuracy"]
+        console.print(
+            f"{name}: {found['value']:.1%} of {found['images']} test images right "
+            f"[{found['low']:.1%}, {found['high']:.1%}], {card['seconds']} s"
+        )
 
 
 @app.command()

@@ -340,8 +340,6 @@ def test_the_reference_run_is_shown_beside_this_one(shown, tmp_path):
     assert ch.reference("success") == wilson(97, 100) and ch.reference("rates")["rate"].tolist() == [0.97]
     assert ch.reference("nothing") is None
     ch.record("success", Interval(0.5, 0.4, 0.6, 20, "x"), data="photos")
-    ch.compare(["success", "speed"], "Side by side.")
-    assert "0.97 [0.915, 0.99]" in shown[-1] and "0.5 [0.4, 0.6]" in shown[-1]
     ch.figure(_picture(), "main", "The figure.")
     assert "<summary>The same figure of the reference run (gpu profile)" in shown[-1] and shown[-1].count("<img") == 2
     ch.skip("speed", "not here")
