@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reprolib import client, labels, matching, metrics, models, utility
+from reprolib import client, labels, matching, metrics, models, training, utility
 from reprolib.chapter import Chapter
-from reprolib.client import SharedUpdate, ThreatModel, generator
+from reprolib.client import LocalTraining, SharedUpdate, ThreatModel, generator
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense, describe
 from reprolib.models import Ensemble
@@ -51,10 +51,13 @@ def attack_networks(
     each: int,
     *,
     batch: int = 1,
+    distinct_labels: bool = False,
     threat: ThreatModel | None = None,
     defense: Defense | None = None,
+    local: LocalTraining | None = None,
     pool: ImageSet | None = None,
     model: str = "lenet",
+    checkpoint: str | None = None,
     trained_on: ImageSet | None = None,
     train_steps: int = 0,
     watch: float | None = None,
@@ -68,10 +71,15 @@ def attack_networks(
     images and the dummies against it are the same for every attack and defense under one seed, so that results
     compare in pairs. Networks are attacked together, up to TOGETHER trials at once; each such group is a part of the
     chapter: a killed run continues with the next one.
-    trained_on: images on which every network trains `train_steps` steps before it is attacked. options: the
-    architecture's, for `models.build`.
+    distinct_labels: within a batch. local: what the clients train, where they share a weight difference. checkpoint: a
+    shipped victim by its name in `training.RECIPES`, the one network of all trials. trained_on: images on which every
+    network trains `train_steps` steps before it is attacked. options: the architecture's, for `models.build`.
+    Errors: ValueError for several networks with a checkpoint.
     """
-    victims, truth = images.batches(batch, networks * each, seed=ch.seed)
+    if checkpoint is not None and networks != 1:
+        raise ValueError(f"checkpoint={checkpoint!r} is one network, but networks={networks}")
+    victims, truth = images.batches(batch, networks * each, seed=ch.seed, distinct_labels=distinct_labels)
+    shipped = None if checkpoint is None else training.victim(checkpoint)
     group, parts = max(1, TOGETHER // each), []
     for first in range(0, networks, group):
         chosen = list(range(first, min(first + group, networks)))
@@ -89,8 +97,10 @@ def attack_networks(
                 device=ch.device,
                 threat=threat,
                 defense=defense,
+                local=local,
                 pool=pool,
                 model=model,
+                shipped=shipped,
                 trained_on=trained_on,
                 train_steps=train_steps,
                 watch=watch,
@@ -111,8 +121,10 @@ def attack_group(
     device: torch.device,
     threat: ThreatModel | None,
     defense: Defense | None,
+    local: LocalTraining | None,
     pool: ImageSet | None,
     model: str,
+    shipped: torch.nn.Module | None,
     trained_on: ImageSet | None,
     train_steps: int,
     watch: float | None,
@@ -122,17 +134,22 @@ def attack_group(
     each = len(images) // len(networks)
     victims, updates = [], []
     for i, network in enumerate(networks):
-        victim = models.build(model, classes, tuple(images.shape[2:]), seed=network_seed(seed, network), **options)
+        victim = shipped
+        if victim is None:
+            victim = models.build(model, classes, tuple(images.shape[2:]), seed=network_seed(seed, network), **options)
         victim = victim.to(device)
         if trained_on is not None:
             utility.train(victim, trained_on, train_steps, TRAINED_AT, seed=network_seed(seed, network))
         mine = slice(i * each, (i + 1) * each)
         x, y = images[mine].to(device), truth[mine].to(device)
-        updates.append(client.share(victim, x, y, threat=threat, defense=defense, seed=network_seed(seed, network)))
+        own = network_seed(seed, network)
+        updates.append(client.share(victim, x, y, threat=threat, defense=defense, local=local, seed=own))
         # `share` extends the victim itself; the attacker is given the same extended model
         victims.append(victim if defense is None else defense.extend(victim))
-    together = Ensemble.of(victims, each)
-    update = SharedUpdate.join(updates, together)
+    together, update = victims[0], updates[0]
+    if len(victims) > 1:
+        together = Ensemble.of(victims, each)
+        update = SharedUpdate.join(updates, together)
     steps = range(attack.iterations + 1) if watch is not None else ()
     reconstruction = attack(together, update, seed=network_seed(seed, networks[0]), snapshots=steps)
     scores = metrics.score(reconstruction, images, truth, pool)

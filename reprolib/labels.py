@@ -152,6 +152,19 @@ def infer_counts(
     return _known(rule, _COUNT_RULES)(weight_gradient, bias_gradient, batch_size)
 
 
+def of_update(update: SharedUpdate) -> Tensor:
+    """The labels behind an update, [T, B] int64: the bias rule for one image, the bias-corrected counts for a batch.
+
+    A batch's labels come in the order of the classes. -1 where the rule cannot decide.
+    """
+    if update.batch_size == 1:
+        return from_update(update, "bias")[:, None]
+    gradients = update.as_gradients()
+    counts = infer_counts(gradients["head.weight"], gradients.get("head.bias"), update.batch_size)
+    classes = torch.arange(counts.shape[1], device=counts.device)
+    return torch.stack([classes.repeat_interleave(count) for count in counts])
+
+
 def chance_under_noise(scores: Tensor, truth: Tensor, std: float) -> Tensor:
     """The chance that the true class keeps the lowest score under Gaussian noise: [T] float64.
 

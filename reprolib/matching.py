@@ -14,6 +14,9 @@ from torch.func import functional_call, grad, vmap
 from reprolib import client
 from reprolib.models import Ensemble
 
+RECOMPUTED_FROM = 20
+"""Local steps from which on each is computed again for its derivative, so that memory does not grow with them."""
+
 BLOCK = {"cpu": 256, "cuda": 1024}
 """Trials differentiated together at most. LeNet still gains from 128 to 256 on two cores."""
 
@@ -95,7 +98,9 @@ class Matching:
         if not self._size:
             images, _ = self.parts(x[:1], trials[:1])
             network = self._worker.skeleton if isinstance(self._worker, Ensemble) else self._worker
-            fit = client.trials_that_fit(network, images[0].detach()) // 2
+            steps = 1 if self.local is None else self.local.steps(images.shape[1])
+            kept = steps if steps < RECOMPUTED_FROM else 1
+            fit = client.trials_that_fit(network, images[0].detach()) // (2 * kept)
             self._size.append(max(1, min(BLOCK[x.device.type], fit)))
         return self._size[0]
 
@@ -133,19 +138,52 @@ def dummy_gradients(
     def loss_of(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(functional_call(network, weights, (x,)), y)
 
-    def along_steps(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        total, steps = {name: torch.zeros_like(w) for name, w in weights.items()}, local.steps(len(x))
-        for _ in range(local.epochs):
-            for own_x, own_y in zip(x.split(local.batch_size), y.split(local.batch_size), strict=True):
-                step = grad(loss_of)(weights, own_x, own_y)
-                weights = {name: w - local.learning_rate * step[name] for name, w in weights.items()}
-                total = {name: total[name] + step[name] / steps for name in total}
-        return total
-
     if weights is None:
         weights = {name: parameter.detach() for name, parameter in parameters.items()}
-    one = grad(loss_of) if local is None else along_steps
-    return vmap(one, in_dims=(axis, 0, 0))(weights, images, soft_labels)
+    if local is None:
+        return vmap(grad(loss_of), in_dims=(axis, 0, 0))(weights, images, soft_labels)
+
+    names, steps = list(weights), local.steps(images.shape[1])
+
+    def step(axis: int | None, x: Tensor, y: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+        gradients = vmap(grad(loss_of), in_dims=(axis, 0, 0))(dict(zip(names, values, strict=True)), x, y)
+        return tuple(gradients[name] for name in names)
+
+    total = dict.fromkeys(names, 0.0)
+    for _ in range(local.epochs):
+        batches = (tensor.split(local.batch_size, 1) for tensor in (images, soft_labels))
+        for x, y in zip(*batches, strict=True):
+            inputs = (axis, x, y, *weights.values())
+            found = step(*inputs) if steps < RECOMPUTED_FROM else _Recomputed.apply(step, *inputs)
+            gradients = dict(zip(names, found, strict=True))
+            weights = {name: w - local.learning_rate * gradients[name] for name, w in weights.items()}
+            total, axis = {name: total[name] + gradients[name] / steps for name in names}, 0
+    return total
+
+
+class _Recomputed(torch.autograd.Function):
+    """`function(first, *tensors)` that keeps its inputs alone and runs again when it is differentiated, once.
+
+    torch's own checkpoints do not work around `torch.func`: it forbids the hooks of one kind and the other needs
+    `.backward()`.
+    """
+
+    @staticmethod
+    def forward(ctx, function, first, *tensors):
+        ctx.function, ctx.first = function, first
+        ctx.save_for_backward(*tensors)
+        return function(first, *tensors)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *outer):
+        needed = ctx.needs_input_grad[2:]
+        tensors = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, needed, strict=True)]
+        wanted = [t for t in tensors if t.requires_grad]
+        with torch.enable_grad():
+            outputs = ctx.function(ctx.first, *tensors)
+            found = iter(torch.autograd.grad(outputs, wanted, outer, allow_unused=True))
+        return None, None, *(next(found) if t.requires_grad else None for t in tensors)
 
 
 def distance(gradients: dict[str, Tensor], observation: Observation, trials: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -302,6 +303,23 @@ class BatchedLBFGS:
         self.step_size[rows] = t
         self._accept(rows, base + t[:, None] * direction, value, torch.stack([found[i][2] for i in range(len(rows))]))
         return spent
+
+
+def lbfgs(objective: Objective, start: Tensor, iterations: int, settings: LBFGS | None = None) -> Iterator[Minimum]:
+    """`BatchedLBFGS` over its outer steps: yields the state after each, also after the last trial has ended."""
+    optimizer = BatchedLBFGS(objective, start, settings or LBFGS())
+    for _ in range(iterations):
+        if optimizer.live:
+            optimizer.step()
+            optimizer.compact()
+        yield optimizer.minimum
+
+
+def rows_that_fit(start: Tensor, history_size: int) -> int:
+    """Trials whose L-BFGS histories take at most half of the memory that is free now. start: [.., N], one of them."""
+    one = start.element_size() * 2 * start.shape[-1] * (history_size + 8)
+    free = torch.cuda.mem_get_info(start.device)[0] if start.is_cuda else psutil.virtual_memory().available
+    return max(1, int(free / 2 / one))
 
 
 class CyclicLBFGS:

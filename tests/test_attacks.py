@@ -193,7 +193,7 @@ def test_results_do_not_depend_on_the_chunk(monkeypatch):
     update = client.share(model, images, labels)
     attack = attacks.DLG(iterations=2, init_mean=0.5, init_std=0.1)
     whole = attack(model, update, seed=3, snapshots=(0, 2))
-    monkeypatch.setattr(attacks.DLG, "_trials_that_fit", lambda self, update: 2)
+    monkeypatch.setattr("reprolib.attacks.dlg.rows_that_fit", lambda start, history_size: 2)
     chunked = attack(model, update, seed=3, snapshots=(0, 2))
     torch.testing.assert_close(whole.raw, chunked.raw, rtol=1e-6, atol=1e-6)
     assert torch.equal(whole.evaluations, chunked.evaluations)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reprolib import attacks, chapter, data, defenses, experiments, labels, metrics
+from reprolib import attacks, chapter, client, data, defenses, experiments, labels, metrics, models, training
 from reprolib.attacks import History
 
 
@@ -131,3 +131,17 @@ def test_labels_of_batches_are_counted(digits):
 
 def test_seeds_of_networks_do_not_meet():
     assert len({experiments.network_seed(s, k) for s in range(3) for k in range(1000)}) == 3000
+
+
+def test_a_shipped_victim_is_the_one_network_of_all_trials(ch, digits, monkeypatch):
+    shipped = models.build("lenet", digits.num_classes, digits.image_shape, seed=9)
+    monkeypatch.setattr(training, "victim", {"known": shipped}.__getitem__)
+    given = {"threat": client.ThreatModel(labels="known"), "local": client.LocalTraining(2, 1, 0.1)}
+    attack = replace(attacks.InvertingGradients(), iterations=2)
+    found = experiments.attack_networks(ch, "shipped", attack, digits, 1, 3, checkpoint="known", **given)
+    assert found.scores.network.tolist() == [0, 0, 0] and found.scores.label_correct.all()
+    x, y = digits.batches(1, 3, seed=3)
+    alone = attack(shipped, client.share(shipped, x, y, **given), seed=experiments.network_seed(3, 0))
+    torch.testing.assert_close(found.shown, alone.images[:, 0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="checkpoint='known' is one network, but networks=2"):
+        experiments.attack_networks(ch, "two", attack, digits, 2, 3, checkpoint="known", **given)

@@ -107,6 +107,32 @@ def test_what_has_no_closed_form_is_refused():
         attacks.linear_inputs(torch.ones(2, 3, 4), torch.ones(2, 3), "all")
 
 
+@pytest.mark.parametrize("local", [None, LocalTraining(5, 1, 0.1)])
+def test_the_whole_image_comes_back_from_a_network_that_starts_linear(local):
+    model, (images, labels) = victim("mlp", activation="relu"), batch(4)
+    found = attacks.AnalyticRecovery()(model, client.share(model, images, labels, local=local))
+    torch.testing.assert_close(found.raw, images, rtol=0, atol=1e-9)
+    assert found.labels.tolist() == labels.tolist() and not found.diverged.any()
+    single = model.float()
+    found = attacks.AnalyticRecovery()(single, client.share(single, images.float(), labels))
+    torch.testing.assert_close(found.raw, images.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_comes_back_as_one_picture_and_other_networks_are_refused():
+    model, (images, labels) = victim("mlp", activation="relu"), batch(2, size=3)
+    found = attacks.AnalyticRecovery()(model, client.share(model, images, labels))
+    assert found.raw.shape == images.shape and torch.equal(found.raw[:, 0], found.raw[:, 2])
+    assert (found.raw - images).square().mean((2, 3, 4)).sqrt().min() > 0.1
+    lenet, (images, labels) = victim(), batch(2)
+    update = client.share(lenet, images, labels)
+    with pytest.raises(ValueError, match=r"layer='hidden1' is no linear layer with a bias of this model; it has \['he"):
+        attacks.AnalyticRecovery()(lenet, update)
+    with pytest.raises(
+        ValueError, match="layer='head' takes 48 values, an image has 192: what leaks there are feature"
+    ):
+        attacks.AnalyticRecovery(layer="head")(lenet, update)
+
+
 # --- local steps
 
 
@@ -127,6 +153,25 @@ def test_the_attacker_simulates_what_the_client_does(local):
     simulated = dummy_gradients(model, images, soft(labels), local)
     for name, gradient in update.as_gradients().items():
         torch.testing.assert_close(simulated[name], gradient, rtol=1e-8, atol=1e-10)
+
+
+def test_steps_computed_twice_give_the_same_gradients(monkeypatch):
+    model, (images, labels), local = victim(), batch(2, size=4), LocalTraining(3, 2, 0.1)
+    x = images.clone().requires_grad_()
+
+    def derivative():
+        gradients = dummy_gradients(model, x, soft(labels), local)
+        return gradients, torch.autograd.grad(sum(g.square().sum() for g in gradients.values()), x)[0]
+
+    kept, slope = derivative()
+    calls, plain = [], matching._Recomputed.forward
+    monkeypatch.setattr(matching, "RECOMPUTED_FROM", 6)
+    monkeypatch.setattr(matching._Recomputed, "forward", lambda *args: calls.append(1) or plain(*args))
+    again, same_slope = derivative()
+    assert len(calls) == 6
+    for name in kept:
+        torch.testing.assert_close(again[name], kept[name])
+    torch.testing.assert_close(same_slope, slope)
 
 
 def test_its_gradient_agrees_with_finite_differences():
@@ -199,6 +244,28 @@ def test_the_distance_falls_and_labels_are_read():
     assert (run.history.objective[1] < 0.5 * run.history.objective[0]).all()
     several = client.share(model, *batch(2, size=3))
     assert replace(SHORT, labels="inferred")(model, several).labels.shape == (2, 3)
+
+
+def test_the_baseline_is_lbfgs_in_normalised_space():
+    model, (images, labels) = victim(), batch(3)
+    update = client.share(model, images, labels, threat=KNOWN)
+    attack = replace(attacks.InvertingGradients.baseline(), iterations=3)
+    found = attack(model, update, snapshots=[0])
+    x = ((found.history.images[0, 1] - model.normalize.mean) / model.normalize.std).clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([x])
+
+    def closure():
+        optimizer.zero_grad()
+        pixels = x * model.normalize.std + model.normalize.mean
+        dummy = torch.autograd.grad(F.cross_entropy(model(pixels), labels[1]), model.parameters(), create_graph=True)
+        value = sum((d - g[1]).square().sum() for d, g in zip(dummy, update.gradients.values(), strict=True))
+        value.backward()
+        return value
+
+    for _ in range(3):
+        optimizer.step(closure)
+    expected = x.detach() * model.normalize.std + model.normalize.mean
+    torch.testing.assert_close(found.raw[1], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_local_steps_and_restarts_run_and_keep_the_lower_distance():

@@ -5,19 +5,29 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from reprolib.attacks.analytic import linear_inputs
+from reprolib.attacks.analytic import AnalyticRecovery, linear_inputs
 from reprolib.attacks.dlg import DLG
 from reprolib.attacks.idlg import IDLG
 from reprolib.attacks.ig import InvertingGradients
 from reprolib.attacks.plain import PlainDLG
 from reprolib.attacks.reconstruction import History, Reconstruction
 
-__all__ = ["DLG", "IDLG", "History", "InvertingGradients", "PlainDLG", "Reconstruction", "build", "linear_inputs"]
+__all__ = [
+    "DLG",
+    "IDLG",
+    "AnalyticRecovery",
+    "History",
+    "InvertingGradients",
+    "PlainDLG",
+    "Reconstruction",
+    "build",
+    "linear_inputs",
+]
 
 _PRESETS = {
     "DLG": (DLG, ("official", "paper", "stable", "first_release")),
     "IDLG": (IDLG, ("official", "paper", "stable")),
-    "InvertingGradients": (InvertingGradients, ("official", "paper", "local_steps")),
+    "InvertingGradients": (InvertingGradients, ("official", "paper", "local_steps", "baseline")),
 }
 
 

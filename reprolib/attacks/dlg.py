@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from reprolib.attacks.reconstruction import History, Reconstruction, join, keep_
 from reprolib.client import SharedUpdate, generator
 from reprolib.matching import Matching, Observation
 from reprolib.models import Ensemble
-from reprolib.optimizers import LBFGS, BatchedLBFGS, CyclicLBFGS
+from reprolib.optimizers import LBFGS, BatchedLBFGS, CyclicLBFGS, rows_that_fit
 
 Parts = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -136,7 +135,8 @@ class DLG:
         observation = Observation(update.as_gradients())
         if update.defense is not None:
             observation = update.defense.counter(model, update)
-        chunk = self._trials_that_fit(update)
+        variables = update.batch_size * (math.prod(update.image_shape) + update.num_classes)
+        chunk = rows_that_fit(next(iter(update.gradients.values())).new_empty(variables), self.history_size)
         runs = []
         for first in range(0, update.trials, chunk):
             trials = torch.arange(first, min(first + chunk, update.trials))
@@ -167,14 +167,6 @@ class DLG:
             tolerance_change=self.tolerance_change,
             line_search=self.line_search,
         )
-
-    def _trials_that_fit(self, update: SharedUpdate) -> int:
-        """Trials whose L-BFGS histories take at most half of the memory that is free now."""
-        first = next(iter(update.gradients.values()))
-        variables = update.batch_size * (math.prod(update.image_shape) + update.num_classes)
-        one = first.element_size() * 2 * variables * (self.history_size + 8)
-        free = torch.cuda.mem_get_info(first.device)[0] if first.is_cuda else psutil.virtual_memory().available
-        return max(1, int(free / 2 / one))
 
 
 class _Search:
