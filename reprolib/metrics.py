@@ -12,6 +12,7 @@ import torch
 from scipy import stats
 from scipy.optimize import linear_sum_assignment
 from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.weightstats import CompareMeans
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -347,6 +348,22 @@ def difference(a: Any, b: Any, clusters: Any = None, seed: int = 0) -> Interval:
         method = f"Wilson for the pairs that differ, effective n = {groups}"
         return Interval(float(delta[0]), low, high, len(delta), method)
     return _bootstrap(delta, labels, _row_means, float(delta.mean()), "paired difference", seed)
+
+
+def mean_difference(a: Any, b: Any) -> Interval:
+    """Mean of a minus mean of b, two independent samples, with Welch's 95 % interval. n counts both samples.
+
+    For the same images under two attacks use `difference`, which is paired and narrower.
+    Raises ValueError for fewer than two values a sample and for values that are not finite.
+    """
+    samples = [np.asarray(values, dtype=float) for values in (a, b)]
+    for name, values in zip("ab", samples, strict=True):
+        if values.ndim != 1 or len(values) < 2:
+            raise ValueError(f"{name} holds {values.size} values: an interval needs at least two in one dimension")
+        _finite(name, values)
+    found = CompareMeans.from_data(*samples).tconfint_diff(usevar="unequal")
+    value = samples[0].mean() - samples[1].mean()
+    return Interval(float(value), float(found[0]), float(found[1]), sum(map(len, samples)), "Welch")
 
 
 def median_ratio(a: Any, b: Any, seed: int = 0) -> Interval:

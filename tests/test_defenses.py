@@ -9,7 +9,7 @@ from torch import nn
 
 from reprolib import defenses, models
 from reprolib.client import LocalTraining, SharedUpdate, ThreatModel, share
-from reprolib.defenses import CastPrecision, Compose, Defense, GaussianNoise, LaplaceNoise, TopK
+from reprolib.defenses import CastPrecision, Compose, Defense, GaussianNoise, LaplaceNoise, Rescale, TopK
 
 IDENTITIES = [
     GaussianNoise(0),
@@ -29,6 +29,7 @@ CHANGES = [
     CastPrecision("int8"),
     TopK(0.5),
     TopK(0.5, scope="global"),
+    Rescale(-0.5),
     Compose([TopK(0.5), GaussianNoise(0.1)]),
 ]
 
@@ -404,3 +405,13 @@ def test_defenses_meet_the_client():
     assert reading.noise_std == 0.1
     zeros = (update.gradients["head.weight"] == 0).flatten(1).sum(1)
     assert (zeros == model.head.weight.numel() // 2).all()
+
+
+def test_rescaling_multiplies_and_an_informed_attacker_divides():
+    update, hidden = shared(Rescale(-0.5))
+    for name, gradient in hidden.items():
+        assert torch.equal(update.gradients[name], -0.5 * gradient)
+        torch.testing.assert_close(Rescale(-0.5).counter(None, update).target[name], gradient)
+    for factor in (0.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="factor must be a finite number other than 0"):
+            Rescale(factor)

@@ -145,3 +145,29 @@ def test_a_shipped_victim_is_the_one_network_of_all_trials(ch, digits, monkeypat
     torch.testing.assert_close(found.shown, alone.images[:, 0], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="checkpoint='known' is one network, but networks=2"):
         experiments.attack_networks(ch, "two", attack, digits, 2, 3, checkpoint="known", **given)
+
+
+def test_a_trace_begins_at_noise_and_ends_nearer(digits):
+    attack = replace(attacks.InvertingGradients(), total_variation=1e-2)
+    found = experiments.trace(attack, digits, 2, [0, 5, 60], seed=0, device=torch.device("cpu"))
+    rows = found["rows"]
+    assert rows.iteration.tolist() == [0, 0, 5, 5, 60, 60] and rows.trial.tolist() == [0, 1] * 3
+    ends = rows.groupby("iteration")[["psnr", "distance"]].mean()
+    assert ends.psnr[60] > ends.psnr[0] and ends.distance[60] < 0.5 * ends.distance[0]
+    assert found["images"].shape == (3, *digits.image_shape) and found["truth"].shape == digits.image_shape
+
+
+def test_the_first_layer_gives_single_images_and_mixtures_of_batches(digits):
+    local = client.LocalTraining(5, 1, 1e-2)
+    found = experiments.read_first_layer(digits, (1, 2), 4, local, seed=0, width=64, activation="relu")
+    cases = found["rows"].groupby("case", sort=False)
+    assert cases.size().to_dict() == {
+        "batch of 1": 4,
+        "batch of 2": 4,
+        "local steps, float32": 4,
+        "local steps, float64": 4,
+    }
+    assert cases.error.max()["batch of 1"] < 1e-5 and cases.error.max()["local steps, float64"] < 1e-9
+    assert 1e-7 < cases.error.max()["local steps, float32"] < 1e-2
+    assert found["rows"][found["rows"].batch == 2].rms.median() > 0.05
+    torch.testing.assert_close(found["batch 1 read"], found["batch 1 truth"], rtol=0, atol=1e-5)

@@ -323,3 +323,13 @@ def test_the_ratio_of_medians_and_its_interval():
     for bad in ([], [1.0, np.inf], [0.0]):
         with pytest.raises(ValueError, match="b holds .* values: expected at least one, all positive and finite"):
             metrics.median_ratio(a, bad)
+
+
+def test_the_difference_of_independent_means_is_welchs():
+    a, b = [1.0, 2.0, 4.0], [0.0, 1.0, 0.5, 0.5]
+    found = metrics.mean_difference(a, b)
+    expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert found.value == pytest.approx(7 / 3 - 0.5) and found.n == 7
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    with pytest.raises(ValueError, match="b holds 1 values: an interval needs at least two"):
+        metrics.mean_difference(a, [1.0])

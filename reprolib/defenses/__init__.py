@@ -14,6 +14,7 @@ from reprolib.defenses.compose import Compose
 from reprolib.defenses.noise import GaussianNoise, LaplaceNoise
 from reprolib.defenses.precision import CastPrecision
 from reprolib.defenses.pruning import TopK
+from reprolib.defenses.rescale import Rescale
 
 __all__ = [
     "CastPrecision",
@@ -21,6 +22,7 @@ __all__ = [
     "Defense",
     "GaussianNoise",
     "LaplaceNoise",
+    "Rescale",
     "TopK",
     "build",
     "describe",
@@ -28,7 +30,7 @@ __all__ = [
 ]
 
 _KNOWN: dict[str, type[Defense]] = {
-    defense.__name__: defense for defense in (GaussianNoise, LaplaceNoise, CastPrecision, TopK, Compose)
+    defense.__name__: defense for defense in (GaussianNoise, LaplaceNoise, CastPrecision, TopK, Rescale, Compose)
 }
 
 

@@ -1,0 +1,41 @@
+"""Multiplying an update by a number: what hides a learning rate, shortens an update, or is a client's mistake."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from reprolib.client import SharedUpdate
+from reprolib.defenses.base import Defense
+from reprolib.matching import Observation
+
+
+@dataclass(frozen=True)
+class Rescale(Defense):
+    """Share the update times `factor`.
+
+    It hides nothing from an attack that compares directions, and little from any other: a client that takes half the
+    loss has a factor of 0.5, one that sends the weights' difference the wrong way round -1 (sheet `ig.md`, section 5).
+    Errors: ValueError for a factor that is zero or not finite.
+    """
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.factor) or self.factor == 0:
+            raise ValueError(f"factor must be a finite number other than 0, got {self.factor!r}")
+
+    def __str__(self) -> str:
+        return f"update times {self.factor:g}"
+
+    def protect(
+        self, gradients: dict[str, Tensor], model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        return {name: gradient * self.factor for name, gradient in gradients.items()}
+
+    def counter(self, model: nn.Module, update: SharedUpdate) -> Observation:
+        """Divides by the factor."""
+        return Observation({name: gradient / self.factor for name, gradient in update.as_gradients().items()})
