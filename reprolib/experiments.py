@@ -220,19 +220,25 @@ def follow(
 
 
 def read_labels(
-    images: ImageSet, networks: int, each: int, seed: int, defense: Defense | None = None, **options: Any
+    images: ImageSet,
+    networks: int,
+    each: int,
+    seed: int,
+    defense: Defense | None = None,
+    model: str = "lenet",
+    **options: Any,
 ) -> pd.DataFrame:
     """What each rule of `labels.RULES` reads off single images' gradients: a row a (network, image) pair.
 
     Columns: network; one_negative, whether the true class alone has a negative bias gradient; a column a rule, whether
-    it found the label. An image may recur under another network. options: LeNet's, for `models.build`.
+    it found the label. An image may recur under another network. options: the architecture's, for `models.build`.
     """
     rows = []
     for k in range(networks):
         own = network_seed(seed, k)
         x, y = images.batches(1, each, seed=own)
-        model = models.build("lenet", images.num_classes, images.image_shape, seed=own, **options)
-        update, truth = client.share(model, x, y, defense=defense, seed=own), y[:, 0]
+        victim = models.build(model, images.num_classes, images.image_shape, seed=own, **options)
+        update, truth = client.share(victim, x, y, defense=defense, seed=own), y[:, 0]
         bias = update.gradients["head.bias"]
         row = {"one_negative": ((bias < 0).sum(1) == 1) & (bias.argmin(1) == truth)}
         row |= {rule: labels.from_update(update, rule) == truth for rule in labels.RULES}

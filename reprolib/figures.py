@@ -197,8 +197,12 @@ def curves(
     yscale: Scale = "linear",
     xlabel: str | None = None,
     ylabel: str | None = None,
+    level: tuple[float, str] | None = None,
 ) -> Figure:
-    """Lines of y over x, one a value of `hue`, with a band between the columns `low` and `high` where given."""
+    """Lines of y over x, one a value of `hue`, with a band between the columns `low` and `high` where given.
+
+    level: a dashed line across at that value, and its name in the legend.
+    """
     _columns(table, x, y, hue, low, high)
     figure, axes = _plain(3.6)
     for i, (name, group) in enumerate(_groups(table, hue)):
@@ -207,8 +211,29 @@ def curves(
         axes.plot(group[x], group[y], color=colour, marker=marker if len(group) <= 40 else None, label=name)
         if low and high:
             axes.fill_between(group[x], group[low], group[high], color=colour, alpha=0.18, linewidth=0)
+    if level is not None:
+        axes.axhline(level[0], color="0.25", linestyle="--", linewidth=1.2, label=level[1])
     axes.set(xscale=xscale, yscale=yscale, xlabel=xlabel or x, ylabel=ylabel or y)
-    _legend(figure, axes, hue)
+    _legend(figure, axes, hue or (level and level[1]))
+    return figure
+
+
+def panels(
+    table: pd.DataFrame, x: str, measures: Mapping[str, str], log: Sequence[str] = (), xlabel: str | None = None
+) -> Figure:
+    """Several measures over the same x, a panel each, one above the other.
+
+    measures: column -> the label of its axis. log: the columns on a logarithmic axis.
+    """
+    _columns(table, x, *measures)
+    figure = Figure(figsize=(WIDTH, 0.5 + 1.9 * len(measures)), layout="constrained")
+    rows = figure.subplots(len(measures), 1, sharex=True, squeeze=False)[:, 0]
+    for i, (axes, (column, label)) in enumerate(zip(rows, measures.items(), strict=True)):
+        colour, marker = _look(i)
+        axes.plot(table[x], table[column], color=colour, marker=marker if len(table) <= 40 else None)
+        axes.set(ylabel=label, yscale="log" if column in log else "linear")
+        sns.despine(ax=axes)
+    rows[-1].set_xlabel(xlabel or x)
     return figure
 
 
@@ -240,11 +265,12 @@ def forest(
     criterion: float | None = None,
     xlabel: str = "share of images",
     percent: bool = True,
+    criterion_label: str = "criterion",
 ) -> Figure:
     """A dot with its 95 % interval a line, from the columns value, low and high.
 
     label: the column that names the lines, in order of appearance; rows of one label and different `hue` lie beside
-    each other. criterion: a dashed line at the value that the claim asks for.
+    each other. criterion: a dashed line at the value that the claim asks for, or at another that its label names.
     """
     _columns(table, label, "value", "low", "high", hue)
     names = list(dict.fromkeys(table[label].astype(str)))
@@ -259,7 +285,7 @@ def forest(
             group["value"], places, xerr=ends, fmt=marker, color=colour, capsize=2.5, linewidth=1.4, label=name
         )
     if criterion is not None:
-        axes.axvline(criterion, color="0.25", linestyle="--", linewidth=1.2, label="criterion")
+        axes.axvline(criterion, color="0.25", linestyle="--", linewidth=1.2, label=criterion_label)
     axes.set_yticks(range(len(names)), ["\n".join(textwrap.wrap(name, 28)) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(xlabel)

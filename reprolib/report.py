@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from reprolib import claims, results
 from reprolib.atomic import write_atomic
+from reprolib.runner import Chapter
 
 REPORT_LIMIT = 5_000_000
 """Bytes of the report: most mail servers let an attachment of this size pass."""
@@ -185,7 +186,7 @@ def _papers(root: Path) -> list[Paper]:
         raise ValueError(f"root={str(root)!r} holds no book: _toc.yml and the folder claims are expected there")
     stems = re.findall(r"book/chapters/([\w.-]+)", yaml.dump(yaml.safe_load(toc.read_text(encoding="utf-8"))))
     stems = sorted(dict.fromkeys(Path(stem).stem if stem.endswith((".ipynb", ".md")) else stem for stem in stems))
-    by_key = {re.sub(r"^\d+-", "", stem): stem for stem in stems}
+    by_key = {Chapter(root, stem).paper: stem for stem in stems}
     keys = [*by_key, *sorted({path.stem for path in (root / "claims").glob("*.yml")} - by_key.keys())]
     return [_paper(root, key, by_key.get(key)) for key in keys]
 

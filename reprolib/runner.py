@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from importlib import metadata
 from multiprocessing import connection
 from pathlib import Path
@@ -51,7 +52,10 @@ class Busy(RuntimeError):
 
 @dataclass(frozen=True)
 class Chapter:
-    """One notebook: `notebooks/01-dlg.ipynb` has the stem `01-dlg`, the number 1 and the paper key `dlg`."""
+    """One notebook: `notebooks/01-dlg.ipynb` has the stem `01-dlg`, the number 1 and the paper key `dlg`.
+
+    The key is what the notebook hands to `chapter.start`; it names the claims and the results.
+    """
 
     root: Path
     stem: str
@@ -61,9 +65,11 @@ class Chapter:
         match = re.match(r"(\d+)-", self.stem)
         return int(match[1]) if match else None
 
-    @property
+    @cached_property
     def paper(self) -> str:
-        return re.sub(r"^\d+-", "", self.stem)
+        text = self.notebook.read_text(encoding="utf-8") if self.notebook.is_file() else ""
+        started = re.search(r"chapter\.start\(\\?[\"']([\w-]+)", text)
+        return started[1] if started else re.sub(r"^\d+-", "", self.stem)
 
     @property
     def notebook(self) -> Path:

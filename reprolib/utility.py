@@ -68,7 +68,7 @@ def with_defense(
     defense: Defense | None,
     steps: int,
     seeds: int,
-    learning_rates: Sequence[float] = (0.03, 0.1, 0.3),
+    learning_rates: Sequence[float] = (0.003, 0.01, 0.03),
     seed: int = 0,
 ) -> pd.DataFrame:
     """Accuracy of a ReLU LeNet (default initialisation) trained under a defense: a row a seed.

@@ -54,6 +54,12 @@ def test_chapters_are_found_by_stem_number_and_paper(tmp_path):
     assert [c.stem for c in runner.find(tmp_path, ["idlg", "1", "01-dlg"])] == ["01-dlg", "02-idlg"]
 
 
+def test_the_paper_is_the_one_that_the_notebook_opens(tmp_path):
+    write_chapter(tmp_path, "03-inverting-gradients", 'ch = chapter.start("ig", profile)')
+    (found,) = runner.find(tmp_path, ["ig"])
+    assert (found.stem, found.paper, found.number) == ("03-inverting-gradients", "ig", 3)
+
+
 def test_unknown_names_list_the_known_ones(tmp_path):
     with pytest.raises(ValueError, match="holds no notebook: run this inside a clone"):
         runner.find(tmp_path)
