@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, replace_all_batch_norm_modules_, vmap
+from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from reprolib.models import Ensemble, fingerprint
@@ -22,7 +23,7 @@ if TYPE_CHECKING:  # defenses stand to the left of this file: it calls their hoo
 
 Mode = Literal["eval", "train"]
 Labels = Literal["unknown", "known"]
-BatchNorm = Literal["none", "running", "exact"]
+BatchNorm = Literal["none", "running", "exact", "buffers"]
 
 MEMORY_BUDGET = 512 * 2**20  # bytes that the trials of one chunk may take together
 DEFENSE_STREAM = 0xDEFE  # keeps a defense's random numbers apart from an attack's drawn with the same (seed, trial)
@@ -49,7 +50,8 @@ class ThreatModel:
 
     mode: how the client runs batch norm: "eval" (with running statistics) or "train" (with the batch's own).
     labels: "unknown", or "known" (the update carries them).
-    batch_norm: "none", "running" (the running statistics stand in for the batch's) or "exact" (the batch's own).
+    batch_norm: "none", "running" (the running statistics stand in for the batch's), "exact" (the batch's own) or
+    "buffers" (the running statistics after the client's step, as a client in "train" mode sends them with its update).
     defense_known: the server knows the client's defense and its settings, never its random numbers.
     observes: "one client", or "mean of N" (secure aggregation: only the mean of N clients' updates is seen).
     Errors: ValueError for any other value, listing the known ones. Source: design section 2; defenses.md section 3.
@@ -108,6 +110,7 @@ class ThreatModel:
                     "none": "None.",
                     "running": "The running statistics of the model, as a stand-in for the batch's.",
                     "exact": "The exact mean and variance of the private batch at every batch-norm layer.",
+                    "buffers": "The running statistics after the client's step, which give the private batch's own.",
                 }[self.batch_norm],
             ),
             (
@@ -159,7 +162,7 @@ class SharedUpdate:
     batch_size: images behind one trial's update (of all averaged clients together). image_shape: (C, H, W).
     model: `models.fingerprint` of the model the update was computed with (extended, where the defense extends it).
     labels: [T, B] int64, batch_norm: layer -> (mean [T, C], biased variance [T, C]) and defense are None
-    unless `threat` grants them.
+    unless `threat` grants them. With batch_norm "buffers" the pair is the client's running mean and variance.
     """
 
     gradients: dict[str, Tensor]
@@ -292,7 +295,7 @@ def share(
     local: None for one gradient of the mean cross-entropy (FedSGD), or the SGD whose weight difference is shared.
     seed: of the defense's random numbers; trial t's depend on (seed, t) alone.
     The victim is left as it was, batch-norm buffers included. With batch_norm "exact", the statistics are those of the
-    client's images at the weights that the server sent.
+    client's images at the weights that the server sent; "buffers" needs mode "train" and a single step.
     Errors: ValueError, before any work, for every input that does not fit these lines.
     """
     threat = ThreatModel() if threat is None else threat
@@ -304,6 +307,10 @@ def share(
     norms = {name: module for name, module in victim.named_modules() if isinstance(module, _BatchNorm)}
     if threat.batch_norm != "none" and not norms:
         raise ValueError(f"batch_norm={threat.batch_norm!r}, but the model has no batch-norm layer: use 'none'")
+    if threat.batch_norm == "buffers" and threat.mode == "eval":
+        raise ValueError("batch_norm='buffers', but in mode='eval' a client's step changes no buffer: use mode='train'")
+    if threat.batch_norm == "buffers" and local is not None and local.steps(images.shape[1] // threat.clients) > 1:
+        raise ValueError("batch_norm='buffers' is the state after one step, but `local` takes several: use 'exact'")
     batch_norm = _running_statistics(model, len(images)) if threat.batch_norm == "running" else None
 
     parts = list(zip(images.chunk(threat.clients, 1), labels.chunk(threat.clients, 1), strict=True))
@@ -314,13 +321,15 @@ def share(
         if defense is not None:
             update = _protect(defense, update, model, own_images, own_labels, seed, client)
         updates.append(update)
-        if threat.batch_norm == "exact":
+        if threat.batch_norm in ("exact", "buffers"):
             statistics.append(_batch_statistics(victim, norms, own_images, chunk))
 
-    if threat.batch_norm == "exact":
+    if statistics:
         means = _mean([{name: mean for name, (mean, _) in client.items()} for client in statistics])
         variances = _mean([{name: variance for name, (_, variance) in client.items()} for client in statistics])
         batch_norm = {name: (means[name], variances[name]) for name in norms}
+    if threat.batch_norm == "buffers":
+        batch_norm = _buffers_after(model, batch_norm, parts[0][0][0])
     return SharedUpdate(
         gradients=_mean(updates),
         batch_size=images.shape[1],
@@ -346,9 +355,37 @@ def worker(model: nn.Module, mode: Mode) -> nn.Module:
         random = [name for name, module in copied.named_modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
         if random:
             raise ValueError(f"mode='train' would draw unrepeatable dropout masks in the layers {random}: use 'eval'")
-        # batch norm in training mode writes its buffers, which vmap forbids; without buffers it only reads the batch
-        replace_all_batch_norm_modules_(copied)
+        for name, module in list(copied.named_modules()):
+            if isinstance(module, _BatchNorm):
+                copied.set_submodule(name, _NormOfTheBatch(module))
     return copied
+
+
+class _NormOfTheBatch(_BatchNorm):
+    """Batch norm by the batch's own statistics, written out: no buffer is read or written.
+
+    torch's kernel writes its buffers, which vmap forbids. Even without buffers it cannot be used here: in torch 2.11 the
+    second derivative through `vmap(grad(...))` comes out wrong (a test compares it with finite differences).
+    """
+
+    def __init__(self, like: _BatchNorm) -> None:
+        super().__init__(like.num_features, like.eps, like.momentum, like.affine, track_running_stats=False)
+        self.weight, self.bias = like.weight, like.bias
+        self.train(like.training)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"batch norm takes [N, C, ...], got {input.ndim} dimensions")
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        axes = [0, *range(2, input.ndim)]
+        away = input - input.mean(axes, keepdim=True)
+        out = away * (away.square().mean(axes, keepdim=True) + self.eps).rsqrt()
+        if self.weight is None:
+            return out
+        shape = [-1, *[1] * (input.ndim - 2)]
+        return out * self.weight.view(shape) + self.bias.view(shape)
 
 
 def _compute(
@@ -409,6 +446,18 @@ def _batch_statistics(
     victim: nn.Module, norms: dict[str, nn.Module], images: Tensor, chunk: int
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and biased variance of what enters each batch-norm layer: layer -> ([T, C], [T, C])."""
+
+    def statistics(x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        victim(x)
+        return dict(seen)
+
+    with recorded(victim, norms) as seen, torch.no_grad():
+        return vmap(statistics, chunk_size=chunk)(images)
+
+
+@contextmanager
+def recorded(network: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """While it lasts, every forward pass notes the mean and biased variance [C] of what enters the named layers."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def recorder(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -418,17 +467,66 @@ def _batch_statistics(
 
         return record
 
-    def statistics(x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        victim(x)
-        return dict(seen)
-
-    handles = [module.register_forward_pre_hook(recorder(name)) for name, module in norms.items()]
+    handles = [network.get_submodule(name).register_forward_pre_hook(recorder(name)) for name in layers]
     try:
-        with torch.no_grad():
-            return vmap(statistics, chunk_size=chunk)(images)
+        yield seen
     finally:
         for handle in handles:
             handle.remove()
+
+
+def batch_statistics(model: nn.Module, update: SharedUpdate) -> dict[str, tuple[Tensor, Tensor]]:
+    """What the server knows of the private batch at each batch-norm layer: layer -> (mean [T, C], biased variance).
+
+    From "buffers" the batch's own are computed: after = (1 - m) before + m batch, the variance there with n - 1.
+    Errors: ValueError for an update whose threat model grants none. Source: sheet `gradinversion.md`, sections 3 and 8.
+    """
+    if update.batch_norm is None:
+        raise ValueError(
+            "this update carries no batch-norm statistics: share with ThreatModel(batch_norm='running', 'exact' or "
+            "'buffers')"
+        )
+    if update.threat.batch_norm != "buffers":
+        return update.batch_norm
+    images = torch.zeros(update.batch_size // update.threat.clients, *update.image_shape)
+    found = {}
+    for name, (module, count) in _tracked(model, images.to(next(model.parameters()))).items():
+        after_mean, after_variance = update.batch_norm[name]
+        m = module.momentum
+        mean = (after_mean - (1 - m) * module.running_mean) / m
+        variance = (after_variance - (1 - m) * module.running_var) / m * (count - 1) / count
+        found[name] = (mean, variance)
+    return found
+
+
+def _buffers_after(
+    model: nn.Module, batch_norm: dict[str, tuple[Tensor, Tensor]], images: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """The running statistics after one step in training mode on a batch with these statistics; images: [B, C, H, W]."""
+    after = {}
+    for name, (module, count) in _tracked(model, images).items():
+        mean, variance = batch_norm[name]
+        m = module.momentum
+        unbiased = variance * count / (count - 1)
+        after[name] = ((1 - m) * module.running_mean + m * mean, (1 - m) * module.running_var + m * unbiased)
+    return after
+
+
+def _tracked(model: nn.Module, images: Tensor) -> dict[str, tuple[nn.Module, int]]:
+    """Each batch-norm layer with a momentum, and how many values a channel of it gets from such a batch."""
+    network, counts = worker(model, "eval"), {}
+    norms = {name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm)}
+    if bad := [name for name, module in norms.items() if module.running_mean is None or module.momentum is None]:
+        raise ValueError(f"batch_norm='buffers', but the layers {bad} keep no running statistics with a momentum")
+
+    def counter(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _, inputs: counts.update({name: inputs[0].numel() // inputs[0].shape[1]})
+
+    for name, module in norms.items():
+        module.register_forward_pre_hook(counter(name))  # on a copy, which ends with this call
+    with torch.no_grad():
+        network(images)
+    return {name: (module, counts[name]) for name, module in norms.items()}
 
 
 def _running_statistics(model: nn.Module, trials: int) -> dict[str, tuple[Tensor, Tensor]]:

@@ -287,8 +287,8 @@ def head_gradients(
 def count_labels(images: ImageSet, sizes: Sequence[int], batches: int, seed: int) -> pd.DataFrame:
     """The share of a batch's labels that each counting rule restores: columns batch, rule, right; a row a batch.
 
-    Every batch meets a drawn network of its own and is drawn with replacement, so that labels repeat. "yin" assumes
-    distinct labels and is left out where a batch has more images than there are classes.
+    Every batch meets a drawn network of its own and is drawn with replacement, so that labels repeat. "yin" and
+    "yin_sum" assume distinct labels and are left out where a batch has more images than there are classes.
     """
     rows = []
     for size in sizes:
@@ -299,7 +299,7 @@ def count_labels(images: ImageSet, sizes: Sequence[int], batches: int, seed: int
             g = client.share(model, x, y).gradients
             truth = F.one_hot(y, images.num_classes).sum(1)
             for rule in labels.COUNT_RULES:
-                if rule != "yin" or size <= images.num_classes:
+                if not rule.startswith("yin") or size <= images.num_classes:
                     counts = labels.infer_counts(g["head.weight"], g["head.bias"], size, rule)
                     right = (torch.minimum(counts, truth).sum() / size).item()
                     rows.append({"batch": size, "rule": rule, "right": right})

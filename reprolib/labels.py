@@ -110,6 +110,11 @@ def _yin(weight: Tensor, bias: Tensor | None, batch_size: int) -> Tensor:
     return torch.zeros(weight.shape[:2], dtype=torch.int64, device=weight.device).scatter_(1, lowest, 1)
 
 
+def _yin_sum(weight: Tensor, bias: Tensor | None, batch_size: int) -> Tensor:
+    """As "yin", by a row's sum and not its lowest entry: iDLG's rule carried over to a batch (Yin et al., Table 1)."""
+    return _yin(weight.sum(2, keepdim=True), bias, batch_size)
+
+
 def _wainakh(weight: Tensor, bias: Tensor | None, batch_size: int) -> Tensor:
     """Take the lowest row sum and add the impact of one label to it, N times (Wainakh et al. 2022, LLG)."""
     row_sums = weight.sum(2)
@@ -129,6 +134,7 @@ def _bias_corrected(weight: Tensor, bias: Tensor | None, batch_size: int) -> Ten
 _COUNT_RULES: dict[str, Callable[[Tensor, Tensor | None, int], Tensor]] = {
     "bias_negative": _bias_negative,
     "yin": _yin,
+    "yin_sum": _yin_sum,
     "wainakh": _wainakh,
     "bias_corrected": _bias_corrected,
 }
@@ -141,8 +147,8 @@ def infer_counts(
     """How often each class occurs in a batch, for T trials at once: [T, K] int64.
 
     weight_gradient: [T, K, F], bias_gradient: [T, K] or None, gradients of the last layer for the mean loss.
-    rule: "bias_negative" (presence only, never a false one on a clean gradient), "yin" (distinct labels assumed),
-    "wainakh", "bias_corrected". Except for the first, the counts of a trial sum to batch_size.
+    rule: "bias_negative" (presence only, never a false one on a clean gradient), "yin" and "yin_sum" (distinct labels
+    assumed), "wainakh", "bias_corrected". Except for the first, the counts of a trial sum to batch_size.
     Errors: ValueError for an unknown rule, other shapes, NaN, batch_size below 1, a missing bias, and "yin" with more
     samples than classes. Source: sheet `idlg.md` section 7.
     """
@@ -152,15 +158,15 @@ def infer_counts(
     return _known(rule, _COUNT_RULES)(weight_gradient, bias_gradient, batch_size)
 
 
-def of_update(update: SharedUpdate) -> Tensor:
-    """The labels behind an update, [T, B] int64: the bias rule for one image, the bias-corrected counts for a batch.
+def of_update(update: SharedUpdate, rule: str = "bias_corrected") -> Tensor:
+    """The labels behind an update by one of the rules of `infer_counts`, in the order of the classes: [T, B] int64.
 
-    A batch's labels come in the order of the classes. -1 where the rule cannot decide.
+    Errors: those of `infer_counts`, and ValueError for a rule whose counts do not sum to the batch size.
     """
-    if update.batch_size == 1:
-        return from_update(update, "bias")[:, None]
     gradients = update.as_gradients()
-    counts = infer_counts(gradients["head.weight"], gradients.get("head.bias"), update.batch_size)
+    counts = infer_counts(gradients["head.weight"], gradients.get("head.bias"), update.batch_size, rule)
+    if (counts.sum(1) != update.batch_size).any():
+        raise ValueError(f"the rule {rule!r} does not say how often a class occurs: use one that does")
     classes = torch.arange(counts.shape[1], device=counts.device)
     return torch.stack([classes.repeat_interleave(count) for count in counts])
 

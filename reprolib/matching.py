@@ -61,7 +61,8 @@ class Matching:
 
     D(x', y') = sum over parameters of weight * rho(max(0, |dl(F(x'), y')/dW - target| - slack)): a sum and not a mean,
     without a factor, because L-BFGS's thresholds are absolute (DLG, equation 4; sheet `dlg.md`, 4.1). To it comes
-    `prior(x') [R]`, where the attacker has one.
+    `prior(x', trials) [R]`, where the attacker has one, and `statistics`, a penalty [R] on what enters the batch-norm
+    layers `layers` (layer -> (mean [R, C], biased variance [R, C]), and the trials).
 
     `parts(x [R, N], trials [R])` cuts the optimiser's rows into images [R, B, C, H, W] and soft labels [R, B, K];
     it must be differentiable. mode: how the victim's batch norm runs, as in `client.ThreatModel`. model: one victim for
@@ -72,10 +73,12 @@ class Matching:
     model: nn.Module | Ensemble
     observation: Observation
     parts: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    prior: Callable[[Tensor], Tensor] | None = None
+    prior: Callable[[Tensor, Tensor], Tensor] | None = None
     mode: Literal["eval", "train"] = "eval"
     compare: Callable[[dict[str, Tensor], Observation, Tensor], Tensor] | None = None
     local: client.LocalTraining | None = None
+    layers: tuple[str, ...] = ()
+    statistics: Callable[[dict[str, tuple[Tensor, Tensor]], Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.model, Ensemble):
@@ -108,10 +111,14 @@ class Matching:
         x = x.detach().requires_grad_()
         images, soft_labels = self.parts(x, trials)
         worker = self._worker.select(trials) if isinstance(self._worker, Ensemble) else self._worker
-        gradients = dummy_gradients(worker, images, soft_labels, self.local)
-        value = (self.compare or distance)(gradients, self.observation, trials)
+        if self.statistics is None:
+            gradients, penalty = dummy_gradients(worker, images, soft_labels, self.local), 0.0
+        else:
+            gradients, seen = dummy_gradients_and_statistics(worker, images, soft_labels, self.layers)
+            penalty = self.statistics(seen, trials)
+        value = (self.compare or distance)(gradients, self.observation, trials) + penalty
         if self.prior is not None:
-            value = value + self.prior(images)
+            value = value + self.prior(images, trials)
         (gradient,) = torch.autograd.grad(value.sum(), x)
         return value.detach(), gradient
 
@@ -126,11 +133,9 @@ def dummy_gradients(
     One trial alone takes plain autograd, which is the faster path there; more share one `vmap`, over the weights too
     where each trial has its own (an ensemble of R trials).
     """
-    network, weights, axis = worker, None, None
-    if isinstance(worker, Ensemble):
-        network, weights, axis = worker.skeleton, worker.weights(), 0
-    parameters = dict(network.named_parameters())
-    if len(images) == 1 and weights is None and local is None:
+    network, weights, axis = _weights(worker)
+    if len(images) == 1 and axis is None and local is None:
+        parameters = dict(network.named_parameters())
         loss = F.cross_entropy(network(images[0]), soft_labels[0])
         gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
         return {name: g[None] for name, g in zip(parameters, gradients, strict=True)}
@@ -138,8 +143,6 @@ def dummy_gradients(
     def loss_of(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(functional_call(network, weights, (x,)), y)
 
-    if weights is None:
-        weights = {name: parameter.detach() for name, parameter in parameters.items()}
     if local is None:
         return vmap(grad(loss_of), in_dims=(axis, 0, 0))(weights, images, soft_labels)
 
@@ -159,6 +162,26 @@ def dummy_gradients(
             weights = {name: w - local.learning_rate * gradients[name] for name, w in weights.items()}
             total, axis = {name: total[name] + gradients[name] / steps for name in names}, 0
     return total
+
+
+def dummy_gradients_and_statistics(
+    worker: nn.Module | Ensemble, images: Tensor, soft_labels: Tensor, layers: tuple[str, ...]
+) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
+    """`dummy_gradients`, and the mean and biased variance [R, C] of what enters the named layers in the same pass."""
+    network, weights, axis = _weights(worker)
+
+    def loss_of(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        return F.cross_entropy(functional_call(network, weights, (x,)), y), dict(seen)
+
+    with client.recorded(network, layers) as seen:
+        return vmap(grad(loss_of, has_aux=True), in_dims=(axis, 0, 0))(weights, images, soft_labels)
+
+
+def _weights(worker: nn.Module | Ensemble) -> tuple[nn.Module, dict[str, Tensor], int | None]:
+    """The network to run, its weights, and their trial axis: 0 where every trial has its own."""
+    if isinstance(worker, Ensemble):
+        return worker.skeleton, worker.weights(), 0
+    return worker, {name: parameter.detach() for name, parameter in worker.named_parameters()}, None
 
 
 class _Recomputed(torch.autograd.Function):
@@ -210,6 +233,15 @@ def cosine(gradients: dict[str, Tensor], observation: Observation, trials: Tenso
         inner = inner + (gradient * target).sum(1)
         own, theirs = own + gradient.square().sum(1), theirs + target.square().sum(1)
     return 1 - inner / (own.sqrt() * theirs.sqrt())
+
+
+def norms(gradients: dict[str, Tensor], observation: Observation, trials: Tensor) -> Tensor:
+    """The sum of the parameters' distances, each a norm and not its square, of the named trials: [R].
+
+    Source: Yin et al. 2021 (GradInversion), equation 3; sheet `gradinversion.md`, section 4.1.
+    """
+    squares = per_parameter(gradients, observation, trials).values()
+    return sum(square.clamp(min=torch.finfo(square.dtype).tiny).sqrt() for square in squares)  # no NaN slope at zero
 
 
 def per_parameter(gradients: dict[str, Tensor], observation: Observation, trials: Tensor) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,10 @@ from scipy.optimize import linear_sum_assignment
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import CompareMeans
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from reprolib import priors
 
 if TYPE_CHECKING:
     from reprolib.data import ImageSet
@@ -114,6 +117,54 @@ def identify(reconstructed: Tensor, images: Tensor, pool: Tensor) -> tuple[Tenso
     to_truth = (guess - truth).norm(dim=1, keepdim=True)
     ranks = 1 + ((to_others <= to_truth) & ~known).sum(1)
     return ranks, 1 + (~known).sum(1)
+
+
+def registered_psnr(reconstructed: Tensor, images: Tensor) -> Tensor:
+    """PSNR after the reconstruction was moved onto the truth by an affine map, where that raises it: [N].
+
+    For attacks that find a picture in another place; an evaluator's measure, the attacker has no truth to register to.
+    """
+    moved = priors.registered(_shown(reconstructed), _shown(images), "affine")
+    return torch.maximum(psnr(reconstructed, images), psnr(moved, images))
+
+
+def feature_distance(reconstructed: Tensor, images: Tensor, features: Callable[[Tensor], Tensor]) -> Tensor:
+    """One minus the cosine between the features of reconstruction and truth, [N, C, H, W] -> [N] in [0, 2].
+
+    features: images -> [N, F]; say which network they come from: distances in different networks do not compare.
+    """
+    _same_shape(reconstructed, images)
+    return 1 - cosine_similarity(features(_shown(reconstructed)), features(_shown(images)))
+
+
+def identify_in_class(
+    reconstructed: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    gallery: ImageSet,
+    features: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Whether the nearest image of the same class is the original one: hits [N] bool, and the chance of each [N].
+
+    The candidates are the gallery's images of the label and the original itself, once. Distance: of pixels, or one
+    minus the cosine of `features`. Ties count against the attacker. The mean of the hits is the image identification
+    precision (IIP) of Yin et al. 2021.
+    """
+    _same_shape(reconstructed, images)
+    guess, truth = _shown(reconstructed), _shown(images)
+    hits, chances = [], []
+    for i, label in enumerate(labels.tolist()):
+        others = gallery.images[gallery.labels == label]
+        others = others[(others != truth[i]).flatten(1).any(1)]
+        every = torch.cat([guess[i : i + 1], truth[i : i + 1], others])
+        if features is None:
+            away = (every[1:] - every[:1]).double().square().flatten(1).sum(1)
+        else:
+            found = features(every)
+            away = 1 - cosine_similarity(found[1:], found[:1])
+        hits.append(bool((away[0] < away[1:]).all()))
+        chances.append(1 / (1 + len(others)))
+    return torch.tensor(hits), torch.tensor(chances, dtype=torch.float64)
 
 
 def score(reconstruction: Any, images: Tensor, labels: Tensor, pool: Tensor | ImageSet | None = None) -> pd.DataFrame:

@@ -482,7 +482,7 @@ def adam(
     for instance into [0, 1]. Yields the state after each iteration: stop reading to stop the run. A row whose
     objective is no longer finite stays where it was.
     """
-    return _adam(objective, start, iterations, learning_rate, betas, milestones, project, lambda g: g)
+    return _adam(objective, start, iterations, _falling(learning_rate, milestones), betas, project, lambda g, _: g)
 
 
 def signed_adam(
@@ -495,14 +495,56 @@ def signed_adam(
     project: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Iterator[Minimum]:
     """Adam on the sign of the gradient (Geiping et al. 2020, section 4); otherwise as `adam`."""
-    return _adam(objective, start, iterations, learning_rate, betas, milestones, project, torch.sign)
+    rate = _falling(learning_rate, milestones)
+    return _adam(objective, start, iterations, rate, betas, project, lambda g, _: g.sign())
 
 
-def _adam(objective, start, iterations, learning_rate, betas, milestones, project, shape) -> Iterator[Minimum]:
+def langevin_adam(
+    objective: Objective,
+    start: Tensor,
+    iterations: int,
+    rate: Callable[[int], float],
+    noise: Callable[[], Tensor] | None = None,
+    noise_on: Literal["pixels", "gradient"] = "pixels",
+    betas: tuple[float, float] = (0.9, 0.999),
+    project: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Iterator[Minimum]:
+    """Adam with a step size for each iteration and noise of that size (Yin et al. 2021, section 3.4).
+
+    rate: iteration, counted from 0, -> learning rate. noise: draws [T, N] anew at each call; times the rate it is added
+    to the points after the step, or to the gradient before it, which Adam then rescales. Otherwise as `adam`.
+    """
+
+    def shape(gradient: Tensor, iteration: int) -> Tensor:
+        if noise is None or noise_on == "pixels":
+            return gradient
+        return gradient + rate(iteration) * noise()
+
+    def moved(x: Tensor, iteration: int) -> Tensor:
+        return x if noise is None or noise_on == "gradient" else x + rate(iteration) * noise()
+
+    return _adam(objective, start, iterations, rate, betas, project, shape, moved)
+
+
+def warm_cosine(learning_rate: float, iterations: int, warmup: int) -> Callable[[int], float]:
+    """A rate that rises linearly over `warmup` iterations and falls to zero along half a cosine after them."""
+
+    def rate(iteration: int) -> float:
+        if iteration < warmup:
+            return learning_rate * (iteration + 1) / warmup
+        return learning_rate * 0.5 * (1 + math.cos(math.pi * (iteration - warmup) / (iterations - warmup)))
+
+    return rate
+
+
+def _falling(learning_rate: float, milestones: tuple[int, ...]) -> Callable[[int], float]:
+    return lambda iteration: learning_rate * 0.1 ** sum(milestone <= iteration for milestone in milestones)
+
+
+def _adam(objective, start, iterations, rate, betas, project, shape, moved=lambda x, _: x) -> Iterator[Minimum]:
     minimum, trials = Minimum.start(start), torch.arange(len(start), device=start.device)
     x = start.clone()
-    optimizer = torch.optim.Adam([x], lr=learning_rate, betas=betas)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones))
+    optimizer = torch.optim.Adam([x], betas=betas)
     for iteration in range(iterations + 1):  # the last evaluation only observes
         value, gradient = objective(x, trials)
         finite = value.isfinite() & gradient.isfinite().all(1)
@@ -512,7 +554,7 @@ def _adam(objective, start, iterations, learning_rate, betas, milestones, projec
         if iteration:
             yield minimum
         if iteration < iterations:
-            x.grad = shape(gradient).nan_to_num()
+            x.grad = shape(gradient, iteration).nan_to_num()
+            optimizer.param_groups[0]["lr"] = rate(iteration)
             optimizer.step()
-            schedule.step()
-            x.copy_(project(x))
+            x.copy_(project(moved(x, iteration)))

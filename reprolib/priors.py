@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+Registration = Literal["none", "translation", "affine"]
 
 
 def squared_total_variation(images: Tensor) -> Tensor:
@@ -29,3 +36,123 @@ def total_variation(images: Tensor) -> Tensor:
 def outside_box(images: Tensor) -> Tensor:
     """Sum of squared distances of the pixels to [0, 1], the range every image has: [R]."""
     return (images - images.clamp(0, 1)).square().flatten(1).sum(1)
+
+
+def four_direction_variation(images: Tensor) -> Tensor:
+    """Sum of four norms over a trial's batch: differences across, down and along both diagonals: [R].
+
+    Norms, so it grows with the square root of the batch. Source: the published code nearest to GradInversion's authors
+    (sheet `gradinversion.md`, section 4.1).
+    """
+    differences = (
+        images[..., 1:] - images[..., :-1],
+        images[..., 1:, :] - images[..., :-1, :],
+        images[..., 1:, 1:] - images[..., :-1, :-1],
+        images[..., 1:, :-1] - images[..., :-1, 1:],
+    )
+    return sum(_norm(difference) for difference in differences)
+
+
+def summed_variation(images: Tensor) -> Tensor:
+    """Sum of absolute differences of neighbours across and down, divided by the number of images: [R].
+
+    Source: FGLA's reimplementation of GradInversion, `stg` (sheet `gradinversion.md`, section 4.5).
+    """
+    down = (images[..., 1:, :] - images[..., :-1, :]).abs().flatten(1).sum(1)
+    right = (images[..., 1:] - images[..., :-1]).abs().flatten(1).sum(1)
+    return (down + right) / images.shape[1]
+
+
+def mean_norm(images: Tensor) -> Tensor:
+    """The mean over a trial's images of each one's Euclidean norm: [R]."""
+    return _norm(images.flatten(0, 1)).view(images.shape[:2]).mean(1)
+
+
+def batch_norm_distance(
+    statistics: Mapping[str, tuple[Tensor, Tensor]],
+    targets: Mapping[str, tuple[Tensor, Tensor]],
+    trials: Tensor,
+    first: float = 1.0,
+    squared: bool = False,
+) -> Tensor:
+    """How far dummy batches' statistics are from the targets of the named trials, summed over the layers: [R].
+
+    statistics: layer -> (mean [R, C], biased variance [R, C]). targets: the same with [T, C]. The distance of a layer
+    is |mean - mean*| + |variance - variance*|, norms, or their squares. first: weight of the first layer.
+    Source: Yin et al. 2020 and 2021 (R_BN); sheet `gradinversion.md`, section 4.1.
+    """
+    total = 0.0
+    for i, (layer, pair) in enumerate(statistics.items()):
+        for ours, theirs in zip(pair, targets[layer], strict=True):
+            difference = ours - theirs[trials]
+            distance = difference.square().sum(1) if squared else _norm(difference)
+            total = total + (first if i == 0 else 1.0) * distance
+    return total
+
+
+def consensus(candidates: Tensor, registration: Registration = "none") -> Tensor:
+    """The mean over several reconstructions of the same images, each moved onto their pixel mean first: [B, C, H, W].
+
+    candidates: [G, B, C, H, W]. registration: "none" (the mean alone), "translation" or "affine" (`registered`).
+    No gradient flows through it. Source: Yin et al. 2021, section 3.3; the published attack registers by RANSAC-Flow,
+    which needs a network trained on other photographs.
+    Errors: ValueError for an unknown registration.
+    """
+    candidates = candidates.detach()
+    target = candidates.mean(0)
+    if registration == "none":
+        return target
+    return torch.stack([registered(own, target, registration) for own in candidates]).mean(0)
+
+
+def registered(images: Tensor, target: Tensor, registration: Registration) -> Tensor:
+    """Each image moved onto its target where that brings it nearer; both [B, C, H, W].
+
+    "translation" tries every shift by whole pixels up to an eighth of the height, borders repeated. "affine" searches
+    six parameters an image by Adam, from coarse to fine. An image that does not come nearer stays as it is.
+    """
+    if registration not in ("translation", "affine"):
+        raise ValueError(f"registration={registration!r} is unknown; use 'none', 'translation' or 'affine'")
+    moved = _translated(images, target) if registration == "translation" else _affinely_moved(images, target)
+    nearer = (moved - target).square().flatten(1).sum(1) < (images - target).square().flatten(1).sum(1)
+    return torch.where(nearer[:, None, None, None], moved, images)
+
+
+def _translated(images: Tensor, target: Tensor) -> Tensor:
+    height, width = images.shape[-2:]
+    reach = max(1, height // 8)
+    padded = F.pad(images, [reach] * 4, mode="replicate")
+    shifts = [(i, j) for i in range(2 * reach + 1) for j in range(2 * reach + 1)]
+    crops = torch.stack([padded[..., i : i + height, j : j + width] for i, j in shifts])
+    best = (crops - target).square().flatten(2).sum(2).argmin(0)
+    return crops[best, torch.arange(len(images), device=images.device)]
+
+
+def _affinely_moved(images: Tensor, target: Tensor, steps: int = 40) -> Tensor:
+    identity = torch.eye(2, 3, dtype=images.dtype, device=images.device)
+    change = torch.zeros(len(images), 2, 3, dtype=images.dtype, device=images.device)
+    best, lowest = change.clone(), images.new_full((len(images),), float("inf"))
+
+    def at(parameters: Tensor, pictures: Tensor) -> Tensor:
+        grid = F.affine_grid(identity + parameters, list(pictures.shape), align_corners=False)
+        return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+
+    for coarse in (4, 2, 1):
+        small = [F.avg_pool2d(t, coarse) for t in (images, target)]
+        lowest.fill_(float("inf"))
+        change = best.clone().requires_grad_()
+        optimizer = torch.optim.Adam([change], lr=0.02 * coarse / 4)
+        for _ in range(steps):
+            with torch.enable_grad():
+                error = (at(change, small[0]) - small[1]).square().flatten(1).sum(1)
+                (change.grad,) = torch.autograd.grad(error.sum(), change)
+            better = error.detach() < lowest
+            best = torch.where(better[:, None, None], change.detach(), best)
+            lowest = torch.where(better, error.detach(), lowest)
+            optimizer.step()
+    return at(best, images)
+
+
+def _norm(values: Tensor) -> Tensor:
+    """The Euclidean norm of each row of a tensor [R, ...], with a slope of zero and not NaN at zero: [R]."""
+    return values.square().flatten(1).sum(1).clamp(min=torch.finfo(values.dtype).tiny).sqrt()

@@ -330,7 +330,7 @@ def test_check_names_trial_and_parameter_of_a_bad_value(value):
     [
         ({"mode": "test"}, "mode must be one of 'eval', 'train', got 'test'"),
         ({"labels": "optimised"}, "labels must be one of 'unknown', 'known', got 'optimised'"),
-        ({"batch_norm": "all"}, "batch_norm must be one of 'none', 'running', 'exact', got 'all'"),
+        ({"batch_norm": "all"}, "batch_norm must be one of 'none', 'running', 'exact', 'buffers', got 'all'"),
         ({"defense_known": "yes"}, "defense_known must be True or False, got 'yes'"),
         ({"observes": "mean of 0"}, "observes must be 'one client' or 'mean of N' with N >= 1, got 'mean of 0'"),
         ({"observes": "everyone"}, "got 'everyone'"),
@@ -442,3 +442,23 @@ def test_half_precision_range_is_named():
         big.head.weight *= 1e7
     with pytest.raises(ValueError, match="beyond the range of fp16"):
         share(big, *private(), defense=CastPrecision("fp16"), local=LocalTraining(1, 1, 1e6))
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+def test_second_derivatives_in_train_mode_agree_with_finite_differences(trials):
+    from reprolib.matching import Matching, Observation
+
+    model = models.build("resnetbn8", 5, (3, 8, 8), seed=0, width=2).double()
+    random = torch.Generator().manual_seed(0)
+    x = torch.rand(trials, 3, 3, 8, 8, generator=random, dtype=torch.float64)
+    y = torch.randint(5, (trials, 3), generator=random)
+    update = share(model, x, y, threat=ThreatModel(mode="train"))
+    soft = torch.nn.functional.one_hot(y, 5).double()
+    matching = Matching(
+        model, Observation(update.gradients), lambda z, rows: (z.view(-1, 3, 3, 8, 8), soft[rows]), mode="train"
+    )
+    point, rows = torch.rand(trials, 576, generator=random, dtype=torch.float64), torch.arange(trials)
+    direction = torch.randn(trials, 576, generator=random, dtype=torch.float64)
+    up, down = (matching(point + e * direction, rows)[0] for e in (1e-6, -1e-6))
+    slope = (matching(point, rows)[1] * direction).sum(1)
+    torch.testing.assert_close((up - down) / 2e-6, slope, rtol=1e-5, atol=1e-7)

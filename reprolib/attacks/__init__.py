@@ -7,6 +7,7 @@ from typing import Any
 
 from reprolib.attacks.analytic import AnalyticRecovery, linear_inputs
 from reprolib.attacks.dlg import DLG
+from reprolib.attacks.gradinversion import GradInversion
 from reprolib.attacks.idlg import IDLG
 from reprolib.attacks.ig import InvertingGradients
 from reprolib.attacks.plain import PlainDLG
@@ -16,6 +17,7 @@ __all__ = [
     "DLG",
     "IDLG",
     "AnalyticRecovery",
+    "GradInversion",
     "History",
     "InvertingGradients",
     "PlainDLG",
@@ -28,6 +30,7 @@ _PRESETS = {
     "DLG": (DLG, ("official", "paper", "stable", "first_release")),
     "IDLG": (IDLG, ("official", "paper", "stable")),
     "InvertingGradients": (InvertingGradients, ("official", "paper", "local_steps", "baseline")),
+    "GradInversion": (GradInversion, ("paper", "balanced", "breaching", "fgla_stg")),
 }
 
 

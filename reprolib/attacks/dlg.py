@@ -202,7 +202,7 @@ class _Search:
         gaussian = observation.law == "gaussian"
         unit = 2 * observation.noise_std**2 if gaussian else observation.noise_std / math.sqrt(2)
 
-        def prior(images: Tensor) -> Tensor:
+        def prior(images: Tensor, trials: Tensor) -> Tensor:
             smooth = attack.total_variation * priors.squared_total_variation(images)
             return unit * (smooth + BOX_WEIGHT * priors.outside_box(images))
 

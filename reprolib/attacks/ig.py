@@ -176,7 +176,7 @@ class _Problem:
         """[R, N] normalised -> [R, B, C, H, W] in pixels."""
         return x.view(-1, self.update.batch_size, *self.update.image_shape) * self.std + self.mean
 
-    def matching(self, rows: Tensor, prior: Callable[[Tensor], Tensor] | None) -> Matching:
+    def matching(self, rows: Tensor, prior: Callable[[Tensor, Tensor], Tensor] | None) -> Matching:
         chosen = rows.to(self.device)
         return Matching(
             self.model.select(chosen) if isinstance(self.model, Ensemble) else self.model,
@@ -188,7 +188,7 @@ class _Problem:
             self.update.local,
         )
 
-    def prior(self, images: Tensor) -> Tensor:
+    def prior(self, images: Tensor, trials: Tensor) -> Tensor:
         return self.attack.total_variation * priors.total_variation((images - self.mean) / self.std)
 
     def inside(self, x: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ class Reconstruction:
     raw: [T, B, C, H, W], as the optimiser left it; `images` is clamped to [0, 1]. labels: [T, B]. objective: [T], the
     matching objective at `raw`. evaluations: [T], gradients of the objective spent, over all starts. starts: [T], how
     many dummy images were tried. diverged: [T], the chosen start ended with an objective that is not finite.
-    seconds: wall time of the whole call.
+    seconds: wall time of the whole call. candidates: [T, S, B, C, H, W], what S searches that ran side by side ended
+    at, for attacks that let them agree.
     """
 
     raw: Tensor
@@ -42,6 +43,7 @@ class Reconstruction:
     diverged: Tensor
     seconds: float
     history: History | None = None
+    candidates: Tensor | None = None
 
     @property
     def images(self) -> Tensor:

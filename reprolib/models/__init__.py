@@ -23,7 +23,7 @@ from reprolib.models.lenet import LeNet
 from reprolib.models.mlp import MLP
 from reprolib.models.resnet import ResNet18, ResNet20, ResNet32, ResNetBN8
 
-__all__ = ["ARCHITECTURES", "Ensemble", "Normalize", "build", "fingerprint", "save_checkpoint"]
+__all__ = ["ARCHITECTURES", "Ensemble", "Normalize", "build", "fingerprint", "penultimate", "save_checkpoint"]
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "lenet": LeNet,
@@ -100,6 +100,20 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(repr((name, tuple(value.shape), str(value.dtype))).encode())
         digest.update(value.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def penultimate(model: nn.Module, images: Tensor) -> Tensor:
+    """What enters the model's head for images [N, C, H, W]: [N, F], without gradient and on the images' device."""
+    seen: list[Tensor] = []
+    handle = model.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    device = next(model.parameters()).device
+    try:
+        with torch.no_grad():
+            for part in images.split(500):
+                model(part.to(device))
+    finally:
+        handle.remove()
+    return torch.cat(seen).to(images.device)
 
 
 def save_checkpoint(model: nn.Module, path: str | Path, card: dict) -> None:

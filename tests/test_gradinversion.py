@@ -1,0 +1,423 @@
+"""GradInversion: its terms at the truth, its schedule and noise, and seeds that agree."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from reprolib import attacks, client, labels, matching, metrics, models, priors
+from reprolib.attacks import GradInversion
+from reprolib.client import LocalTraining, ThreatModel
+from reprolib.matching import Matching, Observation
+from reprolib.models import fingerprint
+from reprolib.optimizers import langevin_adam, warm_cosine
+
+SHAPE, CLASSES = (3, 12, 12), 6
+NORMAL = ((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
+SHORT = replace(GradInversion.paper().compressed(8), seeds=2, labels="known", group_start=2, group_every=3)
+
+
+def victim(dtype=torch.float64, **options):
+    return models.build("resnetbn8", CLASSES, SHAPE, seed=1, normalize=NORMAL, **({"width": 4} | options)).to(dtype)
+
+
+def batch(trials=1, size=3, dtype=torch.float64):
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(trials, size, *SHAPE, generator=random, dtype=dtype)
+    return images, torch.stack([torch.randperm(CLASSES, generator=random)[:size] for _ in range(trials)])
+
+
+def known(mode="train", batch_norm="exact"):
+    return ThreatModel(mode=mode, labels="known", batch_norm=batch_norm)
+
+
+def soft(y):
+    return F.one_hot(y, CLASSES).double()
+
+
+# --- labels
+
+
+@pytest.mark.parametrize("rule", ["yin", "yin_sum"])
+def test_distinct_labels_are_read_off_positive_features(rule):
+    random = torch.Generator().manual_seed(0)
+    for size, classes in ((1, 120), (8, 120)):
+        y = torch.randperm(classes, generator=random)[:size]
+        p = (torch.rand(size, classes, generator=random) * 3).softmax(1)
+        h = torch.rand(size, 40, generator=random)
+        weight = (p - F.one_hot(y, classes)).T @ h / size
+        assert labels.infer_counts(weight[None], None, size, rule)[0].nonzero()[:, 0].tolist() == sorted(y.tolist())
+    same = torch.full((4,), 2)
+    p = torch.full((4, 6), 1 / 6)
+    weight = (p - F.one_hot(same, 6)).T @ torch.rand(4, 5, generator=random) / 4
+    found = labels.infer_counts(weight[None], None, 4, rule)[0]
+    assert metrics.label_overlap(found.nonzero().T, same[None]).item() == 1 / 4  # distinct guesses, one label
+
+
+def test_the_heads_gradient_is_the_analytic_one():
+    model, (x, y) = victim(), batch()
+    h = models.penultimate(client.worker(model, "train"), x[0])
+    p = model.head(h).softmax(1)
+    gradients = client.share(model, x, y, threat=ThreatModel(mode="train")).gradients
+    torch.testing.assert_close(gradients["head.weight"][0], (p - soft(y[0])).T @ h / 3, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(gradients["head.weight"][0].sum(0), torch.zeros_like(h[0]), rtol=0, atol=1e-12)
+    assert gradients["head.bias"].sum().abs() < 1e-12
+
+
+# --- the terms at the truth
+
+
+def at_truth(model, update, x, y, statistics=True):
+    targets = client.batch_statistics(model, update)
+    seen = matching.dummy_gradients_and_statistics(client.worker(model, update.threat.mode), x, soft(y), tuple(targets))
+    trials = torch.arange(len(x))
+    distance = matching.norms(seen[0], Observation(update.gradients), trials)
+    length = sum(g.flatten(1).norm(dim=1) for g in update.gradients.values())
+    return distance / length, priors.batch_norm_distance(seen[1], targets, trials)
+
+
+@pytest.mark.parametrize("threat", [known(), known("train", "buffers"), known("eval", "exact")])
+def test_the_truth_has_the_shared_gradient_and_statistics(threat):
+    model, (x, y) = victim(), batch(2)
+    update = client.share(model, x, y, threat=threat)
+    distance, statistics = at_truth(model, update, x, y)
+    assert distance.max() < 1e-6 and statistics.max() < 1e-5
+
+
+def test_the_running_statistics_are_not_the_batchs():
+    model, (x, y) = victim(), batch()
+    _, statistics = at_truth(model, client.share(model, x, y, threat=known("eval", "running")), x, y)
+    assert statistics.item() > 0.1
+
+
+def test_a_client_in_train_mode_is_not_matched_in_eval_mode():
+    model, (x, y) = victim(), batch()
+    update = client.share(model, x, y, threat=known("train", "exact"))
+    wrong = replace(update, threat=replace(update.threat, mode="eval"))
+    distance, _ = at_truth(model, wrong, x, y)
+    assert distance.item() > 0.1
+
+
+def test_buffers_are_those_of_a_training_step_and_give_the_batch_back():
+    model, (x, y) = victim(torch.float32), batch(dtype=torch.float32)
+    buffers = client.share(model, x, y, threat=known("train", "buffers"))
+    exact = client.share(model, x, y, threat=known("train", "exact"))
+    stepped = victim(torch.float32).train()
+    stepped(x[0])
+    for layer, (mean, variance) in buffers.batch_norm.items():
+        module = stepped.get_submodule(layer)
+        torch.testing.assert_close(mean[0], module.running_mean, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(variance[0], module.running_var, rtol=1e-5, atol=1e-6)
+    for layer, pair in client.batch_statistics(model, buffers).items():
+        for found, expected in zip(pair, exact.batch_norm[layer], strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_norms_are_linear_and_squares_are_squares():
+    g = {"a": torch.randn(1, 4, 3), "b": torch.randn(1, 5)}
+    trials, seen = torch.arange(1), Observation(g)
+    off = {"a": torch.randn(1, 4, 3), "b": torch.zeros(1, 5)}
+    for c in (0.5, 2.0):
+        moved = {name: value + c * off[name] for name, value in g.items()}
+        assert matching.norms(moved, seen, trials).item() == pytest.approx(c * off["a"].norm().item(), rel=1e-5)
+        squares = matching.distance(moved, seen, trials).item()
+        assert squares == pytest.approx(matching.norms(moved, seen, trials).item() ** 2, rel=1e-5)
+    both = {name: value + 1 for name, value in g.items()}
+    assert matching.norms(both, seen, trials) > torch.cat([torch.ones(12), torch.ones(5)]).norm()
+    x = {name: value.clone().requires_grad_() for name, value in g.items()}
+    matching.norms(x, seen, trials).sum().backward()
+    assert all((value.grad == 0).all() for value in x.values())
+
+
+def test_the_order_of_a_batch_does_not_matter():
+    model, (x, y) = victim(), batch()
+    update = client.share(model, x, y, threat=known())
+    order = torch.tensor([2, 0, 1])
+    for images, target in ((x[:, order], y[:, order]), (x, y)):
+        distance, statistics = at_truth(model, update, images, target)
+        assert distance.item() < 1e-5 and statistics.item() < 1e-5
+    for prior in (priors.four_direction_variation, priors.mean_norm, priors.summed_variation):
+        torch.testing.assert_close(prior(x[:, order]), prior(x))
+    same = torch.zeros_like(y)
+    update = client.share(model, x, same, threat=known())
+    assert at_truth(model, update, x[:, order], same)[0].item() < 1e-5
+
+
+# --- priors
+
+
+def test_variations_of_flat_and_sloping_images():
+    flat = torch.full((1, 2, 3, 5, 7), 0.3, requires_grad=True)
+    for prior in (priors.four_direction_variation, priors.summed_variation, priors.mean_norm):
+        (slope,) = torch.autograd.grad(prior(flat).sum(), flat)
+        assert slope.isfinite().all()
+    assert priors.four_direction_variation(flat).item() == pytest.approx(0, abs=1e-15)
+    s, height, width = 0.1, 5, 7
+    ramp = (s * torch.arange(width, dtype=torch.float64)).expand(1, 1, 1, height, width)
+    expected = s * math.sqrt(height * (width - 1)) + 2 * s * math.sqrt((height - 1) * (width - 1))
+    assert priors.four_direction_variation(ramp).item() == pytest.approx(expected)
+    assert priors.summed_variation(torch.cat([ramp, ramp], 1)).item() == pytest.approx(s * height * (width - 1))
+    assert priors.mean_norm(torch.ones(1, 2, 1, 3, 3)).item() == pytest.approx(3)
+
+
+def test_seeds_that_are_equal_agree_on_themselves():
+    x = torch.rand(1, 2, 3, 16, 16).expand(4, -1, -1, -1, -1).clone().requires_grad_()
+    for registration in ("none", "translation", "affine"):
+        agreed = priors.consensus(x, registration)
+        assert not agreed.requires_grad
+        torch.testing.assert_close(agreed, x[0].detach())
+
+
+def smooth(size=32):
+    random = torch.Generator().manual_seed(3)
+    return F.interpolate(torch.rand(1, 3, 6, 6, generator=random), size, mode="bicubic").clamp(0, 1)
+
+
+def test_shifted_seeds_are_moved_back():
+    image = smooth()
+    shifts = [(0, 0), (0, 0), (0, 0), (2, -1), (-3, 2)]
+    seeds = torch.stack([image.roll(shift, (2, 3)) for shift in shifts])
+    inside = (slice(None), slice(None), slice(6, -6), slice(6, -6))
+    lazy, moved = priors.consensus(seeds), priors.consensus(seeds, "translation")
+    assert (moved - image)[inside].abs().max() < 1e-5 < (lazy - image)[inside].abs().max()
+
+
+def test_affine_registration_brings_a_turned_image_nearer_and_never_takes_one_away():
+    image = smooth()
+    angle = torch.tensor(0.12)
+    turn = torch.tensor([[angle.cos(), -angle.sin(), 0.05], [angle.sin(), angle.cos(), -0.04]])
+    turned = F.grid_sample(
+        image, F.affine_grid(turn[None], list(image.shape), align_corners=False), align_corners=False
+    )
+    before, after = (
+        (moved - image)[..., 4:-4, 4:-4].square().mean()
+        for moved in (turned, priors.registered(turned, image, "affine"))
+    )
+    assert after < 0.2 * before
+    noise = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    target = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    for registration in ("translation", "affine"):
+        moved = priors.registered(noise, target, registration)
+        assert ((moved - target).square().flatten(1).sum(1) <= (noise - target).square().flatten(1).sum(1)).all()
+    with pytest.raises(ValueError, match="registration='flow' is unknown; use 'none', 'translation' or 'affine'"):
+        priors.consensus(noise[None], "flow")
+
+
+# --- the search
+
+
+def test_the_rate_rises_then_falls_to_nothing():
+    rate = [warm_cosine(0.1, 400, 20)(t) for t in range(400)]
+    assert rate[19] == pytest.approx(0.1) and rate[0] == pytest.approx(0.005) and rate[-1] < 1e-4
+    assert all(a >= b for a, b in zip(rate[20:], rate[21:], strict=False))
+
+
+def test_noise_has_the_size_of_the_rate_times_its_weight():
+    random = torch.Generator().manual_seed(0)
+
+    def still(x, trials):
+        return x.new_zeros(len(x)), torch.zeros_like(x)
+
+    def noise():
+        return 0.2 * torch.randn(2, 50_000, generator=random)
+
+    start = torch.zeros(2, 50_000)
+    *_, minimum = langevin_adam(still, start, 1, lambda t: 0.1, noise)
+    assert minimum.last.std().item() == pytest.approx(0.1 * 0.2, rel=0.02)
+    *_, minimum = langevin_adam(still, start, 1, lambda t: 0.1, noise, noise_on="gradient")
+    assert minimum.last.abs().median().item() == pytest.approx(0.1, rel=0.02)  # Adam has rescaled it
+
+
+def test_seeds_are_refreshed_on_their_dates_and_only_then(monkeypatch):
+    model, (x, y) = victim(torch.float32), batch(dtype=torch.float32)
+    update, calls, plain = client.share(model, x, y, threat=known()), [], priors.consensus
+    attack = replace(SHORT, registration="none", iterations=9)
+
+    def spy(candidates, registration):
+        calls.append(candidates)
+        return plain(candidates, registration)
+
+    monkeypatch.setattr(priors, "consensus", spy)
+    attack(model, update)
+    assert len(calls) == 3  # before iterations 2, 5 and 8
+    assert calls[0].shape == (2, 3, *SHAPE)
+    calls.clear()
+    replace(attack, seeds=1)(model, update)
+    replace(attack, group=0.0)(model, update)
+    assert not calls
+
+
+def test_without_its_terms_it_is_adam_on_the_norms():
+    model, (x, y) = victim(), batch()
+    update = client.share(model, x, y, threat=known())
+    attack = replace(
+        SHORT, gradient=1.0, total_variation=0.0, energy=0.0, batch_norm=0.0, group=0.0, noise=0.0, seeds=1, boxed=False
+    )
+    found = attack(model, update, seed=4, snapshots=[0])
+    start = (found.history.images[0, 0] - model.normalize.mean) / model.normalize.std
+    dummy = start.clone().requires_grad_()
+    optimizer, worker = torch.optim.Adam([dummy]), client.worker(model, "train")
+    for step in range(attack.iterations):
+        loss = F.cross_entropy(worker(dummy * model.normalize.std + model.normalize.mean), y[0])
+        gradients = torch.autograd.grad(loss, list(worker.parameters()), create_graph=True)
+        value = sum((a - b[0]).norm() for a, b in zip(gradients, update.gradients.values(), strict=True))
+        (dummy.grad,) = torch.autograd.grad(value, dummy)
+        optimizer.param_groups[0]["lr"] = warm_cosine(0.1, attack.iterations, attack.warmup)(step)
+        optimizer.step()
+    torch.testing.assert_close(found.raw[0], dummy.detach() * model.normalize.std + model.normalize.mean)
+
+
+def test_the_victim_stays_as_it_was_and_runs_repeat():
+    model, (x, y) = victim(torch.float32), batch(2, dtype=torch.float32)
+    before = fingerprint(model)
+    update = client.share(model, x, y, threat=known())
+    first, second = (SHORT(model, update, seed=7) for _ in range(2))
+    assert torch.equal(first.raw, second.raw) and fingerprint(model) == before
+    assert all(p.grad is None for p in model.parameters())
+    assert first.candidates.shape == (2, 2, 3, *SHAPE) and first.evaluations.tolist() == [18, 18]
+    assert not torch.equal(first.candidates[:, 0], first.candidates[:, 1])
+    assert ((first.raw >= -1e-6) & (first.raw <= 1 + 1e-6)).all()
+    alone = SHORT(model, update.select(0), seed=7)
+    torch.testing.assert_close(alone.raw, first.raw[:1], rtol=1e-3, atol=1e-4)
+    agreed = replace(SHORT, select="consensus", registration="none")(model, update, seed=7)
+    torch.testing.assert_close(agreed.raw, agreed.candidates.mean(1))
+
+
+class SmoothNet(nn.Module):
+    """Two convolutions with batch norm and softplus, so that finite differences apply."""
+
+    def __init__(self):
+        super().__init__()
+        self.normalize = nn.Identity()
+        self.conv1, self.norm1 = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv2, self.norm2 = nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, CLASSES)
+        self.image_shape, self.num_classes = (3, 6, 6), CLASSES
+
+    def forward(self, x):
+        x = F.softplus(self.norm1(self.conv1(self.normalize(x))))
+        return self.head(F.softplus(self.norm2(self.conv2(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_slope_of_all_terms_agrees_with_finite_differences(mode):
+    torch.manual_seed(0)
+    model = SmoothNet().double().eval()
+    random = torch.Generator().manual_seed(0)
+    x, y = torch.rand(1, 2, 3, 6, 6, generator=random, dtype=torch.float64), torch.tensor([[1, 4]])
+    update = client.share(model, x, y, threat=known(mode))
+    targets = client.batch_statistics(model, update)
+    objective = Matching(
+        model,
+        Observation(update.gradients),
+        lambda z, rows: (z.view(-1, 2, 3, 6, 6), soft(y)),
+        lambda images, rows: priors.four_direction_variation(images) + priors.mean_norm(images),
+        mode,
+        matching.norms,
+        layers=tuple(targets),
+        statistics=lambda seen, rows: priors.batch_norm_distance(seen, targets, rows),
+    )
+    z, rows = torch.rand(1, 216, generator=random, dtype=torch.float64), torch.arange(1)
+    slope = objective(z, rows)[1]
+    direction = torch.randn(1, 216, generator=random, dtype=torch.float64)
+    up, down = (objective(z + e * direction, rows)[0] for e in (1e-5, -1e-5))
+    assert ((up - down) / 2e-5).item() == pytest.approx((slope * direction).sum().item(), rel=1e-5)
+
+
+def test_balanced_terms_start_equal():
+    model, (x, y) = victim(torch.float32), batch(2, dtype=torch.float32)
+    update = client.share(model, x, y, threat=known())
+    attack = replace(SHORT, gradient=None)
+    search = attacks.gradinversion._Search(attack, model, update, y, 0)
+    start = torch.randn(4, 3 * math.prod(SHAPE))
+    rows = torch.arange(4)
+    term = search.batch_norm(start, rows)[0]
+    search.weight = term / search.distance(start, rows)[0]
+    replace(attack, total_variation=0.0, energy=0.0)
+    whole = search.everything(start, rows)[0] - search.prior(search.pixels(start), rows)
+    torch.testing.assert_close(whole, 2 * term, rtol=1e-4, atol=1e-5)
+    assert attack(model, update).raw.isfinite().all()
+
+
+@pytest.mark.parametrize("preset", ["paper", "balanced", "breaching", "fgla_stg"])
+def test_every_preset_runs_and_lowers_what_it_minimises(preset):
+    model, (x, y) = victim(torch.float32), batch(dtype=torch.float32)
+    update = client.share(model, x, y, threat=known())
+    attack = replace(attacks.build("GradInversion", preset).compressed(40), seeds=2)
+    found = attack(model, update, snapshots=[0, 40])
+    assert found.objective.item() < found.history.objective[0].item() and not found.diverged.any()
+
+
+# --- measures
+
+
+def test_identification_in_class_and_its_chance():
+    from reprolib import data
+
+    digits = data.load("digits", "test", 200)
+    x, y = digits.images[:20], digits.labels[:20]
+    hits, chance = metrics.identify_in_class(x, x, y, digits)
+    assert hits.all() and chance[0].item() == pytest.approx(1 / (digits.labels == y[0]).sum().item())
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
+    assert metrics.identify_in_class(noise, x, y, digits)[0].double().mean() < 0.3
+    grey = torch.full_like(x, 0.5)
+    model = models.build("lenet", 10, digits.image_shape, seed=0)
+    hits, _ = metrics.identify_in_class(x, x, y, digits, lambda images: models.penultimate(model, images))
+    assert hits.all()
+    away = metrics.feature_distance(grey, x, lambda images: models.penultimate(model, images))
+    assert (away > 0).all() and metrics.feature_distance(x, x, lambda i: i.flatten(1)).abs().max() < 1e-5
+
+
+def test_registered_psnr_is_never_lower():
+    image = smooth()
+    shifted = image.roll((2, 1), (2, 3))
+    assert metrics.registered_psnr(shifted, image) > metrics.psnr(shifted, image) + 3
+    assert metrics.registered_psnr(image, image).item() == metrics.PSNR_CAP
+    colour = image.mean((2, 3), keepdim=True).expand_as(image)
+    variance = (image - colour).square().mean()
+    assert metrics.psnr(colour, image).item() == pytest.approx(10 * math.log10(1 / variance), abs=1e-4)
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"smoothness": "round"}, "smoothness='round' is unknown; use one of 'four_directions', 'mean', 'sum'"),
+        ({"seeds": 0}, "seeds=0 must be at least 1"),
+        ({"noise": math.nan}, "noise=nan must be a finite number of at least 0"),
+        ({"warmup": 50, "iterations": 50}, "warmup=50 must be below iterations=50"),
+        ({"gradient": None, "batch_norm": 0.0}, "gradient=None balances it against batch norm, but batch_norm=0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        replace(GradInversion(), **settings)
+
+
+def test_updates_that_cannot_be_attacked_are_refused():
+    model, (x, y) = victim(), batch()
+    with pytest.raises(ValueError, match="labels='known' needs labels in the update"):
+        SHORT(model, client.share(model, x, y))
+    with pytest.raises(ValueError, match="gradient=None balances it against batch-norm statistics, but this update"):
+        replace(SHORT, gradient=None)(model, client.share(model, x, y, threat=ThreatModel(labels="known")))
+    steps = client.share(model, x, y, threat=known(), local=LocalTraining(2, 3, 0.1))
+    with pytest.raises(ValueError, match="GradInversion matches one gradient, but .* 2 local steps"):
+        SHORT(model, steps)
+    with pytest.raises(ValueError, match="carries no batch-norm statistics: share with ThreatModel"):
+        client.batch_statistics(model, client.share(model, x, y))
+    with pytest.raises(ValueError, match="in mode='eval' a client's step changes no buffer"):
+        client.share(model, x, y, threat=known("eval", "buffers"))
+    with pytest.raises(ValueError, match="is the state after one step, but `local` takes several"):
+        client.share(model, x, y, threat=known("train", "buffers"), local=LocalTraining(2, 3, 0.1))
+    lenet = models.build("lenet", CLASSES, SHAPE, seed=0).double()
+    with pytest.raises(ValueError, match="batch_norm='exact', but the model has no batch-norm layer"):
+        client.share(lenet, x, y, threat=known("eval", "exact"))
+    many = client.share(model, *batch(size=6), threat=ThreatModel(mode="train"))
+    many = replace(many, batch_size=7)
+    with pytest.raises(ValueError, match="the rule 'yin' assumes distinct labels: batch_size 7 exceeds 6 classes"):
+        replace(SHORT, labels="minimum")(model, many)
