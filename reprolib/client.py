@@ -364,8 +364,8 @@ def worker(model: nn.Module, mode: Mode) -> nn.Module:
 class _NormOfTheBatch(_BatchNorm):
     """Batch norm by the batch's own statistics, written out: no buffer is read or written.
 
-    torch's kernel writes its buffers, which vmap forbids. Even without buffers it cannot be used here: in torch 2.11 the
-    second derivative through `vmap(grad(...))` comes out wrong (a test compares it with finite differences).
+    torch's kernel writes its buffers, which vmap forbids. Even without buffers it cannot be used here: in torch 2.11
+    the second derivative through `vmap(grad(...))` comes out wrong (a test compares it with finite differences).
     """
 
     def __init__(self, like: _BatchNorm) -> None:
