@@ -37,8 +37,10 @@ def _every(images, table):
         "grid": figures.reconstruction_grid({"truth": images, "DLG": images * torch.nan}, list("abcde")),
         "strip": figures.strip(images[:, :1], range(5), ["1e-3"] * 5),
         "curves": figures.curves(table, "std", "value", "attack", "low", "high", xscale="log"),
+        "level": figures.curves(table, "std", "value", level=(0.3, "constant grey")),
+        "panels": figures.panels(table, "std", {"value": "share", "low": "lower end"}, log=("low",)),
         "scatter": figures.scatter(table, "std", "value", "attack"),
-        "forest": figures.forest(table.assign(label=table["std"]), hue="attack", criterion=0.5),
+        "forest": figures.forest(table.assign(label=table["std"]), hue="attack", criterion=0.5, criterion_label="half"),
         "fidelity": figures.fidelity(curve, curve, hue="method", panel="data"),
         "histogram": figures.histogram({"DLG": [1e-12, 1e-3, math.nan, math.inf, 1e16]}, 1e-3),
         "heatmap": figures.heatmap(table.pivot(index="std", columns="attack", values="value"), "success"),
@@ -113,3 +115,12 @@ def test_the_slider_needs_no_network_and_no_script(images):
 def test_what_cannot_be_drawn_is_named(images, table, call, message):
     with pytest.raises(ValueError, match=message):
         call(images, table)
+
+
+def test_a_level_is_drawn_and_named_and_panels_share_their_axis(table):
+    figure = figures.curves(table, "std", "value", "attack", level=(0.3, "constant grey"))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x", "y", "constant grey"]
+    figure = figures.panels(table, "std", {"value": "share", "low": "lower end"}, log=("low",), xlabel="noise")
+    top, bottom = figure.axes
+    assert (top.get_ylabel(), bottom.get_ylabel()) == ("share", "lower end")
+    assert (bottom.get_xlabel(), top.get_yscale(), bottom.get_yscale()) == ("noise", "linear", "log")
