@@ -62,6 +62,7 @@ def attack_networks(
     trained_on: ImageSet | None = None,
     train_steps: int = 0,
     watch: float | None = None,
+    judge: torch.nn.Module | None = None,
     **options: Any,
 ) -> Attacked:
     """Attack `each` batches of different images under each of `networks` drawn networks.
@@ -73,8 +74,10 @@ def attack_networks(
     compare in pairs. Networks are attacked together, up to TOGETHER trials at once; each such group is a part of the
     chapter: a killed run continues with the next one.
     distinct_labels: within a batch. local: what the clients train, where they share a weight difference. checkpoint: a
-    shipped victim by its name in `training.RECIPES`, the one network of all trials. trained_on: images on which every
-    network trains `train_steps` steps before it is attacked. options: the architecture's, for `models.build`.
+    shipped victim by its name in `training.RECIPES`, the one network of all trials. judge: a network whose features
+    add the columns `registered` (PSNR), `features` (distance) and `in_class`, `in_class_chance` (identified among the
+    images of its class, in `pool`). trained_on: images on which every network trains `train_steps` steps before it is
+    attacked. options: the architecture's, for `models.build`.
     Errors: ValueError for several networks with a checkpoint.
     """
     if checkpoint is not None and networks != 1:
@@ -105,6 +108,7 @@ def attack_networks(
                 trained_on=trained_on,
                 train_steps=train_steps,
                 watch=watch,
+                judge=judge,
                 options=options,
             )
         )
@@ -129,6 +133,7 @@ def attack_group(
     trained_on: ImageSet | None,
     train_steps: int,
     watch: float | None,
+    judge: torch.nn.Module | None,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """A part of `attack_networks`: build the victims, share, attack, score. images: [T, B, C, H, W], truth: [T, B]."""
@@ -162,6 +167,16 @@ def attack_group(
         spent = evaluations_to(reconstruction.history, images, watch)
         scores["evaluations_to"] = spent.repeat_interleave(images.shape[1]).numpy()
     placed = in_order(reconstruction.images.cpu(), images)
+    if judge is not None:
+        found, originals = placed.flatten(0, 1), images.flatten(0, 1)
+
+        def features(pictures: Tensor) -> Tensor:
+            return models.penultimate(judge, pictures)
+
+        scores["registered"] = metrics.registered_psnr(found, originals).double().numpy()
+        scores["features"] = metrics.feature_distance(found, originals, features).double().numpy()
+        hits, chance = metrics.identify_in_class(found, originals, truth.flatten(), pool, features)
+        scores["in_class"], scores["in_class_chance"] = hits.numpy(), chance.numpy()
     return {"scores": scores, "truth": images.flatten(0, 1)[:SHOWN], "shown": placed.flatten(0, 1)[:SHOWN]}
 
 
@@ -284,19 +299,43 @@ def head_gradients(
     return truth, g[:, :, None] * h[:, None], g
 
 
-def count_labels(images: ImageSet, sizes: Sequence[int], batches: int, seed: int) -> pd.DataFrame:
+def count_labels(
+    images: ImageSet,
+    sizes: Sequence[int],
+    batches: int,
+    seed: int,
+    *,
+    distinct: bool = False,
+    mode: client.Mode = "eval",
+    model: str = "lenet",
+    shipped: torch.nn.Module | None = None,
+    **options: Any,
+) -> pd.DataFrame:
     """The share of a batch's labels that each counting rule restores: columns batch, rule, right; a row a batch.
 
-    Every batch meets a drawn network of its own and is drawn with replacement, so that labels repeat. "yin" and
-    "yin_sum" assume distinct labels and are left out where a batch has more images than there are classes.
+    Every batch meets a drawn network of its own, or the `shipped` one. It is drawn with replacement, so that labels
+    repeat, or with `distinct` labels. The rules "yin" and "yin_sum" assume distinct labels and are left out where a
+    batch has more images than there are classes. options: the architecture's, for `models.build`.
+    Errors: ValueError for distinct batches of more images than there are classes.
     """
+    present = images.labels.unique()
+    if distinct and max(sizes) > len(present):
+        raise ValueError(f"sizes={list(sizes)} with distinct labels: the images are of {len(present)} classes")
     rows = []
     for size in sizes:
         for k in range(batches):
-            index = torch.randint(len(images), (1, size), generator=generator(seed, size, k))
-            x, y = images.images[index], images.labels[index]
-            model = models.build("lenet", images.num_classes, images.image_shape, seed=network_seed(seed, k))
-            g = client.share(model, x, y).gradients
+            random = generator(seed, size, k)
+            index = torch.randint(len(images), (size,), generator=random)
+            if distinct:
+                order = torch.randperm(len(images), generator=random)
+                index = torch.stack([order[images.labels[order] == c][0] for c in present])
+                index = index[torch.randperm(len(index), generator=random)[:size]]
+            x, y = images.images[index][None], images.labels[index][None]
+            victim = shipped
+            if victim is None:
+                own = network_seed(seed, k)
+                victim = models.build(model, images.num_classes, images.image_shape, seed=own, **options)
+            g = client.share(victim, x, y, threat=ThreatModel(mode=mode)).gradients
             truth = F.one_hot(y, images.num_classes).sum(1)
             for rule in labels.COUNT_RULES:
                 if not rule.startswith("yin") or size <= images.num_classes:

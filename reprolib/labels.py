@@ -171,6 +171,14 @@ def of_update(update: SharedUpdate, rule: str = "bias_corrected") -> Tensor:
     return torch.stack([classes.repeat_interleave(count) for count in counts])
 
 
+def distinct_ceiling(classes: int, batch_size: int) -> float:
+    """The expected share of a batch's labels, drawn uniformly, that a rule of distinct labels can restore at most.
+
+    It names each class once: N (1 - (1 - 1/N)^K) of K labels, N classes. Source: sheet `gradinversion.md`, section 7.
+    """
+    return classes * (1 - (1 - 1 / classes) ** batch_size) / batch_size
+
+
 def chance_under_noise(scores: Tensor, truth: Tensor, std: float) -> Tensor:
     """The chance that the true class keeps the lowest score under Gaussian noise: [T] float64.
 

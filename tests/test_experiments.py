@@ -171,3 +171,23 @@ def test_the_first_layer_gives_single_images_and_mixtures_of_batches(digits):
     assert 1e-7 < cases.error.max()["local steps, float32"] < 1e-2
     assert found["rows"][found["rows"].batch == 2].rms.median() > 0.05
     torch.testing.assert_close(found["batch 1 read"], found["batch 1 truth"], rtol=0, atol=1e-5)
+
+
+def test_labels_are_counted_on_distinct_batches_of_a_shipped_victim(digits):
+    shipped = models.build("resnetbn8", digits.num_classes, (1, 8, 8), seed=2, width=4)
+    rows = experiments.count_labels(digits, (1, 4), 3, seed=0, distinct=True, mode="train", shipped=shipped)
+    assert rows.groupby(["batch", "rule"]).size().eq(3).all() and {"yin", "yin_sum"} <= set(rows.rule)
+    assert rows[(rows.batch == 1) & (rows.rule == "yin")].right.eq(1).all()
+    drawn = experiments.count_labels(digits, (2,), 2, seed=0, model="resnetbn8", width=4)
+    assert drawn.right.between(0, 1).all()
+    with pytest.raises(ValueError, match=r"sizes=\[11\] with distinct labels: the images are of 10 classes"):
+        experiments.count_labels(digits, (11,), 1, seed=0, distinct=True)
+
+
+def test_a_judge_adds_what_needs_features(ch, digits):
+    judge = models.build("lenet", digits.num_classes, digits.image_shape, seed=1)
+    attack = replace(attacks.InvertingGradients(), iterations=2)
+    given = {"threat": client.ThreatModel(labels="known"), "pool": digits, "batch": 2}
+    scores = experiments.attack_networks(ch, "judged", attack, digits, 2, 1, judge=judge, **given).scores
+    assert (scores.registered >= scores.psnr - 1e-6).all() and scores.features.between(0, 2).all()
+    assert scores.in_class.dtype == bool and scores.in_class_chance.between(0, 1).all()

@@ -229,3 +229,12 @@ def test_a_batch_given_to_a_one_sample_rule_is_refused():
         ValueError, match="reads the label of one sample, but the update has batch_size 4: use labels.inf"
     ):
         labels.from_update(update)
+
+
+def test_the_ceiling_of_distinct_labels_is_the_expected_number_of_classes():
+    assert labels.distinct_ceiling(10, 1) == pytest.approx(1)
+    for classes, size, share in ((10, 8, 0.712), (10, 48, 0.207), (100, 8, 0.966), (1000, 48, 0.977)):
+        assert labels.distinct_ceiling(classes, size) == pytest.approx(share, abs=6e-4)
+    draws = torch.randint(10, (20_000, 8), generator=torch.Generator().manual_seed(0))
+    found = torch.nn.functional.one_hot(draws, 10).amax(1).sum(1).double().mean() / 8
+    assert found.item() == pytest.approx(labels.distinct_ceiling(10, 8), abs=3e-3)
