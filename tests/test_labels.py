@@ -198,7 +198,7 @@ def test_unusable_arguments_are_refused():
     weight, bias = torch.ones(2, 4, 3), torch.ones(2, 4)
     with pytest.raises(ValueError, match="unknown rule 'sign': known rules are row_sum, bias, pairwise, norm"):
         labels.infer(weight, bias, "sign")
-    with pytest.raises(ValueError, match="unknown rule 'row_sum': known rules are bias_negative, yin, wainakh, bias_c"):
+    with pytest.raises(ValueError, match="unknown rule 'row_sum': known rules are bias_negative, yin, yin_sum, wain"):
         labels.infer_counts(weight, bias, 2, "row_sum")
     with pytest.raises(ValueError, match="the rule 'bias' needs the bias gradient"):
         labels.infer(weight, None, "bias")
@@ -233,8 +233,8 @@ def test_a_batch_given_to_a_one_sample_rule_is_refused():
 
 def test_the_ceiling_of_distinct_labels_is_the_expected_number_of_classes():
     assert labels.distinct_ceiling(10, 1) == pytest.approx(1)
-    for classes, size, share in ((10, 8, 0.712), (10, 48, 0.207), (100, 8, 0.966), (1000, 48, 0.977)):
-        assert labels.distinct_ceiling(classes, size) == pytest.approx(share, abs=6e-4)
+    for classes, size, least in ((10, 8, 0.712), (10, 48, 0.207), (100, 8, 0.966), (1000, 48, 0.977)):
+        assert labels.distinct_ceiling(classes, size) == pytest.approx(least, abs=6e-4)
     draws = torch.randint(10, (20_000, 8), generator=torch.Generator().manual_seed(0))
     found = torch.nn.functional.one_hot(draws, 10).amax(1).sum(1).double().mean() / 8
     assert found.item() == pytest.approx(labels.distinct_ceiling(10, 8), abs=3e-3)
