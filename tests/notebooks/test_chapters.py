@@ -9,19 +9,20 @@ import nbformat
 import pytest
 import torch
 
-from reprolib import results
+from reprolib import results, runner
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CHAPTERS = runner.chapters(ROOT)
 
 
 @pytest.mark.notebook
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_chapter_runs_at_the_smoke_profile(notebook, device, tmp_path):
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
+def test_a_chapter_runs_at_the_smoke_profile(chapter, device, tmp_path):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("this machine has no CUDA device")
-    command = [sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "out.ipynb"), "--no-progress-bar"]
+    out = tmp_path / "out.ipynb"
+    command = [sys.executable, "-m", "papermill", str(chapter.notebook), str(out), "--no-progress-bar"]
     done = subprocess.run(
         [*command, "-p", "profile", "smoke", "-p", "device", device],
         cwd=ROOT,
@@ -31,8 +32,7 @@ def test_a_chapter_runs_at_the_smoke_profile(notebook, device, tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
+    cells = nbformat.read(out, as_version=4).cells
     assert all(cell.execution_count for cell in cells if cell.cell_type == "code" and cell.source.strip())
-    paper = notebook.stem.partition("-")[2]
-    record = results.load(tmp_path / "results" / "runs" / "smoke" / f"{paper}.json")
+    record = results.load(tmp_path / "results" / "runs" / "smoke" / f"{chapter.paper}.json")
     assert record["profile"] == "smoke" and record["verdicts"], "a chapter ends with the verdicts on its claims"
