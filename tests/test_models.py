@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torchvision
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
@@ -90,6 +93,45 @@ def test_cifar_resnets_have_the_papers_parameter_counts(name, options, count):
     assert not any(module.inplace for module in model.modules() if isinstance(module, torch.nn.ReLU))
     with pytest.raises(ValueError, match="width=0: expected an integer of at least 1"):
         models.build(name, 10, (3, 32, 32), seed=0, width=0)
+
+
+@pytest.mark.parametrize(("name", "count"), [("imagenet-resnet18", 11_689_512), ("imagenet-resnet50", 25_557_032)])
+def test_imagenet_resnets_are_torchvisions(name, count):
+    model = models.build(name, 1000, (3, 224, 224), seed=0)
+    assert parameters_of(model) == count
+    assert list(dict(model.named_parameters()))[-2:] == ["head.weight", "head.bias"]
+    assert not any(module.inplace for module in model.modules() if isinstance(module, torch.nn.ReLU))
+    theirs = getattr(torchvision.models, name.removeprefix("imagenet-"))().eval()
+    state = {key.removeprefix("body.").replace("head.", "fc."): value for key, value in model.state_dict().items()}
+    theirs.load_state_dict(state)
+    images = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(model(images), theirs(images))
+
+
+def test_imagenet_weights_come_from_torchs_cache_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    asked = {"num_classes": 1000, "image_shape": (3, 224, 224), "seed": 0, "weights": "imagenet"}
+    with pytest.raises(FileNotFoundError, match=r"ImageNet weights of resnet18 are not at .*to download them run"):
+        models.build("imagenet-resnet18", **asked)
+    with pytest.raises(ValueError, match="num_classes=10: the ImageNet weights of resnet18 have 1000 classes"):
+        models.build("imagenet-resnet18", **asked | {"num_classes": 10})
+    with pytest.raises(ValueError, match="takes three channels"):
+        models.build("imagenet-resnet18", **asked | {"image_shape": (1, 224, 224)})
+    with pytest.raises(ValueError, match="weights='moco': expected random or imagenet"):
+        models.build("imagenet-resnet18", **asked | {"weights": "moco"})
+    theirs = torchvision.models.resnet18()
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(theirs.state_dict(), tmp_path / "checkpoints" / "new.pth")
+    digest = hashlib.sha256((tmp_path / "checkpoints" / "new.pth").read_bytes()).hexdigest()[:8]
+    weights = SimpleNamespace(url=f"https://somewhere/resnet18-{digest}.pth")
+    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: {"IMAGENET1K_V1": weights})
+    there = tmp_path / "checkpoints" / f"resnet18-{digest}.pth"
+    (tmp_path / "checkpoints" / "new.pth").rename(there)
+    model = models.build("imagenet-resnet18", **asked)
+    assert torch.equal(model.head.weight, theirs.fc.weight)
+    there.write_bytes(there.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="is damaged: its SHA-256 does not begin with"):
+        models.build("imagenet-resnet18", **asked)
 
 
 def test_resnet_keeps_the_resolution_and_has_biases_only_without_norm():

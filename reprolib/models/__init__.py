@@ -19,6 +19,7 @@ from reprolib.atomic import write_atomic
 from reprolib.models.convnet import ConvNet
 from reprolib.models.dlg_resnet import DLGResNet20, DLGResNet56
 from reprolib.models.ensemble import Ensemble
+from reprolib.models.imagenet_resnet import ImageNetResNet18, ImageNetResNet50
 from reprolib.models.lenet import LeNet
 from reprolib.models.mlp import MLP
 from reprolib.models.resnet import ResNet18, ResNet20, ResNet32, ResNetBN8
@@ -33,6 +34,8 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "resnet32": ResNet32,
     "resnet18": ResNet18,
     "resnetbn8": ResNetBN8,
+    "imagenet-resnet18": ImageNetResNet18,
+    "imagenet-resnet50": ImageNetResNet50,
     "dlg-resnet20": DLGResNet20,
     "dlg-resnet56": DLGResNet56,
 }
