@@ -323,26 +323,38 @@ def count_labels(
         raise ValueError(f"sizes={list(sizes)} with distinct labels: the images are of {len(present)} classes")
     rows = []
     for size in sizes:
-        for k in range(batches):
-            random = generator(seed, size, k)
-            index = torch.randint(len(images), (size,), generator=random)
-            if distinct:
-                order = torch.randperm(len(images), generator=random)
-                index = torch.stack([order[images.labels[order] == c][0] for c in present])
-                index = index[torch.randperm(len(index), generator=random)[:size]]
-            x, y = images.images[index][None], images.labels[index][None]
-            victim = shipped
-            if victim is None:
-                own = network_seed(seed, k)
-                victim = models.build(model, images.num_classes, images.image_shape, seed=own, **options)
-            g = client.share(victim, x, y, threat=ThreatModel(mode=mode)).gradients
-            truth = F.one_hot(y, images.num_classes).sum(1)
-            for rule in labels.COUNT_RULES:
-                if not rule.startswith("yin") or size <= images.num_classes:
-                    counts = labels.infer_counts(g["head.weight"], g["head.bias"], size, rule)
-                    right = (torch.minimum(counts, truth).sum() / size).item()
-                    rows.append({"batch": size, "rule": rule, "right": right})
-    return pd.DataFrame(rows)
+        index = torch.stack([_batch_of(images, size, generator(seed, size, k), distinct) for k in range(batches)])
+        x, y = images.images[index], images.labels[index]
+        if shipped is not None:
+            updates = [client.share(shipped, x, y, threat=ThreatModel(mode=mode))]
+        else:
+            drawn = (
+                models.build(model, images.num_classes, images.image_shape, seed=network_seed(seed, k), **options)
+                for k in range(batches)
+            )
+            updates = [
+                client.share(victim, x[k, None], y[k, None], threat=ThreatModel(mode=mode))
+                for k, victim in enumerate(drawn)
+            ]
+        weight, bias = (
+            torch.cat([update.gradients[f"head.{name}"] for update in updates]) for name in ("weight", "bias")
+        )
+        truth = F.one_hot(y, images.num_classes).sum(1)
+        for rule in labels.COUNT_RULES:
+            if not rule.startswith("yin") or size <= images.num_classes:
+                counts = labels.infer_counts(weight, bias, size, rule)
+                right = torch.minimum(counts, truth).sum(1) / size
+                rows.append(pd.DataFrame({"batch": size, "rule": rule, "right": right.numpy()}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def _batch_of(images: ImageSet, size: int, random: torch.Generator, distinct: bool) -> Tensor:
+    """Which images a drawn batch holds: [size] int64, with replacement, or of classes that differ."""
+    if not distinct:
+        return torch.randint(len(images), (size,), generator=random)
+    order = torch.randperm(len(images), generator=random)
+    index = torch.stack([order[images.labels[order] == c][0] for c in images.labels.unique()])
+    return index[torch.randperm(len(index), generator=random)[:size]]
 
 
 def trace(

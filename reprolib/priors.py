@@ -102,7 +102,8 @@ def consensus(candidates: Tensor, registration: Registration = "none") -> Tensor
     target = candidates.mean(0)
     if registration == "none":
         return target
-    return torch.stack([registered(own, target, registration) for own in candidates]).mean(0)
+    moved = registered(candidates.flatten(0, 1), target.repeat(len(candidates), 1, 1, 1), registration)
+    return moved.view(candidates.shape).mean(0)
 
 
 def registered(images: Tensor, target: Tensor, registration: Registration) -> Tensor:
@@ -123,9 +124,13 @@ def _translated(images: Tensor, target: Tensor) -> Tensor:
     reach = max(1, height // 8)
     padded = F.pad(images, [reach] * 4, mode="replicate")
     shifts = [(i, j) for i in range(2 * reach + 1) for j in range(2 * reach + 1)]
-    crops = torch.stack([padded[..., i : i + height, j : j + width] for i, j in shifts])
-    best = (crops - target).square().flatten(2).sum(2).argmin(0)
-    return crops[best, torch.arange(len(images), device=images.device)]
+    best, lowest = images, images.new_full((len(images),), float("inf"))
+    for i, j in shifts:
+        crop = padded[..., i : i + height, j : j + width]
+        error = (crop - target).square().flatten(1).sum(1)
+        nearer = error < lowest
+        best, lowest = torch.where(nearer[:, None, None, None], crop, best), torch.where(nearer, error, lowest)
+    return best
 
 
 def _affinely_moved(images: Tensor, target: Tensor, steps: int = 40) -> Tensor:

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reprolib import attacks, client, matching, models, priors
+from reprolib import attacks, client, data, matching, metrics, models, optimizers, priors
 from reprolib.client import LocalTraining, ThreatModel
+from reprolib.labels import infer
 from reprolib.matching import Observation, cosine, dummy_gradients
 
 SHAPE, CLASSES = (3, 8, 8), 5
@@ -223,6 +224,48 @@ def test_at_the_truth_the_cosine_distance_is_zero():
     update = client.share(model, images, labels, threat=KNOWN)
     dummies = dummy_gradients(model, images, soft(labels))
     assert cosine(dummies, Observation(update.gradients), torch.arange(1)).item() < 1e-12
+
+
+def test_a_signed_step_leaves_a_perfect_start():
+    model, (images, labels) = victim(), batch(4)
+    update, mean, std = client.share(model, images, labels), model.normalize.mean, model.normalize.std
+    hidden = soft(labels)
+
+    def parts(x, index):
+        return x.view(-1, 1, *SHAPE) * std + mean, hidden[index]
+
+    objective = matching.Matching(model, Observation(update.gradients), parts, compare=cosine)
+    truth = ((images - mean) / std).flatten(1)
+    value, gradient = objective(truth, torch.arange(4))
+    assert value.max() < 1e-12 and gradient.abs().max() < 1e-6
+    *_, end = optimizers.signed_adam(objective, truth, 1, 0.1)
+    after = parts(end.last, torch.arange(4))[0]
+    # rounding noise has a sign too: every pixel moves by 0.1 deviations, -20 log10(0.1 std) decibels
+    expected = -10 * torch.log10((0.1 * std).square().mean())
+    assert metrics.psnr(after, images).mean().item() == pytest.approx(expected.item(), abs=0.5)
+
+
+def test_order_in_a_batch_hides_from_a_gradient_and_not_from_local_batches():
+    model, (images, labels) = victim(), batch(1, size=4)
+    order = torch.tensor([2, 0, 3, 1])
+    ours = client.share(model, images, labels).gradients
+    theirs = client.share(model, images[:, order], labels[:, order]).gradients
+    for name in ours:
+        torch.testing.assert_close(theirs[name], ours[name], rtol=0, atol=1e-12)
+    local = LocalTraining(1, 2, 0.1)
+    ours = client.share(model, images, labels, local=local).gradients
+    theirs = client.share(model, images[:, order], labels[:, order], local=local).gradients
+    assert max((theirs[name] - ours[name]).abs().max() for name in ours) > 1e-6
+
+
+@pytest.mark.parametrize(("name", "options"), [("lenet", {}), ("convnet", {"width": 4})])
+def test_the_label_of_one_image_is_read_exactly(name, options):
+    images = data.choose("cifar10", count=100)
+    x, y = images.batches(1, 100)
+    model = models.build(name, images.num_classes, images.image_shape, seed=0, **options)
+    head = client.share(model, x, y).gradients
+    for rule in ("row_sum", "bias"):
+        assert torch.equal(infer(head["head.weight"], head["head.bias"], rule), y[:, 0])
 
 
 def test_trials_do_not_depend_on_their_neighbours_and_scale_changes_nothing():

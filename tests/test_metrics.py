@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from reprolib import metrics
+from reprolib import data, metrics, training
 
 
 @dataclass
@@ -49,6 +49,24 @@ def test_psnr_and_its_cap():
     guess = truth.clone()
     guess[1] += 0.1
     assert metrics.psnr(guess, truth).tolist() == pytest.approx([60.0, 20.0], abs=1e-3)
+
+
+def test_psnr_of_normalised_images_is_another_number():
+    """The trap: without the factor of the deviation the same errors score 12 dB less."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.rand(8, 3, 32, 32, generator=generator)
+    guess = truth + 0.01 * torch.randn(truth.shape, generator=generator)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in training.CIFAR10)
+    pixels = -10 * torch.log10(metrics.mse(guess, truth)).mean()
+    normalised = -10 * torch.log10(metrics.mse((guess - mean) / std, (truth - mean) / std)).mean()
+    assert pixels - normalised == pytest.approx(12.02, abs=0.1)
+
+
+def test_the_grey_baseline_is_the_psnr_of_a_half():
+    photos = data.load("photos")
+    rows = metrics.baselines(photos.images[:100], photos).set_index("baseline")
+    squares = ((photos.images[:100].double() - 0.5) ** 2).flatten(1).mean(1)
+    assert rows.psnr["constant grey"] == pytest.approx((-10 * squares.log10()).mean().item(), abs=0.01)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 8, 8), (3, 5, 5)])

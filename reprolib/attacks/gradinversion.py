@@ -266,8 +266,9 @@ class _Search:
 
     def agreed(self, x: Tensor) -> Tensor:
         """The consensus of each trial's seeds, in pixels: [T, B, C, H, W]."""
-        seeds = self.pixels(x).view(-1, self.attack.seeds, self.update.batch_size, *self.update.image_shape)
-        return torch.stack([priors.consensus(own, self.attack.registration) for own in seeds])
+        every = self.pixels(x).view(self.update.trials, self.attack.seeds, *self._batch_shape())
+        agreed = priors.consensus(every.transpose(0, 1).flatten(1, 2), self.attack.registration)
+        return agreed.view(self.update.trials, *self._batch_shape())
 
     def inside(self, x: Tensor) -> Tensor:
         pixels = x.view(len(x), self.update.batch_size, *self.update.image_shape)
