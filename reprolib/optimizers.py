@@ -72,6 +72,12 @@ class Minimum:
         count = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
         return cls(x.clone(), x.clone(), infinite, infinite.clone(), count, none, none.clone())
 
+    def renew(self, trials: Tensor, x: Tensor) -> None:
+        """Forget where the named trials came and put them at x; what they have spent stays."""
+        self.last[trials], self.best[trials] = x, x
+        self.objective[trials], self.best_objective[trials] = math.inf, math.inf
+        self.converged[trials], self.diverged[trials] = False, False
+
     def observe(self, trials: Tensor, x: Tensor, value: Tensor, finite: Tensor) -> None:
         """Note the points of `trials` after a move; a point that is not finite ends its trial as diverged."""
         good = trials[finite]
@@ -96,27 +102,43 @@ class BatchedLBFGS:
     """
 
     def __init__(self, objective: Objective, start: Tensor, settings: LBFGS) -> None:
-        rows, size = start.shape
-        memory = settings.history_size
         self.objective, self.settings = objective, settings
         self.minimum = Minimum.start(start)
-        self.trials = torch.arange(rows, device=start.device)
-        self.stopped = torch.zeros(rows, dtype=torch.bool, device=start.device)
-        self.x = start.clone()
-        self.value, self.gradient = start.new_empty(rows), torch.empty_like(start)
-        self.previous_gradient, self.direction = torch.zeros_like(start), torch.zeros_like(start)
-        self.step_size, self.scale = start.new_zeros(rows), start.new_ones(rows)
-        self.iteration = torch.zeros(rows, dtype=torch.int64, device=start.device)
-        self.pairs = torch.zeros(rows, dtype=torch.int64, device=start.device)
-        self.steps, self.differences = start.new_zeros(rows, memory, size), start.new_zeros(rows, memory, size)
-        self.curvature = torch.eye(memory, dtype=start.dtype, device=start.device).repeat(rows, 1, 1)
-        self.gram = start.new_zeros(rows, memory, memory)
+        for name, value in self._fresh(torch.arange(len(start), device=start.device), start).items():
+            setattr(self, name, value)
         self.refresh()
 
-    _ROWWISE = (
-        *("trials", "running", "stopped", "x", "value", "gradient", "previous_gradient", "direction", "step_size"),
-        *("scale", "iteration", "pairs", "steps", "differences", "curvature", "gram"),
-    )
+    def _fresh(self, trials: Tensor, start: Tensor) -> dict[str, Tensor]:
+        """All that is kept a row, before the first step from `start`."""
+        rows, size = start.shape
+        memory = self.settings.history_size
+        no, zero = torch.zeros(rows, dtype=torch.bool, device=start.device), torch.zeros_like(trials)
+        return {
+            "trials": trials,
+            "running": ~no,
+            "stopped": no,
+            "x": start.clone(),
+            "value": start.new_empty(rows),
+            "gradient": torch.empty_like(start),
+            "previous_gradient": torch.zeros_like(start),
+            "direction": torch.zeros_like(start),
+            "step_size": start.new_zeros(rows),
+            "scale": start.new_ones(rows),
+            "iteration": zero,
+            "pairs": zero.clone(),
+            "steps": start.new_zeros(rows, memory, size),
+            "differences": start.new_zeros(rows, memory, size),
+            "curvature": torch.eye(memory, dtype=start.dtype, device=start.device).repeat(rows, 1, 1),
+            "gram": start.new_zeros(rows, memory, memory),
+        }
+
+    def restart(self, trials: Tensor, x: Tensor) -> None:
+        """Begin the named trials anew at x [R, N], beside those that run on; evaluations go on counting."""
+        others = ~torch.isin(self.trials, trials)
+        for name, value in self._fresh(trials, x).items():
+            setattr(self, name, torch.cat([getattr(self, name)[others], value]))
+        self.minimum.renew(trials, x)
+        self._evaluate(torch.arange(len(self.trials) - len(trials), len(self.trials), device=x.device), x)
 
     def refresh(self) -> None:
         """Evaluate the objective anew at the current points, as it must be when something else it depends on changed.
@@ -131,9 +153,11 @@ class BatchedLBFGS:
             self._evaluate(rows, self.x[rows])
 
     @property
-    def live(self) -> int:
-        """How many trials still run."""
-        return int(self.running.sum())
+    def alive(self) -> Tensor:
+        """[T] bool: the trials that still run."""
+        alive = torch.zeros_like(self.minimum.diverged)
+        alive[self.trials[self.running]] = True
+        return alive
 
     def stop(self, trials: Tensor) -> None:
         """End the named trials where they are."""
@@ -192,7 +216,7 @@ class BatchedLBFGS:
         if self.running.sum() > 0.75 * len(self.running):
             return
         keep = self.running.nonzero()[:, 0]
-        for name in self._ROWWISE:
+        for name in self._fresh(self.trials[:0], self.x[:0]):
             setattr(self, name, getattr(self, name)[keep])
 
     def _directions(self, rows: Tensor) -> Tensor:
@@ -309,7 +333,7 @@ def lbfgs(objective: Objective, start: Tensor, iterations: int, settings: LBFGS 
     """`BatchedLBFGS` over its outer steps: yields the state after each, also after the last trial has ended."""
     optimizer = BatchedLBFGS(objective, start, settings or LBFGS())
     for _ in range(iterations):
-        if optimizer.live:
+        if optimizer.running.any():
             optimizer.step()
             optimizer.compact()
         yield optimizer.minimum
@@ -337,6 +361,7 @@ class CyclicLBFGS:
             BatchedLBFGS(self._restricted_to(columns), start[:, columns], settings) for columns in blocks
         ]
         self.visits = 0
+        self.stopped = torch.zeros_like(self.minimum.diverged)
         self._observe(self.optimizers[0])
 
     def _restricted_to(self, columns: Tensor) -> Objective:
@@ -348,14 +373,25 @@ class CyclicLBFGS:
         return objective
 
     @property
-    def live(self) -> int:
-        """How many trials still run."""
-        return int((~self.optimizers[0].stopped & ~self.minimum.diverged).sum())
+    def alive(self) -> Tensor:
+        """[T] bool: the trials that still run."""
+        return ~self.stopped & ~self.minimum.diverged
 
     def stop(self, trials: Tensor) -> None:
         """End the named trials where they are."""
+        self.stopped[trials] = True
         for optimizer in self.optimizers:
             optimizer.stop(trials)
+
+    def restart(self, trials: Tensor, x: Tensor) -> None:
+        """Begin the named trials anew at x [R, N], on the block whose turn it is."""
+        self.x[trials], self.stopped[trials] = x, False
+        self.minimum.renew(trials, x)
+        for columns, optimizer in zip(self.blocks, self.optimizers, strict=True):
+            optimizer.restart(trials, x[:, columns])
+        seen = self.optimizers[0].minimum
+        self.minimum.observe(trials, x, seen.objective[trials], ~seen.diverged[trials])
+        self.minimum.evaluations = sum(o.minimum.evaluations for o in self.optimizers)
 
     def compact(self) -> None:
         """Nothing to drop: a block that has converged runs again when the others have moved."""

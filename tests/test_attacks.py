@@ -231,6 +231,26 @@ def test_a_restart_keeps_the_lower_objective_and_adds_up_its_cost():
 
 
 @pytest.mark.parametrize("rule", ["joint", "cyclic"])
+def test_the_best_of_several_starts_is_the_best_of_as_many_attacks(rule, monkeypatch):
+    model, (images, labels) = victim(), batch(3, size=2)
+    update = client.share(model, images, labels)
+    once = attacks.DLG(iterations=2, iterate="best", restart_above=0.0, batch_update=rule, init_mean=0.5, init_std=0.1)
+    together = replace(once, starts=3)(model, update, seed=2, snapshots=(0, 2, 4))
+    drawn, alone = attacks.dlg._Search._dummies, []
+    for start in range(3):
+        monkeypatch.setattr(
+            attacks.dlg._Search, "_dummies", lambda self, starts, rows, s=start: drawn(self, starts * 0 + s, rows)
+        )
+        alone.append(once(model, update, seed=2, snapshots=(0, 2, 4)))
+    lowest = torch.stack([run.objective for run in alone]).min(0)
+    expected = torch.stack([run.raw for run in alone])[lowest.indices, torch.arange(3)]
+    torch.testing.assert_close(together.objective, lowest.values, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(together.raw, expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(together.evaluations, sum(run.evaluations for run in alone))
+    torch.testing.assert_close(together.history.images, alone[0].history.images, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["joint", "cyclic"])
 def test_a_batch_is_searched_jointly_or_one_image_at_a_time(rule):
     model, (images, labels) = victim(), batch(2, size=2)
     update = client.share(model, images, labels)

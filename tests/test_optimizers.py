@@ -147,6 +147,28 @@ def test_stopped_trials_stay_where_they_are_and_cost_nothing():
     assert torch.equal(batched.minimum.evaluations[2:], spent)
 
 
+def test_a_restarted_trial_is_a_fresh_one_and_its_neighbours_do_not_notice():
+    objective, start = problems()
+    batched, calm = (BatchedLBFGS(objective, start, LBFGS()) for _ in range(2))
+    for optimizer in (batched, calm):
+        for _ in range(2):
+            optimizer.step()
+    batched.compact()
+    again, spent = torch.tensor([3, CONVERGES]), batched.minimum.evaluations.clone()
+    batched.restart(again, start[again] + 0.1)
+    fresh = BatchedLBFGS(lambda x, trials: objective(x, again[trials]), start[again] + 0.1, LBFGS())
+    for optimizer in (batched, calm, fresh):
+        for _ in range(2):
+            optimizer.step()
+    for name in ("last", "best", "objective", "best_objective", "converged", "diverged"):
+        theirs = getattr(fresh.minimum, name)
+        torch.testing.assert_close(getattr(batched.minimum, name)[again], theirs, rtol=1e-9, atol=1e-9)
+    assert torch.equal(batched.minimum.evaluations[again], spent[again] + fresh.minimum.evaluations)
+    others = ~torch.isin(torch.arange(TRIALS), again)
+    torch.testing.assert_close(batched.minimum.last[others], calm.minimum.last[others], rtol=1e-9, atol=1e-9)
+    assert torch.equal(batched.alive[others], calm.alive[others])
+
+
 @pytest.mark.parametrize(("batched", "shape"), [(adam, lambda g: g), (signed_adam, torch.sign)])
 def test_adam_is_torchs_on_each_trial(batched, shape):
     objective, start = problems()

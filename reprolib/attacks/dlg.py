@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,13 +15,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from reprolib import priors
-from reprolib.attacks.reconstruction import History, Reconstruction, join, keep_better
+from reprolib.attacks.reconstruction import History, Reconstruction, join
 from reprolib.client import SharedUpdate, generator
 from reprolib.matching import Matching, Observation
 from reprolib.models import Ensemble
-from reprolib.optimizers import LBFGS, BatchedLBFGS, CyclicLBFGS, rows_that_fit
-
-Parts = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+from reprolib.optimizers import LBFGS, BatchedLBFGS, CyclicLBFGS, Minimum, rows_that_fit
 
 
 @dataclass(frozen=True)
@@ -141,13 +139,7 @@ class DLG:
         for first in range(0, update.trials, chunk):
             trials = torch.arange(first, min(first + chunk, update.trials))
             search = _Search(self, model, update, observation, given, seed, trials)
-            best = search.run(start=0, rows=torch.arange(len(trials)), progress=progress, snapshots=snapshots)
-            for start in range(1, self.starts):
-                rows = (~(best.objective <= self.restart_above) | best.diverged).nonzero()[:, 0]
-                if not len(rows):
-                    break
-                best = keep_better(best, search.run(start, rows, progress, snapshots=()), rows)
-            runs.append(best)
+            runs.append(search.run(progress, snapshots))
         return join(runs, time.perf_counter() - began)
 
     def _given_labels(self, update: SharedUpdate) -> Tensor | None:
@@ -170,7 +162,11 @@ class DLG:
 
 
 class _Search:
-    """One chunk's matching problem and the runs on it."""
+    """One chunk's matching problem and the search for all its trials.
+
+    A trial that ended high starts anew beside those still on their way: the batch stays full, and a trial's next start
+    waits for nobody.
+    """
 
     def __init__(
         self,
@@ -189,13 +185,13 @@ class _Search:
         self.given = given
         if given is not None:
             self.given = F.one_hot(given[trials.to(given.device)].to(self.device), update.num_classes).to(self.dtype)
-        self.model, self.observation = model, observation
+        chosen = trials.to(self.device)
+        self.observation = observation.select(chosen)
+        self.model = model.select(chosen) if isinstance(model, Ensemble) else model
 
-    def _objective(self, parts: Parts, rows: Tensor) -> Matching:
-        """The matching objective of the chunk's trials `rows`, with an image prior where the gradients are noisy."""
-        chosen, attack = self.trials[rows.cpu()].to(self.device), self.attack
-        observation = self.observation.select(chosen)
-        model = self.model.select(chosen) if isinstance(self.model, Ensemble) else self.model
+    def _objective(self) -> Matching:
+        """The matching objective of the chunk's trials, with an image prior where the gradients are noisy."""
+        attack, observation, model, parts = self.attack, self.observation, self.model, self._parts
         if observation.noise_std == 0:
             return Matching(model, observation, parts, mode=self.update.threat.mode)
         # Gaussian: D / (2 std^2) + prior; Laplacian: D / b + prior, with b = std / sqrt(2)
@@ -208,75 +204,81 @@ class _Search:
 
         return Matching(model, observation, parts, prior, self.update.threat.mode)
 
-    def run(self, start: int, rows: Tensor, progress: bool | None, snapshots: Sequence[int]) -> Reconstruction:
-        """One start of the chunk's trials `rows`, from dummies drawn for (seed, trial, start)."""
-        attack, update = self.attack, self.update
-        x = self._dummies(start, rows)
-        parts = self._parts(rows)
-        objective = self._objective(parts, rows)
-        settings = attack._optimizer_settings()
-        if attack.batch_update == "joint" or update.batch_size == 1:
-            optimizer = BatchedLBFGS(objective, x, settings)
+    def run(self, progress: bool | None, snapshots: Sequence[int]) -> Reconstruction:
+        """Every trial's starts, from dummies drawn for (seed, trial, start); the lowest objective of each."""
+        attack, wanted, taken = self.attack, set(snapshots), []
+        x = self._dummies(torch.zeros_like(self.trials), torch.arange(len(self.trials)))
+        if attack.batch_update == "joint" or self.update.batch_size == 1:
+            optimizer = BatchedLBFGS(self._objective(), x, attack._optimizer_settings())
         else:
-            optimizer = CyclicLBFGS(objective, x, self._columns_of_each_image(x), settings)
-        minimum, wanted, taken = optimizer.minimum, set(snapshots), []
-        if 0 in wanted:
-            taken.append((0, minimum.last.clone(), minimum.objective.clone(), minimum.evaluations.clone()))
+            blocks = self._columns_of_each_image(x)
+            optimizer = CyclicLBFGS(self._objective(), x, blocks, attack._optimizer_settings())
+        minimum = optimizer.minimum
+        kept, age, start = _Ended.none(x), torch.zeros_like(minimum.evaluations), torch.zeros_like(minimum.evaluations)
         bar = tqdm(
-            total=attack.iterations,
-            desc=f"{type(attack).__name__}, {len(rows)} trials",
+            desc=f"{type(attack).__name__}, {len(x)} trials",
+            unit=" steps",
             disable=not (sys.stderr.isatty() if progress is None else progress),
             mininterval=0.5 if sys.stderr.isatty() else 60,
         )
-        for iteration in range(attack.iterations):
-            if optimizer.live:
-                optimizer.step()
-                if attack.stop_objective is not None and iteration % attack.stop_every == 0:
-                    optimizer.stop((minimum.objective < attack.stop_objective).nonzero()[:, 0])
-                optimizer.compact()
-                bar.update()
-                bar.set_postfix(live=optimizer.live, best=f"{minimum.best_objective.min():.1e}", refresh=False)
-            elif not wanted or iteration >= max(wanted):
+        iteration, alive = 0, optimizer.alive
+        running = torch.ones_like(alive)  # a trial whose starts are not used up
+        while True:
+            if iteration in wanted:  # of the first start; trials that have ended it stay in the picture as they are
+                taken.append((iteration, *kept.first(minimum, start)))
+            while (ended := running & ~alive).any():
+                kept.settle(ended, minimum, start, attack.iterate)
+                high = ended & (~(kept.objective <= attack.restart_above) | kept.diverged) & (start + 1 < attack.starts)
+                running &= ~ended | high
+                if high.any():
+                    again = high.nonzero()[:, 0]
+                    start[again] += 1
+                    age[again] = 0
+                    optimizer.restart(again, self._dummies(start[again].cpu(), again.cpu()))
+                    alive = optimizer.alive
+            if not running.any() and not any(iteration < late for late in wanted):
                 break
-            if iteration + 1 in wanted:  # trials that have ended stay in the picture as they are
-                state = (minimum.last.clone(), minimum.objective.clone(), minimum.evaluations.clone())
-                taken.append((iteration + 1, *state))
+            if running.any():
+                optimizer.step()
+                age += alive
+                if attack.stop_objective is not None:
+                    due = alive & ((age - 1) % attack.stop_every == 0)
+                    optimizer.stop((due & (minimum.objective < attack.stop_objective)).nonzero()[:, 0])
+                optimizer.stop((age >= attack.iterations).nonzero()[:, 0])
+                optimizer.compact()
+                alive = optimizer.alive
+                bar.update()
+                bar.set_postfix(live=int(alive.sum()), best=f"{minimum.best_objective.min():.1e}", refresh=False)
+            iteration += 1
         bar.close()
-        best = attack.iterate == "best"
-        everyone = torch.arange(len(rows), device=self.device)
-        images, soft_labels = parts(minimum.best if best else minimum.last, everyone)
+        images, soft_labels = self._parts(kept.x, torch.arange(len(x), device=self.device))
         return Reconstruction(
             raw=images,
             labels=soft_labels.argmax(-1),
-            objective=minimum.best_objective if best else minimum.objective,
+            objective=kept.objective,
             evaluations=minimum.evaluations,
-            starts=torch.full_like(minimum.evaluations, start + 1),
-            diverged=minimum.diverged,
+            starts=start + 1,
+            diverged=kept.diverged,
             seconds=0.0,
-            history=self._history(taken, parts) if taken else None,
+            history=self._history(taken) if taken else None,
         )
 
-    def _dummies(self, start: int, rows: Tensor) -> Tensor:
-        """[R, N]: the batch's pixels, then its label logits where labels are optimised."""
+    def _dummies(self, starts: Tensor, rows: Tensor) -> Tensor:
+        """[R, N] for the chunk's trials `rows`: the batch's pixels, then its label logits where these are optimised."""
         dummies = []
-        for trial in self.trials[rows.cpu()].tolist():
+        for trial, start in zip(self.trials[rows].tolist(), starts.tolist(), strict=True):
             random = generator(self.seed, trial, start)
             pixels = self.attack.init_mean + self.attack.init_std * torch.randn(self.pixels, generator=random)
             logits = torch.randn(self.update.batch_size * self.update.num_classes, generator=random)
             dummies.append(pixels if self.given is not None else torch.cat([pixels, logits]))
         return torch.stack(dummies).to(self.device, self.dtype)
 
-    def _parts(self, rows: Tensor) -> Parts:
-        batch, shape, classes = self.update.batch_size, self.update.image_shape, self.update.num_classes
-        given = None if self.given is None else self.given[rows]
-
-        def parts(x: Tensor, trials: Tensor) -> tuple[Tensor, Tensor]:
-            images = x[:, : self.pixels].view(-1, batch, *shape)
-            if given is not None:
-                return images, given[trials]
-            return images, x[:, self.pixels :].view(-1, batch, classes).softmax(-1)
-
-        return parts
+    def _parts(self, x: Tensor, trials: Tensor) -> tuple[Tensor, Tensor]:
+        """[R, N] -> images [R, B, C, H, W] and soft labels [R, B, K]."""
+        images = x[:, : self.pixels].view(-1, self.update.batch_size, *self.update.image_shape)
+        if self.given is not None:
+            return images, self.given[trials]
+        return images, x[:, self.pixels :].view(-1, self.update.batch_size, self.update.num_classes).softmax(-1)
 
     def _columns_of_each_image(self, x: Tensor) -> list[Tensor]:
         columns = torch.arange(x.shape[1], device=self.device)
@@ -286,10 +288,10 @@ class _Search:
         logits = columns[self.pixels :].chunk(self.update.batch_size)
         return [torch.cat(pair) for pair in zip(pixels, logits, strict=True)]
 
-    def _history(self, taken: list[tuple[int, Tensor, Tensor, Tensor]], parts: Parts) -> History:
+    def _history(self, taken: list[tuple[int, Tensor, Tensor, Tensor]]) -> History:
         everyone = torch.arange(len(taken[0][1]), device=self.device)
         iterations, points, objectives, evaluations = zip(*taken, strict=True)
-        states = [parts(x, everyone) for x in points]
+        states = [self._parts(x, everyone) for x in points]
         return History(
             iterations=list(iterations),
             objective=torch.stack(objectives),
@@ -297,6 +299,42 @@ class _Search:
             images=torch.stack([images for images, _ in states]),
             soft_labels=torch.stack([soft for _, soft in states]),
         )
+
+
+@dataclass(eq=False)
+class _Ended:
+    """The lowest end of each trial's starts so far, x [T, N], objective and diverged [T]; and how the first ended."""
+
+    x: Tensor
+    objective: Tensor
+    diverged: Tensor
+    first_end: tuple[Tensor, Tensor, Tensor]
+
+    @classmethod
+    def none(cls, x: Tensor) -> _Ended:
+        infinite, count = x.new_full(x.shape[:1], math.inf), torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        return cls(x.clone(), infinite, torch.ones_like(count, dtype=torch.bool), (x.clone(), infinite.clone(), count))
+
+    def settle(self, ended: Tensor, minimum: Minimum, start: Tensor, iterate: str) -> None:
+        """Note the trials whose current start has ended."""
+        points = (minimum.last, minimum.objective, minimum.evaluations)
+        for kept, now in zip(self.first_end, points, strict=True):
+            kept[ended & (start == 0)] = now[ended & (start == 0)]
+        x = minimum.best if iterate == "best" else minimum.last
+        objective = minimum.best_objective if iterate == "best" else minimum.objective
+        lower = objective.masked_fill(minimum.diverged, math.inf) < self.objective.masked_fill(self.diverged, math.inf)
+        lower = ended & (lower | (start == 0))
+        self.x[lower], self.objective[lower], self.diverged[lower] = x[lower], objective[lower], minimum.diverged[lower]
+
+    def first(self, minimum: Minimum, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where each trial's first start is, or ended: points, objectives, evaluations."""
+        on = start == 0
+        points = (minimum.last, minimum.objective, minimum.evaluations)
+        x, *rest = (
+            torch.where(on.view(-1, *[1] * (now.ndim - 1)), now, kept)
+            for kept, now in zip(self.first_end, points, strict=True)
+        )
+        return (x, *rest)
 
 
 BOX_WEIGHT = 1e3

@@ -138,7 +138,7 @@ class InvertingGradients:
         for rows in torch.arange(update.trials).split(chunk):
             best = problem.run(0, rows, progress, snapshots)
             for start in range(1, self.starts):
-                best = keep_better(best, problem.run(start, rows, progress, ()), torch.arange(len(rows)))
+                best = keep_better(best, problem.run(start, rows, progress, ()))
             runs.append(best)
         return join(runs, time.perf_counter() - began)
 

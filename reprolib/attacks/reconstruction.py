@@ -50,18 +50,16 @@ class Reconstruction:
         return self.raw.clamp(0, 1)
 
 
-def keep_better(best: Reconstruction, again: Reconstruction, rows: Tensor) -> Reconstruction:
-    """Replace the rows whose new start ended lower; what each start cost adds up."""
-    evaluations, starts = best.evaluations.clone(), best.starts.clone()
-    evaluations[rows] += again.evaluations
-    starts[rows] = again.starts
-    value = best.objective.masked_fill(best.diverged, math.inf)[rows]
+def keep_better(best: Reconstruction, again: Reconstruction) -> Reconstruction:
+    """Replace the trials whose new start ended lower; what each start cost adds up."""
+    value = best.objective.masked_fill(best.diverged, math.inf)
     better = again.objective.masked_fill(again.diverged, math.inf) < value
     chosen = {}
     for name in ("raw", "labels", "objective", "diverged"):
         chosen[name] = getattr(best, name).clone()
-        chosen[name][rows[better]] = getattr(again, name)[better]
-    return Reconstruction(**chosen, evaluations=evaluations, starts=starts, seconds=0.0, history=best.history)
+        chosen[name][better] = getattr(again, name)[better]
+    spent = best.evaluations + again.evaluations
+    return Reconstruction(**chosen, evaluations=spent, starts=again.starts, seconds=0.0, history=best.history)
 
 
 def join(runs: list[Reconstruction], seconds: float) -> Reconstruction:
