@@ -63,7 +63,7 @@ def main(
     seeds: Annotated[list[int], typer.Option(help="numbers of seeds at once")] = [1, 4, 8],  # noqa: B006
     threads: Annotated[list[int], typer.Option(help="thread counts to measure with")] = [1, 2],  # noqa: B006
     rounds: Annotated[int, typer.Option(help="alternating measurements a row")] = 3,
-    length: Annotated[int, typer.Option(help="iterations of a measured run")] = 10,
+    length: Annotated[int, typer.Option(help="iterations of a measured run")] = 30,
     root: Annotated[str | None, typer.Option(help="data root with CIFAR-10; offline photographs without")] = None,
     out: Annotated[Path, typer.Option()] = Path("results/runs/benchmarks/gradinversion.json"),
 ) -> None:
