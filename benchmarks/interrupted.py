@@ -24,11 +24,12 @@ from bs4 import BeautifulSoup
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = re.compile(
     r"\d+(\.\d+)? s on|\d{4}-\d\d-\d\dT[\d:.+]+Z?|\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?( UTC)?|in \d+(\.\d+)? s"
+    r"|, \d+ s, "
 )
 
 
-def clone(folder: Path) -> Path:
-    subprocess.run(["git", "clone", "--quiet", ROOT, folder], check=True)
+def clone(source: Path, folder: Path) -> Path:
+    subprocess.run(["git", "clone", "--quiet", source, folder], check=True)
     return folder
 
 
@@ -84,7 +85,8 @@ def main(
     moments: Annotated[int, typer.Option(help="how often the build is killed")] = 10,
 ) -> None:
     folder = Path(tempfile.mkdtemp())
-    calm, hurt = clone(folder / "calm"), clone(folder / "hurt")
+    source = clone(ROOT, folder / "source")  # a commit made meanwhile must not reach one of the two
+    calm, hurt = clone(source, folder / "calm"), clone(source, folder / "hurt")
     whole = finish(calm, profile)
     print(f"undisturbed: {whole:.0f} s")
     done = 0
@@ -99,7 +101,7 @@ def main(
         else:
             print(f"the build had ended after {after:.1f} s: beginning anew")
             shutil.rmtree(hurt)
-            clone(hurt)
+            clone(source, hurt)
     print(f"resumed to the end: {finish(hurt, profile):.0f} s")
     ours, theirs = pages(calm), pages(hurt)
     differing = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]

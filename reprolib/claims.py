@@ -402,9 +402,7 @@ class Ledger:
 
 def value_words(interval: Interval, percent: bool = False) -> str:
     """An interval as the tables print it: "97.7 % [91.2, 99.8]"."""
-    scale = 100 if percent else 1
-    ends = f"[{scale * interval.low:.3g}, {scale * interval.high:.3g}]"
-    return f"{_number(interval.value, percent)} {ends}"
+    return f"{_number(interval.value, percent)} {interval.ends(100 if percent else 1)}"
 
 
 def _number(value: float, percent: bool) -> str:

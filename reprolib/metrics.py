@@ -301,7 +301,13 @@ class Interval:
     method: str
 
     def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        return f"{self.value:.3g} {self.ends()}"
+
+    def ends(self, scale: float = 1.0) -> str:
+        """The ends in words; a resampled single value has none, whatever its numbers say."""
+        if self.n == 1 and self.low == self.high:
+            return "(one value)"
+        return f"[{scale * self.low:.3g}, {scale * self.high:.3g}]"
 
 
 def wilson(successes: int, n: int) -> Interval:

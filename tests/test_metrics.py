@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from reprolib import data, metrics, training
+from reprolib import claims, data, metrics, training
 
 
 @dataclass
@@ -49,6 +49,12 @@ def test_psnr_and_its_cap():
     guess = truth.clone()
     guess[1] += 0.1
     assert metrics.psnr(guess, truth).tolist() == pytest.approx([60.0, 20.0], abs=1e-3)
+
+
+def test_one_value_has_no_interval_in_print():
+    assert str(metrics.bootstrap_mean([2.5])) == "2.5 (one value)"
+    assert str(metrics.bootstrap_mean([2.5, 2.5])) == "2.5 [2.5, 2.5]"
+    assert claims.value_words(metrics.bootstrap_mean([0.25]), percent=True) == "25 % (one value)"
 
 
 def test_psnr_of_normalised_images_is_another_number():
