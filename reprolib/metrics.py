@@ -410,7 +410,8 @@ def difference(a: Any, b: Any, clusters: Any = None, seed: int = 0) -> Interval:
 def mean_difference(a: Any, b: Any) -> Interval:
     """Mean of a minus mean of b, two independent samples, with Welch's 95 % interval. n counts both samples.
 
-    For the same images under two attacks use `difference`, which is paired and narrower.
+    For the same images under two attacks use `difference`, which is paired and narrower. Where neither sample varies
+    Welch's interval has no width; the values are taken for shares then, and each is as unsure as its Wilson interval.
     Raises ValueError for fewer than two values a sample and for values that are not finite.
     """
     samples = [np.asarray(values, dtype=float) for values in (a, b)]
@@ -418,8 +419,11 @@ def mean_difference(a: Any, b: Any) -> Interval:
         if values.ndim != 1 or len(values) < 2:
             raise ValueError(f"{name} holds {values.size} values: an interval needs at least two in one dimension")
         _finite(name, values)
-    found = CompareMeans.from_data(*samples).tconfint_diff(usevar="unequal")
     value = samples[0].mean() - samples[1].mean()
+    if all(np.ptp(values) == 0 for values in samples):
+        reach = wilson(0, min(map(len, samples))).high
+        return Interval(float(value), float(value) - reach, float(value) + reach, sum(map(len, samples)), "Wilson")
+    found = CompareMeans.from_data(*samples).tconfint_diff(usevar="unequal")
     return Interval(float(value), float(found[0]), float(found[1]), sum(map(len, samples)), "Welch")
 
 

@@ -357,3 +357,5 @@ def test_the_difference_of_independent_means_is_welchs():
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     with pytest.raises(ValueError, match="b holds 1 values: an interval needs at least two"):
         metrics.mean_difference(a, [1.0])
+    same = metrics.mean_difference([1.0] * 20, [1.0] * 20)
+    assert same.value == 0 and same.high == -same.low == metrics.wilson(0, 20).high
