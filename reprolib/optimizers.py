@@ -104,7 +104,9 @@ class BatchedLBFGS:
     def __init__(self, objective: Objective, start: Tensor, settings: LBFGS) -> None:
         self.objective, self.settings = objective, settings
         self.minimum = Minimum.start(start)
-        for name, value in self._fresh(torch.arange(len(start), device=start.device), start).items():
+        fresh = self._fresh(torch.arange(len(start), device=start.device), start)
+        self._rowwise = tuple(fresh)
+        for name, value in fresh.items():
             setattr(self, name, value)
         self.refresh()
 
@@ -216,7 +218,7 @@ class BatchedLBFGS:
         if self.running.sum() > 0.75 * len(self.running):
             return
         keep = self.running.nonzero()[:, 0]
-        for name in self._fresh(self.trials[:0], self.x[:0]):
+        for name in self._rowwise:
             setattr(self, name, getattr(self, name)[keep])
 
     def _directions(self, rows: Tensor) -> Tensor:
@@ -362,7 +364,7 @@ class CyclicLBFGS:
         ]
         self.visits = 0
         self.stopped = torch.zeros_like(self.minimum.diverged)
-        self._observe(self.optimizers[0])
+        self._observe(self.optimizers[0], self._everyone())
 
     def _restricted_to(self, columns: Tensor) -> Objective:
         def objective(block: Tensor, trials: Tensor) -> tuple[Tensor, Tensor]:
@@ -389,9 +391,7 @@ class CyclicLBFGS:
         self.minimum.renew(trials, x)
         for columns, optimizer in zip(self.blocks, self.optimizers, strict=True):
             optimizer.restart(trials, x[:, columns])
-        seen = self.optimizers[0].minimum
-        self.minimum.observe(trials, x, seen.objective[trials], ~seen.diverged[trials])
-        self.minimum.evaluations = sum(o.minimum.evaluations for o in self.optimizers)
+        self._observe(self.optimizers[0], trials)
 
     def compact(self) -> None:
         """Nothing to drop: a block that has converged runs again when the others have moved."""
@@ -404,13 +404,16 @@ class CyclicLBFGS:
         optimizer.step()
         self.x[:, self.blocks[turn]] = optimizer.minimum.last
         self.visits += 1
-        self._observe(optimizer)
+        self._observe(optimizer, self._everyone())
         if self.minimum.diverged.any():
             self.stop(self.minimum.diverged.nonzero()[:, 0])
 
-    def _observe(self, optimizer: BatchedLBFGS) -> None:
-        trials = torch.arange(len(self.x), device=self.x.device)
-        self.minimum.observe(trials, self.x, optimizer.minimum.objective, ~optimizer.minimum.diverged)
+    def _everyone(self) -> Tensor:
+        return torch.arange(len(self.x), device=self.x.device)
+
+    def _observe(self, optimizer: BatchedLBFGS, trials: Tensor) -> None:
+        seen = optimizer.minimum
+        self.minimum.observe(trials, self.x[trials], seen.objective[trials], ~seen.diverged[trials])
         self.minimum.evaluations = sum(o.minimum.evaluations for o in self.optimizers)
 
 
