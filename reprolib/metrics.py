@@ -385,8 +385,8 @@ def difference(a: Any, b: Any, clusters: Any = None, seed: int = 0) -> Interval:
     """Mean of a - b over pairs (the same image, network and start) with a paired bootstrap 95 % interval.
 
     a, b: [n], finite: success indicators, or logarithms of errors. Where every pair differs by the same -1, 0 or 1 the
-    bootstrap has no width; the interval is then Wilson's for the share of pairs that differ, with the number of
-    clusters (without clusters: of pairs) as n.
+    bootstrap has no width; the interval is then as wide as Wilson's for a share of 0 with the number of clusters
+    (without clusters: of pairs) as n.
     """
     a, labels = _sample(a, clusters)
     b, _ = _sample(b, None)
@@ -396,14 +396,7 @@ def difference(a: Any, b: Any, clusters: Any = None, seed: int = 0) -> Interval:
     _finite("b", b)
     delta = a - b
     if (delta == delta[0]).all() and delta[0] in (-1.0, 0.0, 1.0):
-        groups = len(np.unique(labels))
-        if delta[0] == 0:
-            reach = wilson(0, groups).high
-            low, high = -reach, reach
-        else:
-            low, high = sorted((float(delta[0]), float(delta[0]) * wilson(groups, groups).low))
-        method = f"Wilson for the pairs that differ, effective n = {groups}"
-        return Interval(float(delta[0]), low, high, len(delta), method)
+        return _unvarying(float(delta[0]), len(np.unique(labels)), len(delta))
     return _bootstrap(delta, labels, _row_means, float(delta.mean()), "paired difference", seed)
 
 
@@ -411,8 +404,9 @@ def mean_difference(a: Any, b: Any) -> Interval:
     """Mean of a minus mean of b, two independent samples, with Welch's 95 % interval. n counts both samples.
 
     For the same images under two attacks use `difference`, which is paired and narrower. Where neither sample varies
-    Welch's interval has no width; the values are taken for shares then, and each is as unsure as its Wilson interval.
-    Raises ValueError for fewer than two values a sample and for values that are not finite.
+    Welch's interval has no width; the values are then shares, and the interval is as wide as Wilson's for a share of 0
+    with the smaller sample's n. Raises ValueError for fewer than two values a sample, for values that are not finite,
+    and for samples without variation outside [0, 1].
     """
     samples = [np.asarray(values, dtype=float) for values in (a, b)]
     for name, values in zip("ab", samples, strict=True):
@@ -421,10 +415,18 @@ def mean_difference(a: Any, b: Any) -> Interval:
         _finite(name, values)
     value = samples[0].mean() - samples[1].mean()
     if all(np.ptp(values) == 0 for values in samples):
-        reach = wilson(0, min(map(len, samples))).high
-        return Interval(float(value), float(value) - reach, float(value) + reach, sum(map(len, samples)), "Wilson")
+        if any(not 0 <= values[0] <= 1 for values in samples):
+            raise ValueError("neither sample varies, and they hold no shares: no interval can be drawn from them")
+        return _unvarying(float(value), min(map(len, samples)), sum(map(len, samples)))
     found = CompareMeans.from_data(*samples).tconfint_diff(usevar="unequal")
     return Interval(float(value), float(found[0]), float(found[1]), sum(map(len, samples)), "Welch")
+
+
+def _unvarying(value: float, effective: int, n: int) -> Interval:
+    """The interval of a difference of shares that never varied: Wilson's reach from an edge, inside [-1, 1]."""
+    reach = wilson(0, effective).high
+    low, high = max(value - reach, -1.0), min(value + reach, 1.0)
+    return Interval(value, low, high, n, f"Wilson, no variation, effective n = {effective}")
 
 
 def median_ratio(a: Any, b: Any, seed: int = 0) -> Interval:

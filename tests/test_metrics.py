@@ -359,3 +359,8 @@ def test_the_difference_of_independent_means_is_welchs():
         metrics.mean_difference(a, [1.0])
     same = metrics.mean_difference([1.0] * 20, [1.0] * 20)
     assert same.value == 0 and same.high == -same.low == metrics.wilson(0, 20).high
+    apart = metrics.mean_difference([1.0] * 20, [0.0] * 30)
+    assert (apart.value, apart.high) == (1, 1) and apart.low == pytest.approx(metrics.wilson(20, 20).low)
+    assert metrics.mean_difference([0.9] * 2, [0.1] * 2).high == 1  # Wilson reaches further than shares can differ
+    with pytest.raises(ValueError, match="neither sample varies, and they hold no shares"):
+        metrics.mean_difference([3.0, 3.0], [2.0, 2.0])
