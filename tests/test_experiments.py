@@ -191,3 +191,13 @@ def test_a_judge_adds_what_needs_features(ch, digits):
     scores = experiments.attack_networks(ch, "judged", attack, digits, 2, 1, judge=judge, **given).scores
     assert (scores.registered >= scores.psnr - 1e-6).all() and scores.features.between(0, 2).all()
     assert scores.in_class.dtype == bool and scores.in_class_chance.between(0, 1).all()
+
+
+def test_only_the_clients_own_mode_matches_its_gradient(digits):
+    victim = models.build("resnetbn8", 10, digits.image_shape, seed=0, width=4)
+    before = models.fingerprint(victim)
+    found = experiments.mode_mismatch(victim, digits, size=4, batches=2, seed=0)
+    worst = found.groupby(["client", "attacker"]).mismatch.agg(["min", "max"])
+    assert worst.loc[("train", "train"), "max"] < 1e-5 and worst.loc[("eval", "eval"), "max"] < 1e-5
+    assert worst.loc[("train", "eval, the client's buffers"), "min"] > 0.1
+    assert models.fingerprint(victim) == before

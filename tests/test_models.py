@@ -95,6 +95,24 @@ def test_cifar_resnets_have_the_papers_parameter_counts(name, options, count):
         models.build(name, 10, (3, 32, 32), seed=0, width=0)
 
 
+def test_cifar_resnets_take_other_activations_and_norms():
+    leaky = models.build("resnetbn8", 10, (3, 32, 32), seed=0, activation="leaky_relu")
+    assert not any(type(module) is torch.nn.ReLU for module in leaky.modules())
+    plain = models.build("resnetbn8", 10, (3, 32, 32), seed=0)
+    assert models.fingerprint(plain) == models.fingerprint(leaky)  # the same weights, drawn in the same order
+    grouped = models.build("resnetbn8", 10, (3, 32, 32), seed=0, norm="group")
+    norms = [module for module in grouped.modules() if isinstance(module, torch.nn.GroupNorm)]
+    assert len(norms) == 9 and not any(isinstance(m, torch.nn.BatchNorm2d) for m in grouped.modules())
+    assert sum(p.numel() for p in grouped.parameters()) == 78_042
+    for options, message in (
+        ({"activation": "tanh"}, "activation='tanh': expected one of relu, leaky_relu"),
+        ({"norm": "layer"}, "norm='layer': expected one of batch, group"),
+        ({"norm": "group", "width": 6}, "width=6: norm='group' takes four groups, expected a multiple of 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            models.build("resnet18", 10, (3, 32, 32), seed=0, **options)
+
+
 @pytest.mark.parametrize(("name", "count"), [("imagenet-resnet18", 11_689_512), ("imagenet-resnet50", 25_557_032)])
 def test_imagenet_resnets_are_torchvisions(name, count):
     model = models.build(name, 1000, (3, 224, 224), seed=0)
