@@ -362,7 +362,9 @@ class Chapter:
             profile = self._reference["profile"]
             picture = _picture(reference.read_bytes(), f"{plain} (reference run)")
             title = f"The same figure of the reference run ({profile} profile)"
-            folded = f"<details><summary>{title}</summary>{picture}</details>"
+            # a reader of a smaller run wants to see at once what the full one shows
+            smaller = claims.PROFILES.index(self.profile) < claims.PROFILES.index(profile)
+            folded = f"<details{' open' if smaller else ''}><summary>{title}</summary>{picture}</details>"
         caption = f'<figcaption style="margin-top:.3rem">{caption}</figcaption>'
         self.show(f'<figure id="{anchor}" style="margin:1rem 0">{body}{caption}{folded}</figure>', plain)
 
