@@ -83,7 +83,7 @@ def reconstruction_grid(
     for name, texts in {**captions, **({"titles": titles} if titles else {})}.items():
         if len(texts) != columns or name not in {*rows, "titles"}:
             raise ValueError(f"captions or titles of {name!r}: expected {columns} texts for one of {list(rows)}")
-    side = min(1.0, (WIDTH - 1.2) / columns)
+    side = min(1.0, (WIDTH - 1.2) / columns, max(8 / len(rows), 0.6))  # many rows must not make an endless figure
     heights = [side + (0.2 if name in captions else 0.04) for name in rows]
     figure = Figure(figsize=(1.2 + columns * side, sum(heights) + (0.25 if titles else 0.05)))
     figure.set_layout_engine("compressed", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
