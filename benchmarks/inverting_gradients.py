@@ -101,7 +101,7 @@ def main(
     trials: Annotated[list[int], typer.Option(help="numbers of trials at once")] = [1, 4, 16],  # noqa: B006
     threads: Annotated[list[int], typer.Option(help="thread counts to measure with")] = [1, 2],  # noqa: B006
     rounds: Annotated[int, typer.Option(help="alternating measurements a row")] = 3,
-    length: Annotated[int, typer.Option(help="iterations of a run over all its trials; 40 a trial at least")] = 200,
+    length: Annotated[int, typer.Option(help="iterations of a run over all its trials; 40 a trial at least")] = 400,
     quality: Annotated[int, typer.Option(help="iterations of the `quality` runs; 0 leaves them out")] = 300,
     root: Annotated[str | None, typer.Option(help="data root with CIFAR-10; offline photographs without")] = None,
     device: Annotated[str, typer.Option()] = "cpu",

@@ -223,7 +223,7 @@ def cosine(gradients: dict[str, Tensor], observation: Observation, trials: Tenso
     """
     inner, own, theirs = 0.0, 0.0, 0.0
     for name, gradient in gradients.items():
-        target = observation.target[name][trials]
+        target = _rows(observation.target[name], trials)
         if observation.weight is not None and name in observation.weight:
             seen = _rows(observation.weight[name], trials)
             gradient, target = gradient * seen, target * seen
@@ -250,7 +250,7 @@ def per_parameter(gradients: dict[str, Tensor], observation: Observation, trials
 
 
 def _penalty(name: str, gradient: Tensor, observation: Observation, trials: Tensor) -> Tensor:
-    residual = gradient - observation.target[name][trials]
+    residual = gradient - _rows(observation.target[name], trials)
     if observation.slack is not None and name in observation.slack:
         residual = (residual.abs() - _rows(observation.slack[name], trials)).clamp(min=0)
     if observation.law == "laplace":
