@@ -24,10 +24,12 @@ def train(
     batch_size: int = 64,
     momentum: float = 0.9,
     defense: Defense | None = None,
+    error_feedback: bool = False,
     seed: int = 0,
 ) -> torch.nn.Module:
     """Train a model in place by SGD, the defense applied to every step's gradient as to one client's update.
 
+    error_feedback: what the defense withholds from a step's gradient is added to the next one's (`defenses.md`, 4.3).
     Batches are drawn with replacement from (seed, step); the defense's numbers come from (seed, step, 1). A gradient
     that is no longer finite ends the training. Returns the model in evaluation mode. Source: DLG, Table 3 (training
     with the defense on every update).
@@ -35,16 +37,22 @@ def train(
     device = next(model.parameters()).device
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum)
     model.train()
+    withheld = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for step in range(steps):
         index = torch.randint(len(images), (batch_size,), generator=generator(seed, step))
         x, y = images.images[index].to(device), images.labels[index].to(device)
         optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
+        targets, random = F.one_hot(y, model.num_classes).to(x.dtype), generator(seed, step, 1)
         if defense is not None:
-            gradients = {name: p.grad for name, p in model.named_parameters()}
-            shared = defense.protect(gradients, model, x, y, generator(seed, step, 1))
+            x, targets = defense.encode(x, targets, random)
+        F.cross_entropy(model(x), targets).backward()
+        if defense is not None:
+            gradients = {name: p.grad + withheld[name] for name, p in model.named_parameters()}
+            shared = defense.protect(gradients, model, x, y, random)
             for name, p in model.named_parameters():
                 p.grad = shared[name]
+                if error_feedback:
+                    withheld[name] = gradients[name] - shared[name]
         if not all(p.grad.isfinite().all() for p in model.parameters()):
             break
         optimizer.step()
