@@ -10,6 +10,7 @@ from reprolib.attacks.dlg import DLG
 from reprolib.attacks.gradinversion import GradInversion
 from reprolib.attacks.idlg import IDLG
 from reprolib.attacks.ig import InvertingGradients
+from reprolib.attacks.lti import LearningToInvert
 from reprolib.attacks.plain import PlainDLG
 from reprolib.attacks.reconstruction import History, Reconstruction
 
@@ -20,6 +21,7 @@ __all__ = [
     "GradInversion",
     "History",
     "InvertingGradients",
+    "LearningToInvert",
     "PlainDLG",
     "Reconstruction",
     "build",
