@@ -20,8 +20,8 @@ def model(digits):
     return models.build("mlp", 10, digits[0].image_shape, seed=0, width=16)
 
 
-def attack(auxiliary, epochs=8, **settings):
-    return LearningToInvert(auxiliary, 128, epochs, 2e-3, 16, standardised=True, **settings)
+def attack(auxiliary, epochs=10, **settings):
+    return LearningToInvert(auxiliary, 128, epochs, 4e-3, 60, standardised=True, **settings)
 
 
 def test_it_beats_the_mean_image_without_and_with_a_defense(digits, model):
@@ -34,7 +34,7 @@ def test_it_beats_the_mean_image_without_and_with_a_defense(digits, model):
         found = attack(auxiliary)(model, update)
         assert found.images.shape == x.shape and found.labels.shape == y.shape
         assert mse(found.images, x).mean() < 0.7 * mean
-        assert found.objective.unique().numel() == 1 and found.evaluations[0] == 8 * 360
+        assert found.objective.unique().numel() == 1 and found.evaluations[0] == 10 * 360
 
 
 def test_knowing_the_defense_helps(digits, model):
