@@ -224,6 +224,8 @@ def test_fp16_flushes_below_half_its_least_subnormal_and_refuses_overflow():
         Rescale(-0.5),
         Clipping(0.5),
         Clipping(0.01, scope="tensor"),
+        SignCompression(),
+        SignCompression("mean_abs"),
         Compose([Clipping(0.5), Rescale(3.0)]),
         Compose([TopK(0.5), CastPrecision("int8")]),
     ],
@@ -480,12 +482,13 @@ def test_the_informed_attacker_asks_for_the_side_of_zero_alone(scale):
     defense = SignCompression(scale)
     update, hidden = shared(defense)
     reading = defense.counter(nn.Identity(), update)
-    # an entry costs only while it is within a tenth of its tensor's RMS of the wrong side
-    assert cost(reading, {name: g.sign() for name, g in hidden.items()}) == 0
-    assert cost(reading, {name: 1e-3 * g.sign() for name, g in hidden.items()}) == 0
-    truth = cost(reading, hidden)
-    assert truth < 0.1 * cost(reading, {name: g.roll(1, 0) for name, g in hidden.items()})
-    assert truth < 0.1 * cost(reading, {name: -g for name, g in hidden.items()})
+    truth = {name: g * g.new_tensor(1e-3) for name, g in hidden.items()}
+    assert cost(reading, hidden) == cost(reading, truth) == cost(reading, {n: g.sign() for n, g in hidden.items()}) == 0
+    one = {name: g.clone() for name, g in hidden.items()}
+    one["head.weight"][0, 0, 0] *= -2
+    level = one["head.weight"][0, 0, 0] / one["head.weight"][0].square().mean().sqrt()
+    scale = update.gradients["head.weight"][0].abs().max()
+    assert cost(reading, one) == pytest.approx(float(level * scale) ** 2, rel=1e-4)
 
 
 def test_a_composition_hands_every_step_to_the_attacker():

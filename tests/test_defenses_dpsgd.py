@@ -276,3 +276,22 @@ def test_the_mean_of_clients_is_the_gradient_of_their_joint_batch(clients):
     mean = share(model, images, labels, threat=ThreatModel(observes=f"mean of {clients}"))
     for name, g in joint.gradients.items():
         torch.testing.assert_close(mean.gradients[name], g, rtol=0, atol=1e-6)
+
+
+# --- the same attack with and without knowledge -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("defense", [TopK(0.7), Clipping(0.05), DPSGD(0.05, 0.0)], ids=str)
+def test_knowing_the_defense_is_never_worse(defense):
+    from reprolib import data
+
+    digits = data.load("digits", "test", 40)
+    images, labels = digits.batches(1, 8, seed=0)
+    model = models.build("mlp", 10, digits.image_shape, seed=0, width=32)
+    attack = attacks.DLG(iterations=5, init_mean=0.5, init_std=0.1, labels="known", iterate="best")
+    error = {}
+    for known in (False, True):
+        threat = ThreatModel(labels="known", defense_known=known)
+        found = attack(model, share(model, images, labels, threat=threat, defense=defense))
+        error[known] = (found.images - images).square().flatten(1).mean(1)
+    assert error[True].mean() < 0.5 * error[False].mean()
