@@ -256,6 +256,24 @@ def official_cuts(sizes: Sequence[int], sensitivities: Sequence[float], slices: 
     return [*bounds, len(each) * atom - 1]
 
 
+def over_rounds(rounds: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What several rounds on the same data and weights give away: noise never repeats, a clean entry does.
+
+    rounds: name -> tensors of one shape. Each entry is the value that occurs most often, or the mean where none occurs
+    twice. Errors: ValueError for no round. Source: sheet `defenses.md`, section 7, GRADDEF (d).
+    """
+    if not rounds:
+        raise ValueError("over_rounds needs at least one round, got none")
+    found = {}
+    for name in rounds[0]:
+        seen = torch.stack([gradients[name] for gradients in rounds])
+        times = torch.stack([(seen == one).sum(0) for one in seen])
+        often, where = times.max(0)
+        value = seen.gather(0, where[None])[0]
+        found[name] = value.where((often > 1) | (len(rounds) == 1), seen.mean(0))
+    return found
+
+
 def compensate(gradients: dict[str, Tensor], variance: float, aspect: float = 6.0) -> dict[str, Tensor]:
     """The server's removal of noise from an aggregate by random-matrix theory: name -> shape to the same.
 
