@@ -77,12 +77,14 @@ def with_defense(
     steps: int,
     seeds: int,
     learning_rates: Sequence[float] = (0.003, 0.01, 0.03),
+    error_feedback: bool = False,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Accuracy of a ReLU LeNet (default initialisation) trained under a defense: a row a seed.
 
     The learning rate is chosen for each defense by the accuracy on the last tenth of the training images, which no
-    model trains on. Columns: defense, seed, learning_rate, accuracy. Source: DLG, Table 3; sheet `defenses.md`, 6.
+    model trains on. error_feedback: as for `train`.
+    Columns: defense, seed, learning_rate, accuracy. Source: DLG, Table 3; sheet `defenses.md`, 6.
     """
     held_out = max(1, len(train_images) // 10)
     fit, validation = _part(train_images, slice(None, -held_out)), _part(train_images, slice(-held_out, None))
@@ -91,7 +93,7 @@ def with_defense(
         model = models.build(
             "lenet", fit.num_classes, fit.image_shape, seed=seed + run, activation="relu", init="default"
         )
-        return train(model, fit, steps, learning_rate, defense=defense, seed=seed + run)
+        return train(model, fit, steps, learning_rate, defense=defense, error_feedback=error_feedback, seed=seed + run)
 
     tried = {rate: trained(rate, 0) for rate in learning_rates}
     best = max(tried, key=lambda rate: accuracy(tried[rate], validation))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reprolib import client, data, defenses, models
+from reprolib import attacks, client, data, defenses, models
 from reprolib.client import ThreatModel, share
 from reprolib.defenses import Compose, GradDefense, TopK
 from reprolib.defenses.graddefense import (
@@ -286,6 +286,18 @@ def test_the_reading_meets_the_attack(model, batch, root):
     reading = update.defense.counter(model, update)
     assert reading.noise_std == pytest.approx(1e-2 * 0.5**0.5)
     Matching(model, reading, lambda x, t: (x, t))
+
+
+def test_a_second_attack_sees_through_strong_noise(model, digits, root):
+    images, labels = digits.batches(1, 4, seed=3)
+    threat = ThreatModel(labels="known", defense_known=True)
+    update = share(model, images, labels, threat=threat, defense=GradDefense(root, std=0.1))
+    attack = attacks.DLG(iterations=6, init_mean=0.5, init_std=0.1, labels="known", iterate="best")
+    once, twice = attack(model, update), attacks.Rereading(attack)(model, update)
+    assert (twice.evaluations > once.evaluations).all()
+    assert (twice.images - images).square().mean() < 0.5 * (once.images - images).square().mean()
+    with pytest.raises(ValueError, match="Rereading needs an update that grants a defense with `reread`.*got None"):
+        attacks.Rereading(attack)(model, replace(update, defense=None))
 
 
 def test_clipping_takes_the_images_of_the_noisy_slices_only(model, digits, root):

@@ -13,6 +13,7 @@ from reprolib.attacks.ig import InvertingGradients
 from reprolib.attacks.lti import LearningToInvert
 from reprolib.attacks.plain import PlainDLG
 from reprolib.attacks.reconstruction import History, Reconstruction
+from reprolib.attacks.rereading import Rereading
 
 __all__ = [
     "DLG",
@@ -24,6 +25,7 @@ __all__ = [
     "LearningToInvert",
     "PlainDLG",
     "Reconstruction",
+    "Rereading",
     "build",
     "linear_inputs",
 ]
