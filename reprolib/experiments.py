@@ -448,3 +448,34 @@ def without_noise(
     together = Ensemble.of(victims, 1)
     reconstruction = attack(together, SharedUpdate.join(updates, together), seed=network_seed(seed, 0))
     return metrics.score(reconstruction, x, y, pool)
+
+
+def attack_encoded(
+    attack: Any,
+    images: ImageSet,
+    defense: Defense | None,
+    networks: int,
+    seed: int,
+    pool: ImageSet,
+    threat: ThreatModel,
+    **options: Any,
+) -> pd.DataFrame:
+    """The scores of an attack on clients that alter their data, against what they trained on: a network an image.
+
+    The last column, `original_identified`, is whether the reconstruction identifies the image that was altered.
+    options: LeNet's, for `models.build`.
+    """
+    x, y = images.batches(1, networks, seed=seed)
+    victims, updates, encoded = [], [], []
+    for k in range(networks):
+        own = network_seed(seed, k)
+        victims.append(models.build("lenet", images.num_classes, images.image_shape, seed=own, **options))
+        updates.append(client.share(victims[k], x[k, None], y[k, None], threat=threat, defense=defense, seed=own))
+        targets = F.one_hot(y[k], images.num_classes).float()
+        random = generator(own, 0, client.DEFENSE_STREAM, 0)  # as `share` does for its first trial
+        encoded.append(x[k] if defense is None else defense.encode(x[k], targets, random)[0])
+    together = Ensemble.of(victims, 1)
+    reconstruction = attack(together, SharedUpdate.join(updates, together), seed=network_seed(seed, 0))
+    scores = metrics.score(reconstruction, torch.stack(encoded), y, pool)
+    scores["original_identified"] = metrics.score(reconstruction, x, y, pool).identified
+    return scores
