@@ -317,9 +317,14 @@ def share(
     chunk = trials_that_fit(victim, parts[0][0][0])
     updates, statistics = [], []
     for client, (own_images, own_labels) in enumerate(parts):
-        update = _compute(victim, own_images, own_labels, local, chunk)
+        # F.one_hot looks at values and so fails under vmap: the targets are made here
+        targets = F.one_hot(own_labels, model.num_classes).to(own_images.dtype)
         if defense is not None:
-            update = _protect(defense, update, model, own_images, own_labels, seed, client)
+            random = [generator(seed, trial, DEFENSE_STREAM, client) for trial in range(len(images))]
+            own_images, targets = _encode(defense, own_images, targets, random)
+        update = _compute(victim, own_images, targets, local, chunk)
+        if defense is not None:
+            update = _protect(defense, update, model, own_images, own_labels, random)
         updates.append(update)
         if threat.batch_norm in ("exact", "buffers"):
             statistics.append(_batch_statistics(victim, norms, own_images, chunk))
@@ -388,13 +393,18 @@ class _NormOfTheBatch(_BatchNorm):
         return out * self.weight.view(shape) + self.bias.view(shape)
 
 
+def image_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Each image's own gradient, in evaluation mode: name -> [N, *param]. images: [N, C, H, W], labels: [N] int64."""
+    victim = worker(model, "eval")
+    targets = F.one_hot(labels, model.num_classes).to(images.dtype)
+    return _compute(victim, images[:, None], targets[:, None], None, trials_that_fit(victim, images[:1]))
+
+
 def _compute(
-    victim: nn.Module, images: Tensor, labels: Tensor, local: LocalTraining | None, chunk: int
+    victim: nn.Module, images: Tensor, targets: Tensor, local: LocalTraining | None, chunk: int
 ) -> dict[str, Tensor]:
-    """Gradients, or weight differences with `local`, of every trial: name -> [T, *param]."""
+    """Gradients, or weight differences with `local`, of every trial: name -> [T, *param]. targets: [T, B, K]."""
     parameters = {name: parameter.detach() for name, parameter in victim.named_parameters()}
-    # F.one_hot looks at values and so fails under vmap: the targets are made here
-    targets = F.one_hot(labels, victim.num_classes).to(images.dtype)
 
     def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(functional_call(victim, weights, (x,)), y)
@@ -413,22 +423,25 @@ def _compute(
     return vmap(gradient if local is None else difference, chunk_size=chunk)(images, targets)
 
 
+def _encode(defense: Defense, images: Tensor, targets: Tensor, random: list[torch.Generator]) -> tuple[Tensor, Tensor]:
+    """What the clients train on, trial by trial."""
+    encoded = [defense.encode(*each) for each in zip(images, targets, random, strict=True)]
+    return tuple(torch.stack(part) for part in zip(*encoded, strict=True))
+
+
 def _protect(
     defense: Defense,
     update: dict[str, Tensor],
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    seed: int,
-    client: int,
+    random: list[torch.Generator],
 ) -> dict[str, Tensor]:
     """The update after the defense, trial by trial: a trial's randomness is its own."""
     protected = []
     for trial in range(len(images)):
         own = {name: g[trial] for name, g in update.items()}
-        result = defense.protect(
-            own, model, images[trial], labels[trial], generator(seed, trial, DEFENSE_STREAM, client)
-        )
+        result = defense.protect(own, model, images[trial], labels[trial], random[trial])
         if {name: g.shape for name, g in result.items()} != {name: g.shape for name, g in own.items()}:
             raise ValueError(f"{defense!r} returned gradients of other names or shapes than it was given")
         protected.append(result)

@@ -28,18 +28,33 @@ class Observation:
     A difference r between a dummy gradient and `target` costs `weight * rho(max(0, |r| - slack))`, where rho is the
     square for Gaussian noise (and for none) and the absolute value for Laplacian noise. This one form holds a mask
     (weight 0), a pruned entry known only to be small (target 0, slack = smallest kept magnitude), a quantiser's box
-    (slack = half a step) and the law of a noise.
+    (slack = half a step) and the law of a noise. A pruned entry that is either small or large costs nothing from
+    `beyond` on either: the excess over `slack` is then no more than what is missing to `beyond`.
 
-    target: name -> [T, *param]. weight, slack: name -> tensor broadcastable to the target's, or None for 1 and 0.
-    noise_std: the standard deviation of additive noise the attacker allows for; it sets the weight of its image prior.
+    What a defense computes from the gradient, the attacker computes from its dummy gradients before it compares them:
+    `of_each_image` of the gradient of every dummy image, before their mean (per-sample clipping), then `of_the_mean`
+    of the mean, beside the targets of the same trials (clipping, signs, a factor). `as_shared` applies the latter.
+
+    target: name -> [T, *param]. weight, slack, beyond: name -> tensor broadcastable to the target's, or None for 1, 0
+    and infinity. noise_std: the standard deviation of additive noise the attacker allows for; it sets the weight of its
+    image prior. of_each_image: name -> [N, *param] to the same; of_the_mean: that, and the targets, to the same.
     Source: design section 2 (contracts), sheet `defenses.md` section 7.
     """
 
     target: dict[str, Tensor]
     weight: dict[str, Tensor] | None = None
     slack: dict[str, Tensor] | None = None
+    beyond: dict[str, Tensor] | None = None
     law: Literal["gaussian", "laplace"] = "gaussian"
     noise_std: float = 0.0
+    of_each_image: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    of_the_mean: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]] | None = None
+
+    def as_shared(self, gradients: dict[str, Tensor], trials: Tensor) -> dict[str, Tensor]:
+        """Dummy gradients (name -> [R, *param]) of the named trials as the defense would have made them."""
+        if self.of_the_mean is None:
+            return gradients
+        return self.of_the_mean(gradients, {name: target[trials] for name, target in self.target.items()})
 
     def select(self, trials: Tensor) -> Observation:
         """The observation of the chosen trials, in their order."""
@@ -52,6 +67,7 @@ class Observation:
             target={n: t[trials] for n, t in self.target.items()},
             weight=chosen(self.weight),
             slack=chosen(self.slack),
+            beyond=chosen(self.beyond),
         )
 
 
@@ -60,7 +76,8 @@ class Matching:
     """The gradient-matching objective of T trials, ready for an optimiser over the trial axis.
 
     D(x', y') = sum over parameters of weight * rho(max(0, |dl(F(x'), y')/dW - target| - slack)): a sum and not a mean,
-    without a factor, because L-BFGS's thresholds are absolute (DLG, equation 4; sheet `dlg.md`, 4.1). To it comes
+    without a factor, because L-BFGS's thresholds are absolute (DLG, equation 4; sheet `dlg.md`, 4.1). Where the
+    observation says so, the dummy gradients are defended first, image by image and as a whole. To D comes
     `prior(x', trials) [R]`, where the attacker has one, and `statistics`, a penalty [R] on what enters the batch-norm
     layers `layers` (layer -> (mean [R, C], biased variance [R, C]), and the trials).
 
@@ -85,6 +102,11 @@ class Matching:
             worker = replace(self.model, skeleton=client.worker(self.model.skeleton, self.mode))
         else:
             worker = client.worker(self.model, self.mode)
+        if self.observation.of_each_image is not None and (self.local is not None or self.statistics is not None):
+            raise ValueError(
+                "the defense changes the gradient of each image, which is matched without local steps and without "
+                "batch-norm statistics: leave `local` or the statistics out"
+            )
         object.__setattr__(self, "_worker", worker)
         object.__setattr__(self, "_size", [])
 
@@ -103,6 +125,7 @@ class Matching:
             network = self._worker.skeleton if isinstance(self._worker, Ensemble) else self._worker
             steps = 1 if self.local is None else self.local.steps(images.shape[1])
             kept = steps if steps < RECOMPUTED_FROM else 1
+            kept *= images.shape[1] if self.observation.of_each_image else 1
             fit = client.trials_that_fit(network, images[0].detach()) // (2 * kept)
             self._size.append(max(1, min(BLOCK[x.device.type], fit)))
         return self._size[0]
@@ -111,11 +134,15 @@ class Matching:
         x = x.detach().requires_grad_()
         images, soft_labels = self.parts(x, trials)
         worker = self._worker.select(trials) if isinstance(self._worker, Ensemble) else self._worker
-        if self.statistics is None:
+        if self.observation.of_each_image is not None:
+            of_each_image, penalty = self.observation.of_each_image, 0.0
+            gradients = dummy_gradients_of_images(worker, images, soft_labels, of_each_image)
+        elif self.statistics is None:
             gradients, penalty = dummy_gradients(worker, images, soft_labels, self.local), 0.0
         else:
             gradients, seen = dummy_gradients_and_statistics(worker, images, soft_labels, self.layers)
             penalty = self.statistics(seen, trials)
+        gradients = self.observation.as_shared(gradients, trials)
         value = (self.compare or distance)(gradients, self.observation, trials) + penalty
         if self.prior is not None:
             value = value + self.prior(images, trials)
@@ -162,6 +189,20 @@ def dummy_gradients(
             weights = {name: w - local.learning_rate * gradients[name] for name, w in weights.items()}
             total, axis = {name: total[name] + gradients[name] / steps for name in names}, 0
     return total
+
+
+def dummy_gradients_of_images(
+    worker: nn.Module | Ensemble,
+    images: Tensor,
+    soft_labels: Tensor,
+    of_each_image: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """The mean, over a dummy batch, of what `of_each_image` makes of its images' own gradients: name -> [R, *param]."""
+    trials, size = images.shape[:2]
+    if isinstance(worker, Ensemble):
+        worker = worker.select(torch.arange(trials, device=worker.index.device).repeat_interleave(size))
+    alone = dummy_gradients(worker, images.flatten(0, 1)[:, None], soft_labels.flatten(0, 1)[:, None])
+    return {name: g.view(trials, size, *g.shape[1:]).mean(1) for name, g in of_each_image(alone).items()}
 
 
 def dummy_gradients_and_statistics(
@@ -252,7 +293,10 @@ def per_parameter(gradients: dict[str, Tensor], observation: Observation, trials
 def _penalty(name: str, gradient: Tensor, observation: Observation, trials: Tensor) -> Tensor:
     residual = gradient - _rows(observation.target[name], trials)
     if observation.slack is not None and name in observation.slack:
-        residual = (residual.abs() - _rows(observation.slack[name], trials)).clamp(min=0)
+        excess = residual.abs() - _rows(observation.slack[name], trials)
+        if observation.beyond is not None and name in observation.beyond:
+            excess = torch.minimum(excess, _rows(observation.beyond[name], trials) - residual.abs())
+        residual = excess.clamp(min=0)
     if observation.law == "laplace":
         # |r|, rounded off below a hundredth of the noise so that curvature exists for L-BFGS
         corner = 0.01 * observation.noise_std

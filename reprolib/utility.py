@@ -24,10 +24,12 @@ def train(
     batch_size: int = 64,
     momentum: float = 0.9,
     defense: Defense | None = None,
+    error_feedback: bool = False,
     seed: int = 0,
 ) -> torch.nn.Module:
     """Train a model in place by SGD, the defense applied to every step's gradient as to one client's update.
 
+    error_feedback: what the defense withholds from a step's gradient is added to the next one's (`defenses.md`, 4.3).
     Batches are drawn with replacement from (seed, step); the defense's numbers come from (seed, step, 1). A gradient
     that is no longer finite ends the training. Returns the model in evaluation mode. Source: DLG, Table 3 (training
     with the defense on every update).
@@ -35,16 +37,22 @@ def train(
     device = next(model.parameters()).device
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum)
     model.train()
+    withheld = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for step in range(steps):
         index = torch.randint(len(images), (batch_size,), generator=generator(seed, step))
         x, y = images.images[index].to(device), images.labels[index].to(device)
         optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
+        targets, random = F.one_hot(y, model.num_classes).to(x.dtype), generator(seed, step, 1)
         if defense is not None:
-            gradients = {name: p.grad for name, p in model.named_parameters()}
-            shared = defense.protect(gradients, model, x, y, generator(seed, step, 1))
+            x, targets = defense.encode(x, targets, random)
+        F.cross_entropy(model(x), targets).backward()
+        if defense is not None:
+            gradients = {name: p.grad + withheld[name] for name, p in model.named_parameters()}
+            shared = defense.protect(gradients, model, x, y, random)
             for name, p in model.named_parameters():
                 p.grad = shared[name]
+                if error_feedback:
+                    withheld[name] = gradients[name] - shared[name]
         if not all(p.grad.isfinite().all() for p in model.parameters()):
             break
         optimizer.step()
@@ -69,12 +77,14 @@ def with_defense(
     steps: int,
     seeds: int,
     learning_rates: Sequence[float] = (0.003, 0.01, 0.03),
+    error_feedback: bool = False,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Accuracy of a ReLU LeNet (default initialisation) trained under a defense: a row a seed.
 
     The learning rate is chosen for each defense by the accuracy on the last tenth of the training images, which no
-    model trains on. Columns: defense, seed, learning_rate, accuracy. Source: DLG, Table 3; sheet `defenses.md`, 6.
+    model trains on. error_feedback: as for `train`.
+    Columns: defense, seed, learning_rate, accuracy. Source: DLG, Table 3; sheet `defenses.md`, 6.
     """
     held_out = max(1, len(train_images) // 10)
     fit, validation = _part(train_images, slice(None, -held_out)), _part(train_images, slice(-held_out, None))
@@ -83,7 +93,7 @@ def with_defense(
         model = models.build(
             "lenet", fit.num_classes, fit.image_shape, seed=seed + run, activation="relu", init="default"
         )
-        return train(model, fit, steps, learning_rate, defense=defense, seed=seed + run)
+        return train(model, fit, steps, learning_rate, defense=defense, error_feedback=error_feedback, seed=seed + run)
 
     tried = {rate: trained(rate, 0) for rate in learning_rates}
     best = max(tried, key=lambda rate: accuracy(tried[rate], validation))

@@ -10,8 +10,10 @@ from reprolib.attacks.dlg import DLG
 from reprolib.attacks.gradinversion import GradInversion
 from reprolib.attacks.idlg import IDLG
 from reprolib.attacks.ig import InvertingGradients
+from reprolib.attacks.lti import LearningToInvert
 from reprolib.attacks.plain import PlainDLG
 from reprolib.attacks.reconstruction import History, Reconstruction
+from reprolib.attacks.rereading import Rereading
 
 __all__ = [
     "DLG",
@@ -20,8 +22,10 @@ __all__ = [
     "GradInversion",
     "History",
     "InvertingGradients",
+    "LearningToInvert",
     "PlainDLG",
     "Reconstruction",
+    "Rereading",
     "build",
     "linear_inputs",
 ]

@@ -9,28 +9,63 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from reprolib.defenses.ats import ATS
 from reprolib.defenses.base import Defense
+from reprolib.defenses.clipping import Clipping
 from reprolib.defenses.compose import Compose
+from reprolib.defenses.dpsgd import DPSGD, reconstruction_bound
+from reprolib.defenses.dual_pruning import DualPruning
+from reprolib.defenses.graddefense import GradDefense
+from reprolib.defenses.mixing import IntraInstaHide, MixUp
 from reprolib.defenses.noise import GaussianNoise, LaplaceNoise
+from reprolib.defenses.outpost import Outpost
 from reprolib.defenses.precision import CastPrecision
 from reprolib.defenses.pruning import TopK
 from reprolib.defenses.rescale import Rescale
+from reprolib.defenses.sign import SignCompression
 
 __all__ = [
+    "ATS",
+    "DPSGD",
     "CastPrecision",
+    "Clipping",
     "Compose",
     "Defense",
+    "DualPruning",
     "GaussianNoise",
+    "GradDefense",
+    "IntraInstaHide",
     "LaplaceNoise",
+    "MixUp",
+    "Outpost",
     "Rescale",
+    "SignCompression",
     "TopK",
     "build",
     "describe",
+    "reconstruction_bound",
     "statistics",
 ]
 
 _KNOWN: dict[str, type[Defense]] = {
-    defense.__name__: defense for defense in (GaussianNoise, LaplaceNoise, CastPrecision, TopK, Rescale, Compose)
+    defense.__name__: defense
+    for defense in (
+        GaussianNoise,
+        LaplaceNoise,
+        CastPrecision,
+        TopK,
+        Rescale,
+        Clipping,
+        SignCompression,
+        DualPruning,
+        DPSGD,
+        GradDefense,
+        Outpost,
+        ATS,
+        MixUp,
+        IntraInstaHide,
+        Compose,
+    )
 }
 
 
