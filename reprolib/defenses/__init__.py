@@ -13,15 +13,20 @@ from reprolib.defenses.base import Defense
 from reprolib.defenses.compose import Compose
 from reprolib.defenses.noise import GaussianNoise, LaplaceNoise
 from reprolib.defenses.precision import CastPrecision
+from reprolib.defenses.precode import PRECODE, ConvolutionalBottleneckSketch, Counter, PartialPerturbation
 from reprolib.defenses.pruning import TopK
 from reprolib.defenses.rescale import Rescale
 
 __all__ = [
+    "PRECODE",
     "CastPrecision",
     "Compose",
+    "ConvolutionalBottleneckSketch",
+    "Counter",
     "Defense",
     "GaussianNoise",
     "LaplaceNoise",
+    "PartialPerturbation",
     "Rescale",
     "TopK",
     "build",
@@ -30,7 +35,18 @@ __all__ = [
 ]
 
 _KNOWN: dict[str, type[Defense]] = {
-    defense.__name__: defense for defense in (GaussianNoise, LaplaceNoise, CastPrecision, TopK, Rescale, Compose)
+    defense.__name__: defense
+    for defense in (
+        GaussianNoise,
+        LaplaceNoise,
+        CastPrecision,
+        TopK,
+        Rescale,
+        PRECODE,
+        ConvolutionalBottleneckSketch,
+        PartialPerturbation,
+        Compose,
+    )
 }
 
 

@@ -51,7 +51,8 @@ class Compose(Defense):
 
         Slacks add, because errors do; weights multiply; the variances of noises add, and the law stays Laplacian only
         if no other noise is there. A member's reading can be void after a later one: noise after pruning fills the
-        zeros, so that nothing is known of what was pruned, whereas pruning after noise keeps both readings.
+        zeros, so that nothing is known of what was pruned, whereas pruning after noise keeps both readings. What is to
+        be done about a bottleneck says the one member that has it.
         """
         readings = [defense.counter(model, update) for defense in self.defenses]
         laws = {reading.law for reading in readings if reading.noise_std > 0}
@@ -61,6 +62,9 @@ class Compose(Defense):
             slack=_merge([reading.slack for reading in readings], torch.add),
             law="laplace" if laws == {"laplace"} else "gaussian",
             noise_std=hypot(*(reading.noise_std for reading in readings)),
+            noise=next((reading.noise for reading in readings if reading.noise != "resample"), "resample"),
+            draws=max(reading.draws for reading in readings),
+            penalty=any(reading.penalty for reading in readings),
         )
 
 
