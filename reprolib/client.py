@@ -561,7 +561,7 @@ def _tracked(model: nn.Module, images: Tensor) -> dict[str, tuple[nn.Module, int
     for name, module in norms.items():
         module.register_forward_pre_hook(counter(name))  # on a copy, which ends with this call
     with torch.no_grad():
-        network(images)
+        functional_call(network, models.no_noise(network, len(images)), (images,))
     return {name: (module, counts[name]) for name, module in norms.items()}
 
 

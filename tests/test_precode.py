@@ -498,6 +498,53 @@ def test_drawn_networks_are_attacked_together():
         assert len(scores) == 4 and scores.network.tolist() == [0, 0, 1, 1]
 
 
+# --- the chapter's measurements
+
+
+def measured(function, trials=3, model="mlp", **more):
+    options = {"mlp": {"width": 16, "activation": "relu"}, "lenet": {"init": "default"}}[model]
+    images, device = data.load("photos", "test", 40), torch.device("cpu")
+    return function(images=images, trials=trials, seed=0, device=device, model=model, **more, **options)
+
+
+def test_the_distance_at_the_truth_is_split_by_noise_and_by_layer():
+    table = measured(experiments.noise_at_truth, defense=SMALL)
+    assert len(table) == 3 * 2 * 3 * 2
+    mean = table.groupby(["tensors", "image", "noise"]).distance.mean()
+    assert mean["all", "true", "the client's"] < 1e-2  # the KL term is left out
+    assert mean["upstream", "true", "none"] < mean["upstream", "random", "none"]
+    again = measured(experiments.noise_at_truth, defense=SMALL, trials=2)
+    torch.testing.assert_close(torch.tensor(again.distance), torch.tensor(table.distance[: len(again)]))
+    layers = measured(experiments.noise_by_layer, defense=SMALL)
+    assert layers.groupby("trial").share.sum().tolist() == pytest.approx([1] * 3)
+    cosines = layers.groupby("parameter").cosine.mean()
+    assert cosines["hidden1.weight"] > cosines["head.weight"]
+
+
+@pytest.mark.parametrize("model", ["mlp", "lenet"])
+def test_closed_forms_need_no_search(model):
+    table = measured(experiments.closed_form, defense=SMALL, model=model)
+    assert table.label.all() and (table.noise < 1e-3).all()
+    assert "image" not in table if model == "lenet" else (table.image < 1e-5).all()
+
+
+def test_objectives_are_followed_from_the_start_to_the_end():
+    cases = {"plain": None, "PRECODE": SMALL}
+    attack, steps = replace(QUICK, iterations=20), (0, 10, 20)
+    table = measured(experiments.objective_curves, 2, attack=attack, steps=steps, cases=cases)
+    assert table.case.tolist() == ["plain"] * 3 + ["PRECODE"] * 3 and table.iteration.tolist() == [0, 10, 20] * 2
+    assert table.distance[2] < table.distance[0]
+
+
+def test_training_is_looked_at_inside():
+    images = data.load("photos", "test", 40)
+    table = experiments.noise_after_training(
+        images, images, (0, 60), 0, torch.device("cpu"), SMALL, "mlp", width=16, activation="relu"
+    )
+    assert table.steps.tolist() == [0, 60]
+    assert table["std"][0] == pytest.approx(0.69, abs=0.1) and table.accuracy[1] > table.accuracy[0]
+
+
 # --- partial perturbation, and the convolutional sketch
 
 
