@@ -89,7 +89,10 @@ class PRECODE(Defense):
     def extend(self, model: nn.Module) -> nn.Module:
         """A copy of the model with the bottleneck as its module `bottleneck`, in front of `before`."""
         if models.noise_shapes(model):
-            raise ValueError(f"{self} cannot be inserted: the model has a bottleneck already ({_bottleneck(model)!r})")
+            raise ValueError(
+                f"{self} cannot be inserted: the model has a bottleneck already ({_bottleneck(model)!r}); what one "
+                "defense has extended is shared under that very defense"
+            )
         able = [name for name, module in model.named_modules() if isinstance(module, self._able)]
         if self.before not in able:
             raise ValueError(f"before={self.before!r} is no layer that {self} can stand before: the model has {able}")
