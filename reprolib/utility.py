@@ -8,8 +8,9 @@ from dataclasses import replace
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch.func import functional_call
 
-from reprolib import models
+from reprolib import client, models
 from reprolib.client import generator
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense, describe
@@ -30,9 +31,9 @@ def train(
     """Train a model in place by SGD, the defense applied to every step's gradient as to one client's update.
 
     error_feedback: what the defense withholds from a step's gradient is added to the next one's (`defenses.md`, 4.3).
-    Batches are drawn with replacement from (seed, step); the defense's numbers come from (seed, step, 1). A gradient
-    that is no longer finite ends the training. Returns the model in evaluation mode. Source: DLG, Table 3 (training
-    with the defense on every update).
+    Batches are drawn with replacement from (seed, step); the defense's numbers come from (seed, step, 1), as does the
+    noise of a model that it has extended (`client.extended`). A gradient that is no longer finite ends the training.
+    Returns the model in evaluation mode. Source: DLG, Table 3 (training with the defense on every update).
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum)
@@ -43,9 +44,10 @@ def train(
         x, y = images.images[index].to(device), images.labels[index].to(device)
         optimizer.zero_grad()
         targets, random = F.one_hot(y, model.num_classes).to(x.dtype), generator(seed, step, 1)
+        noise = models.draw_noise(model, batch_size, random)
         if defense is not None:
             x, targets = defense.encode(x, targets, random)
-        F.cross_entropy(model(x), targets).backward()
+        client.loss(model, noise, x, targets).backward()
         if defense is not None:
             gradients = {name: p.grad + withheld[name] for name, p in model.named_parameters()}
             shared = defense.protect(gradients, model, x, y, random)
@@ -60,12 +62,15 @@ def train(
 
 
 def accuracy(model: torch.nn.Module, images: ImageSet) -> float:
-    """The share of images classified correctly, in evaluation mode; NaN outputs are wrong."""
+    """The share of images classified correctly, in evaluation mode; NaN outputs are wrong.
+
+    A bottleneck samples here as in training, the same noise for every model.
+    """
     device = next(model.parameters()).device
-    right = []
+    right, random = [], generator(0, 0)
     with torch.no_grad():
         for x, y in zip(images.images.split(500), images.labels.split(500), strict=True):
-            logits = model(x.to(device)).cpu()
+            logits = functional_call(model, models.draw_noise(model, len(x), random), (x.to(device),)).cpu()
             right.append((logits.argmax(1) == y) & logits.isfinite().all(1))
     return torch.cat(right).double().mean().item()
 
@@ -79,21 +84,27 @@ def with_defense(
     learning_rates: Sequence[float] = (0.003, 0.01, 0.03),
     error_feedback: bool = False,
     seed: int = 0,
+    *,
+    model: str = "lenet",
+    activation: str = "relu",
+    init: str = "default",
+    **options: object,
 ) -> pd.DataFrame:
-    """Accuracy of a ReLU LeNet (default initialisation) trained under a defense: a row a seed.
+    """Accuracy of a model, by default a ReLU LeNet, trained under a defense: a row a seed.
 
     The learning rate is chosen for each defense by the accuracy on the last tenth of the training images, which no
-    model trains on. error_feedback: as for `train`.
+    model trains on. error_feedback: as for `train`. model to options: for `models.build`.
     Columns: defense, seed, learning_rate, accuracy. Source: DLG, Table 3; sheet `defenses.md`, 6.
     """
     held_out = max(1, len(train_images) // 10)
     fit, validation = _part(train_images, slice(None, -held_out)), _part(train_images, slice(-held_out, None))
 
+    options |= {"activation": activation, "init": init}
+
     def trained(learning_rate: float, run: int) -> torch.nn.Module:
-        model = models.build(
-            "lenet", fit.num_classes, fit.image_shape, seed=seed + run, activation="relu", init="default"
-        )
-        return train(model, fit, steps, learning_rate, defense=defense, error_feedback=error_feedback, seed=seed + run)
+        built = models.build(model, fit.num_classes, fit.image_shape, seed=seed + run, **options)
+        victim = client.extended(built, defense)
+        return train(victim, fit, steps, learning_rate, defense=defense, error_feedback=error_feedback, seed=seed + run)
 
     tried = {rate: trained(rate, 0) for rate in learning_rates}
     best = max(tried, key=lambda rate: accuracy(tried[rate], validation))

@@ -20,6 +20,7 @@ from reprolib.defenses.mixing import IntraInstaHide, MixUp
 from reprolib.defenses.noise import GaussianNoise, LaplaceNoise
 from reprolib.defenses.outpost import Outpost
 from reprolib.defenses.precision import CastPrecision
+from reprolib.defenses.precode import PRECODE, ConvolutionalBottleneckSketch, Counter, PartialPerturbation
 from reprolib.defenses.pruning import TopK
 from reprolib.defenses.rescale import Rescale
 from reprolib.defenses.sign import SignCompression
@@ -27,9 +28,12 @@ from reprolib.defenses.sign import SignCompression
 __all__ = [
     "ATS",
     "DPSGD",
+    "PRECODE",
     "CastPrecision",
     "Clipping",
     "Compose",
+    "ConvolutionalBottleneckSketch",
+    "Counter",
     "Defense",
     "DualPruning",
     "GaussianNoise",
@@ -38,6 +42,7 @@ __all__ = [
     "LaplaceNoise",
     "MixUp",
     "Outpost",
+    "PartialPerturbation",
     "Rescale",
     "SignCompression",
     "TopK",
@@ -64,6 +69,9 @@ _KNOWN: dict[str, type[Defense]] = {
         ATS,
         MixUp,
         IntraInstaHide,
+        PRECODE,
+        ConvolutionalBottleneckSketch,
+        PartialPerturbation,
         Compose,
     )
 }

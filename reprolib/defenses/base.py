@@ -26,7 +26,9 @@ class Defense:
     def extend(self, model: nn.Module) -> nn.Module:
         """The model that the client trains and the server knows, for defenses that insert a layer.
 
-        It keeps `head`, `image_shape` and `num_classes`, and is the same for client and attacker.
+        It keeps `head`, `image_shape` and `num_classes`, and is the same for client and attacker: what it draws depends
+        on the model alone. Layers that take noise (`models.bottleneck`) get it from the client, whose loss has their
+        penalty.
         """
         return model
 

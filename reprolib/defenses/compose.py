@@ -76,7 +76,8 @@ class Compose(Defense):
         Slacks add, because errors do; weights multiply; the variances of noises add, and the law stays Laplacian only
         if no other noise is there. What members make of a gradient, the attacker does in their order. A member's
         reading can be void after a later one: noise after pruning fills the zeros, so that nothing is known of what
-        was pruned, whereas pruning after noise keeps both readings.
+        was pruned, whereas pruning after noise keeps both readings. What is to be done about a bottleneck says the one
+        member that has it.
         """
         readings = [defense.counter(model, update) for defense in self.defenses]
         laws = {reading.law for reading in readings if reading.noise_std > 0}
@@ -89,6 +90,9 @@ class Compose(Defense):
             noise_std=hypot(*(reading.noise_std for reading in readings)),
             of_each_image=next((reading.of_each_image for reading in readings if reading.of_each_image), None),
             of_the_mean=_one_after_the_other([reading.of_the_mean for reading in readings if reading.of_the_mean]),
+            noise=next((reading.noise for reading in readings if reading.noise != "resample"), "resample"),
+            draws=max(reading.draws for reading in readings),
+            penalty=any(reading.penalty for reading in readings),
         )
 
 
