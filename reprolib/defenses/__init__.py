@@ -15,22 +15,27 @@ from reprolib.defenses.noise import GaussianNoise, LaplaceNoise
 from reprolib.defenses.precision import CastPrecision
 from reprolib.defenses.pruning import TopK
 from reprolib.defenses.rescale import Rescale
+from reprolib.defenses.soteria import KeptColumns, Soteria, pruned_features
 
 __all__ = [
     "CastPrecision",
     "Compose",
     "Defense",
     "GaussianNoise",
+    "KeptColumns",
     "LaplaceNoise",
     "Rescale",
+    "Soteria",
     "TopK",
     "build",
     "describe",
+    "pruned_features",
     "statistics",
 ]
 
 _KNOWN: dict[str, type[Defense]] = {
-    defense.__name__: defense for defense in (GaussianNoise, LaplaceNoise, CastPrecision, TopK, Rescale, Compose)
+    defense.__name__: defense
+    for defense in (GaussianNoise, LaplaceNoise, CastPrecision, TopK, Rescale, Soteria, KeptColumns, Compose)
 }
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import save as write_safetensors
 from torch import Tensor, nn
 
 from reprolib.atomic import write_atomic
+from reprolib.models.convbig import ConvBig
 from reprolib.models.convnet import ConvNet
 from reprolib.models.dlg_resnet import DLGResNet20, DLGResNet56
 from reprolib.models.ensemble import Ensemble
@@ -38,6 +39,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "imagenet-resnet50": ImageNetResNet50,
     "dlg-resnet20": DLGResNet20,
     "dlg-resnet56": DLGResNet56,
+    "convbig": ConvBig,
 }
 
 
