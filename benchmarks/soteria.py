@@ -1,9 +1,9 @@
 """Soteria's row norms, batched against the loop over features, side by side: `python benchmarks/soteria.py`.
 
 One table, printed and written to a JSON file: seconds for the norms of all rows of a LeNet's Jacobian, for one image
-and for several. The ways: the published loop (`backward` of every feature, which computes gradients of weights too), the
-same loop to the image alone, and what the library offers. They take turns, so that a machine that slows down slows all;
-medians are printed, and the largest difference from the loop.
+and for several. The ways: the published loop (`backward` of every feature, which computes the weights' gradients as
+well), the same loop to the image alone, and what the library offers. They take turns, so that a machine that slows down
+slows all; medians are printed, and the largest difference from the loop.
 """
 
 from __future__ import annotations
