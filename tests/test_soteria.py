@@ -102,7 +102,7 @@ def test_the_batched_backward_pass_the_whole_jacobian_and_the_loop_agree(build):
 def test_the_norms_do_not_depend_on_how_many_rows_go_together(monkeypatch):
     (x,), _ = pictures(1, 2)
     settings = [Soteria(10, jacobian=way) for way in ("vjp", "jacrev", "jvp")]
-    settings.append(Soteria(10, score="pinv"))
+    settings.append(Soteria(10, score="elementwise"))
     whole = [setting.select(small(), x, random()).gain for setting in settings]
     monkeypatch.setattr(soteria, "TOGETHER", 5)
     for setting, expected in zip(settings, whole, strict=True):
@@ -377,13 +377,12 @@ def test_no_rate_changes_the_attack_on_what_is_left():
 
 
 def test_the_informed_attacker_finds_an_image_that_the_plain_one_does_not():
-    model, (x, y) = small(init="uniform", normalize=None), pictures(2, seed=3)
-    attack = replace(attacks.DLG.stable(), labels="known", iterations=60, starts=4)
-    defense = Soteria(60)
+    model, (x, y) = small(), pictures(2, seed=3)
+    attack, defense = replace(attacks.InvertingGradients.official(), iterations=150), Soteria(60)
     plain = share(model, x, y, threat=ThreatModel(labels="known"), defense=defense)
     informed = share(model, x, y, threat=KNOWN, defense=defense)
     error = [(attack(model, update, progress=False).images - x).square().mean() for update in (plain, informed)]
-    assert error[1] < 0.1 * error[0]
+    assert error[1] < 0.5 * error[0]
 
 
 def test_readings_survive_other_defenses_and_local_steps():
@@ -433,7 +432,7 @@ def test_a_rate_outside_its_range_is_refused(rate):
     [
         ({"score": "best"}, "score must be one of 'row', 'pinv', 'elementwise', 'random', got 'best'"),
         ({"jacobian": "loop"}, "jacobian must be one of 'auto', 'vjp', 'jacrev', 'jvp', got 'loop'"),
-        ({"score": "pinv", "jacobian": "jvp"}, "score='pinv' needs the whole Jacobian: jacobian='auto', got 'jvp'"),
+        ({"score": "pinv", "jacobian": "jvp"}, "jacobian='jvp' estimates row norms only, and score='pinv' needs more"),
         ({"eps": -0.1}, "eps must be a finite number >= 0, got -0.1"),
         ({"ridge": float("inf")}, "ridge must be a finite number >= 0, got inf"),
         ({"draws": 0}, "draws must be an integer >= 1, got 0"),

@@ -7,7 +7,7 @@ ones. The defense ranks the entries of a linear layer's input and zeroes the mat
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -28,6 +28,9 @@ Jacobian = Literal["auto", "vjp", "jacrev", "jvp"]
 
 EXACT_UP_TO = 1e12
 """Floating-point operations that "auto" spends on exact row norms; beyond, it estimates. Half a minute on one core."""
+
+TOGETHER = 64
+"""Copies of an image, or rows of its Jacobian, that go through the network at once."""
 
 FLOOR = 1e-6
 """Of the score "elementwise": smaller derivatives count as this share of the sample's largest, as many are zero."""
@@ -50,9 +53,9 @@ class Soteria(Defense):
     eps: as published with DLG 0, with Inverting Gradients 0.1, with GGL 1e-10 (see the presets). With 0 a dead feature
     makes the percentile NaN and nothing is pruned. signed_denominator: r_i + eps, as the code has it, and |q_i| for the
     comparison alone; False takes |r_i| + eps, which differs where features can be negative.
-    jacobian: how the gains come about: "vjp", a batched backward pass over the features; "jacrev", the whole Jacobian;
-    "jvp", an estimate from `draws` random directions, off by about sqrt(1 / (2 draws)); "auto" takes the whole Jacobian
-    where the score needs it, else vjp up to EXACT_UP_TO operations and jvp beyond.
+    jacobian: how the gains come about: "vjp", batched backward passes over the features; "jacrev", torch.func's whole
+    Jacobian, slow for convolutions; "jvp", an estimate for "row" from `draws` random directions, off by about
+    sqrt(1 / (2 draws)); "auto" takes vjp up to EXACT_UP_TO operations, and beyond them jvp if the score allows it.
     X is the image as the network's first layer normalises it, and batch norm runs in evaluation mode here, whatever the
     client trains in: samples must not interact.
     Errors: ValueError for a rate outside [0, 100], unknown names, an estimate asked of a score that needs the whole
@@ -76,8 +79,10 @@ class Soteria(Defense):
         for name, known in (("score", get_args(Score)), ("jacobian", get_args(Jacobian))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
-        if self.score in ("pinv", "elementwise") and self.jacobian in ("vjp", "jvp"):
-            raise ValueError(f"score={self.score!r} needs the whole Jacobian: jacobian='auto', got {self.jacobian!r}")
+        if self.score in ("pinv", "elementwise") and self.jacobian == "jvp":
+            raise ValueError(
+                f"jacobian='jvp' estimates row norms only, and score={self.score!r} needs more: use 'auto'"
+            )
         for name in ("eps", "ridge"):
             require_level(name, getattr(self, name))
         if isinstance(self.draws, bool) or not isinstance(self.draws, int) or self.draws < 1:
@@ -147,17 +152,24 @@ class Soteria(Defense):
 
     def _gain(self, features: _Features, x: Tensor, r: Tensor, generator: torch.Generator) -> Tensor:
         """[B, m]; 0 for features that are 0 in the whole batch, whose columns hold nothing to hide."""
-        live = (r != 0).any(0).nonzero()[:, 0]
-        if self.score == "row" and self.jacobian != "jacrev":
-            exact = self.jacobian == "vjp" or (
-                self.jacobian == "auto" and features.operations(x) * len(live) <= EXACT_UP_TO
-            )
-            found = row_norms(features, x, live) if exact else row_norms_estimated(features, x, self.draws, generator)
-            return found.where((r != 0).any(0), 0.0)
+        alive = (r != 0).any(0)
+        live, way, together = alive.nonzero()[:, 0], self.jacobian, features.that_fit(x)
+        if way == "auto":
+            small = self.score != "row" or features.operations(x) * len(live) <= EXACT_UP_TO
+            way = "vjp" if small else "jvp"
+        if way == "jvp":
+            return estimated_row_norms(features, x, self.draws, together, generator).where(alive, 0.0)
         gain = torch.zeros_like(r)
-        for sample in range(len(x)):  # one at a time: a Jacobian has m x D entries
-            rows = jacobian(features, x[sample])[live]
-            gain[sample, live] = _GAINS[self.score](rows, self.ridge)
+        if self.score == "row" and way == "vjp":
+            for part, gradients in row_gradients(features, x, live, together):
+                gain[:, part] = gradients.norm(dim=2)
+            return gain
+        for sample, image in enumerate(x):  # one at a time: a Jacobian has m x D entries
+            if way == "jacrev":
+                whole = jacrev(lambda x: features(x[None])[0], chunk_size=together)(image).flatten(1)[live]
+            else:
+                whole = torch.cat([part[0] for _, part in row_gradients(features, image[None], live, together)])
+            gain[sample, live] = _GAINS[self.score](whole, self.ridge)
         return gain
 
 
@@ -265,6 +277,10 @@ class _Features:
             )
         return self._seen[0]
 
+    def that_fit(self, x: Tensor) -> int:
+        """Copies of an image to run at once: as many as memory holds, and no more than caches like."""
+        return min(TOGETHER, client.trials_that_fit(self.network, x[:1].detach().clone().requires_grad_()))
+
     def operations(self, x: Tensor) -> float:
         """Floating-point operations of a forward pass over x, and of a backward pass to x about as many."""
         with FlopCounterMode(display=False) as counted, torch.no_grad():
@@ -280,38 +296,29 @@ def _require_linear(model: nn.Module, layer: str) -> None:
         raise ValueError(f"layer={layer!r} {what}: expected a linear layer of this model, one of {', '.join(able)}")
 
 
-def row_norms(features: Callable[[Tensor], Tensor], x: Tensor, rows: Tensor) -> Tensor:
-    """||dr_i/dx_b|| of the features named by `rows` by a batched backward pass, 0 for the others: [B, m].
+def row_gradients(
+    features: Callable[[Tensor], Tensor], x: Tensor, rows: Tensor, together: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """dr_i/dx_b of the features i in `rows` [k] int64, part by part: these features, and their gradients [B, part, D].
 
-    features: maps x [B, C, H, W] to [B, m], each sample by itself. rows: [k] int64.
+    A copy of the images for every feature, and one backward pass through all copies: torch's own batched backward pass
+    runs convolutions one after the other (in torch 2.11), which is no faster than a loop. features: maps [N, C, H, W]
+    to [N, m], each sample by itself. together: copies at once.
     """
-    x = x.detach().requires_grad_()
-    r = features(x)
-    norms = torch.zeros_like(r, requires_grad=False)
-    for part in rows.split(max(1, TOGETHER // len(x))):
-        seeds = r.new_zeros(len(part), *r.shape)
-        seeds[torch.arange(len(part)), :, part] = 1
-        (found,) = torch.autograd.grad(r, x, seeds, retain_graph=True, is_grads_batched=True)
-        norms[:, part] = found.flatten(2).norm(dim=2).T
-    return norms
+    for part in rows.split(max(1, together // len(x))):
+        copies = x.detach().repeat_interleave(len(part), 0).requires_grad_()
+        chosen = features(copies).gather(1, part.repeat(len(x))[:, None])
+        (found,) = torch.autograd.grad(chosen.sum(), copies)
+        yield part, found.view(len(x), len(part), -1)
 
 
-def row_norms_estimated(
-    features: Callable[[Tensor], Tensor], x: Tensor, draws: int, generator: torch.Generator
+def estimated_row_norms(
+    features: Callable[[Tensor], Tensor], x: Tensor, draws: int, together: int, generator: torch.Generator
 ) -> Tensor:
     """An estimate of ||dr_i/dx_b|| from E (J v)_i^2 = ||g_i||^2 over v ~ N(0, 1), forward mode: [B, m]."""
     directions = torch.randn(draws, *x.shape, generator=generator).to(x)
-    moved = vmap(lambda v: jvp(features, (x,), (v,))[1], chunk_size=max(1, TOGETHER // len(x)))(directions)
+    moved = vmap(lambda v: jvp(features, (x,), (v,))[1], chunk_size=max(1, together // len(x)))(directions)
     return moved.square().mean(0).sqrt()
-
-
-def jacobian(features: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """dr/dx of one image [C, H, W], as a matrix [m, D]."""
-    return jacrev(lambda x: features(x[None])[0], chunk_size=TOGETHER)(image).flatten(1)
-
-
-TOGETHER = 128
-"""Rows of the Jacobian, of all samples together, that one batched pass computes."""
 
 
 def _row(rows: Tensor, ridge: float) -> Tensor:
