@@ -17,7 +17,7 @@ from reprolib.attacks import AnalyticRecovery, linear_inputs
 from reprolib.chapter import Chapter
 from reprolib.client import LocalTraining, SharedUpdate, ThreatModel, generator
 from reprolib.data import ImageSet
-from reprolib.defenses import Defense, KeptColumns, Soteria, describe, pruned_features
+from reprolib.defenses import Defense, KeptColumns, Soteria, describe
 from reprolib.models import Ensemble
 
 TOGETHER = 64
@@ -457,8 +457,8 @@ def cost_of_the_truth(
     """What the true image costs three attackers on updates under Soteria: a row an (image, rate), in float64.
 
     defense: its rate is replaced by each of `rates`, in percent. options: LeNet's, for `models.build`.
-    Columns: image, rate, effective_rate, shared (of the squared gradient's sum), floor = 1 - sqrt(shared), and one
-    minus the cosine at the true image for the attackers plain, dropped (without the tensor) and columns (on kept ones).
+    Columns: image, rate, shared (of the squared gradient's sum), floor = 1 - sqrt(shared), and one minus the cosine at
+    the true image for the attackers plain, dropped (without the tensor) and columns (on kept ones).
     Source: sheet `soteria.md`, section 8, test 10.
     """
     x, y = images.batches(1, count, seed=seed)
@@ -480,6 +480,5 @@ def cost_of_the_truth(
             columns[name] = matching.cosine(dummies, reading, torch.arange(count)).detach()
         table = pd.DataFrame({name: values.numpy() for name, values in columns.items()})
         table.insert(1, "rate", rate)
-        table.insert(2, "effective_rate", pruned_features(chosen, model, x, own).effective_rate)
         rows.append(table)
     return pd.concat(rows, ignore_index=True)
