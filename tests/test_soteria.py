@@ -260,9 +260,17 @@ def test_dead_features_take_the_rate_and_a_warning_says_so(eps):  # 8.8
     table = defenses.pruned_features(Soteria(80, eps=eps), model, x)
     # 0.8 x 63 = 50.4: 51 columns, of which 32 are dead
     assert table.to_dict("records") == [
-        {"trial": 0, "features": 64, "dead": 32, "pruned": 51, "pruned_live": 19, "effective_rate": 100 * 19 / 32}
+        {
+            "trial": 0,
+            "rate": 80,
+            "features": 64,
+            "dead": 32,
+            "pruned": 51,
+            "pruned_live": 19,
+            "effective_rate": 100 * 19 / 32,
+        }
     ]
-    assert list(defenses.pruned_features(Soteria(40, eps=eps), model, x).pruned) == [0]
+    assert list(defenses.pruned_features(Soteria(80, eps=eps), model, x, rates=(0, 40, 60)).pruned_live) == [0, 0, 6]
 
 
 def test_without_eps_a_dead_feature_switches_the_defense_off():  # sheet 5.2

@@ -7,8 +7,8 @@ ones. The defense ranks the entries of a linear layer's input and zeroes the mat
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -147,8 +147,7 @@ class Soteria(Defense):
         else:
             gain = self._gain(features, x, r, generator)
             ranked = (gain / ((r if self.signed_denominator else r.abs()) + self.eps)).double().sum(0)
-        threshold = float(np.percentile(ranked.cpu().numpy(), self.pruning_rate))
-        return Selection(r, gain, kept=~(ranked.abs() < threshold))
+        return Selection(r, gain, ranked, self.pruning_rate)
 
     def _gain(self, features: _Features, x: Tensor, r: Tensor, generator: torch.Generator) -> Tensor:
         """[B, m]; 0 for features that are 0 in the whole batch, whose columns hold nothing to hide."""
@@ -188,11 +187,21 @@ class KeptColumns(Soteria):
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """representation, gain: [B, m], the layer's inputs and what the score divides them by. kept: [m], False: zeroed."""
+    """What Soteria measured on a batch, and what it lets go at a rate in percent.
+
+    representation, gain: [B, m], the layer's inputs and what the score divides them by. ranked: [m], q.
+    """
 
     representation: Tensor
     gain: Tensor
-    kept: Tensor
+    ranked: Tensor
+    pruning_rate: float
+
+    @property
+    def kept(self) -> Tensor:
+        """[m], False for the columns that become zero."""
+        threshold = float(np.percentile(self.ranked.cpu().numpy(), self.pruning_rate))
+        return ~(self.ranked.abs() < threshold)
 
     @property
     def live(self) -> int:
@@ -201,25 +210,30 @@ class Selection:
 
     @property
     def dead(self) -> int:
-        return len(self.kept) - self.live
+        return len(self.ranked) - self.live
 
     @property
     def pruned_live(self) -> int:
         return int(((self.representation != 0).any(0) & ~self.kept).sum())
 
 
-def pruned_features(defense: Soteria, model: nn.Module, images: Tensor, seed: int = 0) -> pd.DataFrame:
-    """How much of a rate reaches features that say anything: a row a trial of images [T, B, C, H, W].
+def pruned_features(
+    defense: Soteria, model: nn.Module, images: Tensor, seed: int = 0, rates: Sequence[float] | None = None
+) -> pd.DataFrame:
+    """How much of a rate reaches features that say anything: a row a rate and trial of images [T, B, C, H, W].
 
-    Columns: trial, features, dead, pruned (of all), pruned_live, effective_rate (in percent of the live features).
-    Random numbers are those that `client.share` gives the first client under this seed.
+    rates: in percent, the defense's own when left out. Columns: trial, rate, features, dead, pruned (of all),
+    pruned_live, effective_rate (in percent of the live features). Random numbers are those that `client.share` gives
+    the first client under this seed.
     """
     rows = []
     for trial, own in enumerate(images):
-        chosen = defense.select(model, own, client.generator(seed, trial, client.DEFENSE_STREAM, 0))
-        row = {"trial": trial, "features": len(chosen.kept), "dead": chosen.dead, "pruned": int((~chosen.kept).sum())}
-        row |= {"pruned_live": chosen.pruned_live, "effective_rate": 100 * chosen.pruned_live / max(1, chosen.live)}
-        rows.append(row)
+        measured = defense.select(model, own, client.generator(seed, trial, client.DEFENSE_STREAM, 0))
+        for rate in [defense.pruning_rate] if rates is None else rates:
+            at = replace(measured, pruning_rate=rate)
+            row = {"trial": trial, "rate": rate, "features": len(at.ranked), "dead": at.dead}
+            row |= {"pruned": int((~at.kept).sum()), "pruned_live": at.pruned_live}
+            rows.append(row | {"effective_rate": 100 * at.pruned_live / max(1, at.live)})
     return pd.DataFrame(rows)
 
 
