@@ -24,6 +24,7 @@ from reprolib.defenses.precode import PRECODE, ConvolutionalBottleneckSketch, Co
 from reprolib.defenses.pruning import TopK
 from reprolib.defenses.rescale import Rescale
 from reprolib.defenses.sign import SignCompression
+from reprolib.defenses.soteria import KeptColumns, Soteria, pruned_features
 
 __all__ = [
     "ATS",
@@ -39,15 +40,18 @@ __all__ = [
     "GaussianNoise",
     "GradDefense",
     "IntraInstaHide",
+    "KeptColumns",
     "LaplaceNoise",
     "MixUp",
     "Outpost",
     "PartialPerturbation",
     "Rescale",
     "SignCompression",
+    "Soteria",
     "TopK",
     "build",
     "describe",
+    "pruned_features",
     "reconstruction_bound",
     "statistics",
 ]
@@ -69,6 +73,8 @@ _KNOWN: dict[str, type[Defense]] = {
         ATS,
         MixUp,
         IntraInstaHide,
+        Soteria,
+        KeptColumns,
         PRECODE,
         ConvolutionalBottleneckSketch,
         PartialPerturbation,

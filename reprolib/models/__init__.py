@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from reprolib.atomic import write_atomic
 from reprolib.models.bottleneck import draw_noise, leave_out_penalty, no_noise, noise_shapes, penalty
+from reprolib.models.convbig import ConvBig
 from reprolib.models.convnet import ConvNet
 from reprolib.models.dlg_resnet import DLGResNet20, DLGResNet56
 from reprolib.models.ensemble import Ensemble
@@ -52,6 +53,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "imagenet-resnet50": ImageNetResNet50,
     "dlg-resnet20": DLGResNet20,
     "dlg-resnet56": DLGResNet56,
+    "convbig": ConvBig,
 }
 
 
