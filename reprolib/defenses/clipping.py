@@ -59,9 +59,9 @@ def clipped(gradients: dict[str, Tensor], max_norm: float, scope: Scope = "globa
     squares = {name: g.flatten(1).square().sum(1) for name, g in gradients.items()}
     if scope == "global":
         squares = dict.fromkeys(squares, sum(squares.values()))
-    factors = {
-        # a square root has no slope at zero, and a NaN there would reach every parameter
-        name: (max_norm / square.clamp(min=torch.finfo(square.dtype).tiny).sqrt()).clamp(max=1)
+    limit = max_norm**2
+    factors = {  # the clamp keeps the slope of the square root, and so that of a gradient of zero, finite
+        name: torch.where(square > limit, max_norm / square.clamp(min=limit).sqrt(), 1.0)
         for name, square in squares.items()
     }
     return {name: g * factors[name].view(-1, *[1] * (g.ndim - 1)) for name, g in gradients.items()}
