@@ -17,10 +17,11 @@ DATA    ?= $(REPROLIB_DATA)
 book: .venv/.done
 	.venv/bin/reprolib book --profile $(PROFILE) --device $(DEVICE) --jobs $(JOBS) $(if $(DATA),--data "$(DATA)")
 
-# One thread: the tests' tensors are small, and two threads on a busy machine can be many times slower than one.
+# A process a core, up to four, each with one thread: the tests' tensors are small, and two threads on a busy machine can
+# be many times slower than one.
 test: .venv/.done
 	.venv/bin/ruff check .
-	OMP_NUM_THREADS=1 .venv/bin/pytest
+	OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 serve: .venv/.done
 	@test -f _build/html/index.html || { echo "There is no site yet: make book builds it." >&2; exit 1; }

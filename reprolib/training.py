@@ -48,7 +48,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "lenet-cifar10": Recipe("lenet", 30, 0.02, weight_decay=0.0, augment=False),
-    "convnet16-cifar10": Recipe("convnet", 5, 0.1, {"width": 16}),
+    "convnet16-cifar10": Recipe("convnet", 2, 0.1, {"width": 16}),
     "resnet20-cifar10": Recipe("resnet20", 8, 0.4, {"width": 16}),
     "resnetbn8-cifar10": Recipe("resnetbn8", 8, 0.4, {"width": 16}),
 }

@@ -129,6 +129,7 @@ def test_doctor_says_what_is_here_and_what_it_costs(book, monkeypatch):
         return {"profile": profile, "provenance": {"seconds": seconds, "device": device}}
 
     monkeypatch.setattr(cli, "_speed", lambda: "9 evaluations/s")
+    monkeypatch.setattr(cli.console, "width", 200)  # a narrow terminal would break the lines that are looked for
     results.save(book / "results" / "runs" / "cpu" / "good.json", record("cpu", 95.2, "cpu: A"))
     results.save(book / "results" / "reference" / "good" / "good.json", record("gpu", 210.0, "cuda: B"))
     (book / "results" / "runs" / "smoke").mkdir()
