@@ -83,7 +83,7 @@ def cost(observation, gradients) -> float:
     return float(sum(values.values()).sum())
 
 
-@pytest.mark.parametrize("defense", IDENTITIES, ids=str)
+@pytest.mark.parametrize("defense", IDENTITIES, ids=lambda defense: type(defense).__name__)
 def test_identity_settings_return_the_same_bits_and_draw_nothing(defense):
     gradients, numbers = sample(), torch.Generator().manual_seed(0)
     state = numbers.get_state()
