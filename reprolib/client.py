@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from reprolib import models
 from reprolib.models import Ensemble, fingerprint
 
 if TYPE_CHECKING:  # defenses stand to the left of this file: it calls their hooks and never imports them
@@ -293,16 +294,16 @@ def share(
     threat: what the server knows; default `ThreatModel()`. With "mean of N", each of N clients contributes B / N
     images and its own defense randomness, and the exact batch-norm statistics are averaged like everything else.
     local: None for one gradient of the mean cross-entropy (FedSGD), or the SGD whose weight difference is shared.
-    seed: of the defense's random numbers; trial t's depend on (seed, t) alone.
-    The victim is left as it was, batch-norm buffers included. With batch_norm "exact", the statistics are those of the
-    client's images at the weights that the server sent; "buffers" needs mode "train" and a single step.
+    seed: of the defense's random numbers and of the noise in a bottleneck; trial t's depend on (seed, t) alone.
+    A model that the defense has extended already (`extended`) is taken as it is. The victim is left as it was,
+    batch-norm buffers included. With batch_norm "exact", the statistics are those of the client's images at the weights
+    that the server sent; "buffers" needs mode "train" and a single step.
     Errors: ValueError, before any work, for every input that does not fit these lines.
     """
     threat = ThreatModel() if threat is None else threat
     _check_inputs(model, images, labels, threat, local)
-    generator(seed, 0)  # refuses a bad seed now rather than at the first protected trial
-    if defense is not None:
-        model = defense.extend(model)
+    generator(seed, 0)  # refuses a bad seed before any work
+    model = extended(model, defense)
     victim = worker(model, threat.mode)
     norms = {name: module for name, module in victim.named_modules() if isinstance(module, _BatchNorm)}
     if threat.batch_norm != "none" and not norms:
@@ -317,12 +318,18 @@ def share(
     chunk = trials_that_fit(victim, parts[0][0][0])
     updates, statistics = [], []
     for client, (own_images, own_labels) in enumerate(parts):
-        update = _compute(victim, own_images, own_labels, local, chunk)
+        randoms = [generator(seed, trial, DEFENSE_STREAM, client) for trial in range(len(images))]
+        noise = _noise(victim, own_images.shape[1] * (1 if local is None else local.epochs), randoms)
+        # F.one_hot looks at values and so fails under vmap: the targets are made here
+        targets = F.one_hot(own_labels, model.num_classes).to(own_images.dtype)
         if defense is not None:
-            update = _protect(defense, update, model, own_images, own_labels, seed, client)
+            own_images, targets = _encode(defense, own_images, targets, randoms)
+        update = _compute(victim, own_images, targets, local, chunk, noise)
+        if defense is not None:
+            update = _protect(defense, update, model, own_images, own_labels, randoms)
         updates.append(update)
         if threat.batch_norm in ("exact", "buffers"):
-            statistics.append(_batch_statistics(victim, norms, own_images, chunk))
+            statistics.append(_batch_statistics(victim, norms, own_images, chunk, noise))
 
     if statistics:
         means = _mean([{name: mean for name, (mean, _) in client.items()} for client in statistics])
@@ -342,6 +349,29 @@ def share(
         batch_norm=batch_norm,
         defense=defense if threat.defense_known else None,
     )
+
+
+def extended(model: nn.Module, defense: Defense | None) -> nn.Module:
+    """The model that a client with this defense trains: `defense.extend(model)`, or a model that is that already.
+
+    So a model can be extended, trained, and then shared under the same defense, with its trained weights. Attackers
+    are given the same.
+    """
+    if defense is None or getattr(model, "extended_by", None) == defense:
+        return model
+    larger = defense.extend(model)
+    if larger is not model:
+        larger.extended_by = defense
+    return larger
+
+
+def loss(network: nn.Module, tensors: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
+    """What a client minimises: the mean cross-entropy, plus the penalty of the network's bottlenecks where it has one.
+
+    tensors: what to put in place of the network's own, name -> weights, and a bottleneck's noise. images: [B, C, H, W].
+    labels: [B], or soft ones [B, K].
+    """
+    return F.cross_entropy(functional_call(network, tensors, (images,)), labels) + models.penalty(network)
 
 
 def worker(model: nn.Module, mode: Mode) -> nn.Module:
@@ -388,29 +418,58 @@ class _NormOfTheBatch(_BatchNorm):
         return out * self.weight.view(shape) + self.bias.view(shape)
 
 
+def image_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Each image's own gradient, in evaluation mode: name -> [N, *param]. images: [N, C, H, W], labels: [N] int64.
+
+    Errors: ValueError for a model with a bottleneck, whose gradient depends on the noise that was drawn for it.
+    """
+    if noisy := list(models.noise_shapes(model)):
+        raise ValueError(f"an image's own gradient is not determined: the model draws {noisy}; use another defense")
+    victim = worker(model, "eval")
+    targets = F.one_hot(labels, model.num_classes).to(images.dtype)
+    return _compute(victim, images[:, None], targets[:, None], None, trials_that_fit(victim, images[:1]), {})
+
+
+def _noise(victim: nn.Module, samples: int, randoms: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    """The clients' noise for the victim's bottlenecks, one row a sample that passes: name -> [T, samples, *shape]."""
+    drawn = [models.draw_noise(victim, samples, random) for random in randoms]
+    return {name: torch.stack([own[name] for own in drawn]) for name in drawn[0]}
+
+
 def _compute(
-    victim: nn.Module, images: Tensor, labels: Tensor, local: LocalTraining | None, chunk: int
+    victim: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    local: LocalTraining | None,
+    chunk: int,
+    noise: dict[str, Tensor],
 ) -> dict[str, Tensor]:
-    """Gradients, or weight differences with `local`, of every trial: name -> [T, *param]."""
+    """Gradients, or weight differences with `local`, of every trial: name -> [T, *param]. targets: [T, B, K]."""
     parameters = {name: parameter.detach() for name, parameter in victim.named_parameters()}
-    # F.one_hot looks at values and so fails under vmap: the targets are made here
-    targets = F.one_hot(labels, victim.num_classes).to(images.dtype)
 
-    def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(victim, weights, (x,)), y)
+    def loss_of(weights: dict[str, Tensor], x: Tensor, y: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        return loss(victim, weights | drawn, x, y)
 
-    def gradient(x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        return grad(loss)(parameters, x, y)
+    def gradient(x: Tensor, y: Tensor, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
+        return grad(loss_of)(parameters, x, y, drawn)
 
-    def difference(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def difference(x: Tensor, y: Tensor, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
         weights = parameters
-        for _ in range(local.epochs):
-            for own_x, own_y in zip(x.split(local.batch_size), y.split(local.batch_size), strict=True):
-                step = grad(loss)(weights, own_x, own_y)
+        for epoch in range(local.epochs):
+            for first in range(0, len(x), local.batch_size):
+                mine = slice(first, first + local.batch_size)
+                fresh = {name: values[epoch * len(x) :][: len(x)][mine] for name, values in drawn.items()}
+                step = grad(loss_of)(weights, x[mine], y[mine], fresh)
                 weights = {name: w - local.learning_rate * step[name] for name, w in weights.items()}
         return {name: w - parameters[name] for name, w in weights.items()}
 
-    return vmap(gradient if local is None else difference, chunk_size=chunk)(images, targets)
+    return vmap(gradient if local is None else difference, chunk_size=chunk)(images, targets, noise)
+
+
+def _encode(defense: Defense, images: Tensor, targets: Tensor, random: list[torch.Generator]) -> tuple[Tensor, Tensor]:
+    """What the clients train on, trial by trial."""
+    encoded = [defense.encode(*each) for each in zip(images, targets, random, strict=True)]
+    return tuple(torch.stack(part) for part in zip(*encoded, strict=True))
 
 
 def _protect(
@@ -419,16 +478,13 @@ def _protect(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    seed: int,
-    client: int,
+    randoms: Sequence[torch.Generator],
 ) -> dict[str, Tensor]:
     """The update after the defense, trial by trial: a trial's randomness is its own."""
     protected = []
-    for trial in range(len(images)):
+    for trial, random in enumerate(randoms):
         own = {name: g[trial] for name, g in update.items()}
-        result = defense.protect(
-            own, model, images[trial], labels[trial], generator(seed, trial, DEFENSE_STREAM, client)
-        )
+        result = defense.protect(own, model, images[trial], labels[trial], random)
         if {name: g.shape for name, g in result.items()} != {name: g.shape for name, g in own.items()}:
             raise ValueError(f"{defense!r} returned gradients of other names or shapes than it was given")
         protected.append(result)
@@ -443,16 +499,16 @@ def _mean(clients: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _batch_statistics(
-    victim: nn.Module, norms: dict[str, nn.Module], images: Tensor, chunk: int
+    victim: nn.Module, norms: dict[str, nn.Module], images: Tensor, chunk: int, noise: dict[str, Tensor]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and biased variance of what enters each batch-norm layer: layer -> ([T, C], [T, C])."""
 
-    def statistics(x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        victim(x)
+    def statistics(x: Tensor, drawn: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        functional_call(victim, {name: values[: len(x)] for name, values in drawn.items()}, (x,))
         return dict(seen)
 
     with recorded(victim, norms) as seen, torch.no_grad():
-        return vmap(statistics, chunk_size=chunk)(images)
+        return vmap(statistics, chunk_size=chunk)(images, noise)
 
 
 @contextmanager
@@ -525,7 +581,7 @@ def _tracked(model: nn.Module, images: Tensor) -> dict[str, tuple[nn.Module, int
     for name, module in norms.items():
         module.register_forward_pre_hook(counter(name))  # on a copy, which ends with this call
     with torch.no_grad():
-        network(images)
+        functional_call(network, models.no_noise(network, len(images)), (images,))
     return {name: (module, counts[name]) for name, module in norms.items()}
 
 
@@ -550,7 +606,7 @@ def trials_that_fit(victim: nn.Module, images: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        victim(images)
+        functional_call(victim, models.no_noise(victim, len(images)), (images,))
     # the backward pass holds about as much again, and a trial's own weights and gradients beside it
     trial = 2 * kept + 3 * sum(parameter.nbytes for parameter in victim.parameters())
     return max(1, MEMORY_BUDGET // trial)

@@ -14,12 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reprolib import client, labels, matching, metrics, models, training, utility
-from reprolib.attacks import AnalyticRecovery
+from reprolib.attacks import AnalyticRecovery, linear_inputs
 from reprolib.chapter import Chapter
 from reprolib.client import LocalTraining, SharedUpdate, ThreatModel, generator
 from reprolib.data import ImageSet
-from reprolib.defenses import Defense, describe
+from reprolib.defenses import PRECODE, Counter, Defense, GradDefense, KeptColumns, Soteria, describe
+from reprolib.defenses.graddefense import compensate
+from reprolib.defenses.precode import recovered_noise
 from reprolib.models import Ensemble
+from reprolib.models.bottleneck import kl_bits
 
 TOGETHER = 64
 """Trials attacked at once, and so the size of a part that a killed chapter computes again."""
@@ -144,15 +147,15 @@ def attack_group(
         victim = shipped
         if victim is None:
             victim = models.build(model, classes, tuple(images.shape[2:]), seed=network_seed(seed, network), **options)
-        victim = victim.to(device)
+        # the model that the clients train; the attacker is given the same
+        victim = client.extended(victim.to(device), defense)
         if trained_on is not None:
             utility.train(victim, trained_on, train_steps, TRAINED_AT, seed=network_seed(seed, network))
         mine = slice(i * each, (i + 1) * each)
         x, y = images[mine].to(device), truth[mine].to(device)
         own = network_seed(seed, network)
         updates.append(client.share(victim, x, y, threat=threat, defense=defense, local=local, seed=own))
-        # `share` extends the victim itself; the attacker is given the same extended model
-        victims.append(victim if defense is None else defense.extend(victim))
+        victims.append(victim)
     together, update = victims[0], updates[0]
     if len(victims) > 1:
         together = Ensemble.of(victims, each)
@@ -233,6 +236,158 @@ def follow(
             columns = {"attack": name, "trial": range(trials), "outer": step} | columns
             rows.append(pd.DataFrame(columns | {"image": metrics.mse(shown[:, 0].cpu(), x[:, 0]).numpy()}))
     return found | {"layers": pd.concat(rows, ignore_index=True)}
+
+
+def objective_curves(
+    attack: Any,
+    images: ImageSet,
+    trials: int,
+    steps: Sequence[int],
+    seed: int,
+    device: torch.device,
+    cases: Mapping[str, Defense | None],
+    model: str,
+    **options: Any,
+) -> pd.DataFrame:
+    """The objective of an attack that knows no defense, over its iterations: columns case, iteration, distance.
+
+    A row a (case, step), means over `trials` images under one drawn network, the same for all cases.
+    """
+    rows = []
+    for case, defense in cases.items():
+        network, update = _shared(
+            images, range(trials), 0, seed, device, defense, ThreatModel(labels="known"), model, options
+        )
+        history = attack(network, update, seed=network_seed(seed, 0), snapshots=steps).history
+        distance = history.objective.mean(1).cpu().numpy()
+        rows.append(pd.DataFrame({"case": case, "iteration": history.iterations, "distance": distance}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def noise_at_truth(
+    images: ImageSet, trials: int, seed: int, device: torch.device, defense: PRECODE, model: str, **options: Any
+) -> pd.DataFrame:
+    """What the cosine distance is worth where an attack on PRECODE should end, and where it should not.
+
+    A row a (trial, tensors, image, noise), in column `distance`: at the true image and at one of uniform noise; over
+    all tensors and over those upstream of the bottleneck; under the client's noise, fresh noise and none. The KL term
+    is left out, as the unchanged attack does. Trials are the first of `attack_networks` with one image a network.
+    options: for `models.build`. Source: sheet `precode.md`, sections 4.2 and 4.3.
+    """
+    rows, told = [], ThreatModel(labels="known", defense_known=True)
+    for trial in range(trials):
+        network, update = _shared(images, [trial], trial, seed, device, defense, told, model, options)
+        worker = client.worker(network, "eval")
+        models.leave_out_penalty(worker)
+        true = images.batches(1, trials, seed=seed)[0][trial, None].to(device)
+        uniform = torch.rand(true.shape, generator=generator(seed, trial)).to(true)
+        soft = F.one_hot(update.labels, images.num_classes).to(true.dtype)
+        for tensors in ("all", "upstream"):
+            for noise, name in (("recovered", "the client's"), ("fixed", "fresh"), ("zero", "none")):
+                reading = replace(defense, against=Counter(tensors, noise)).counter(network, update)
+                for image, pixels in (("true", true), ("random", uniform)):
+                    dummies = matching.dummy_gradients(worker, pixels, soft, noise=reading.noise)
+                    distance = matching.cosine(
+                        dummies, reading, torch.zeros(1, dtype=torch.int64, device=device)
+                    ).item()
+                    rows.append((trial, tensors, image, name, distance))
+    return pd.DataFrame(rows, columns=["trial", "tensors", "image", "noise", "distance"])
+
+
+def noise_by_layer(
+    images: ImageSet, trials: int, seed: int, device: torch.device, defense: PRECODE, model: str, **options: Any
+) -> pd.DataFrame:
+    """How much each parameter's gradient depends on a bottleneck's noise: a row a (trial, parameter).
+
+    Columns: share, of the gradient's squared length; cosine, between the gradients of one image under two draws. Trials
+    as `noise_at_truth`'s. Source: sheet `precode.md`, section 4.2.
+    """
+    rows = []
+    for trial in range(trials):
+        drawn = [
+            _shared(images, [trial], trial, seed, device, defense, ThreatModel(), model, options, draw)[1].gradients
+            for draw in (0, 1)
+        ]
+        whole = sum(g.square().sum() for g in drawn[0].values())
+        for name, first in drawn[0].items():
+            cosine = F.cosine_similarity(first.flatten(), drawn[1][name].flatten(), dim=0).item()
+            rows.append((trial, name, (first.square().sum() / whole).item(), cosine))
+    return pd.DataFrame(rows, columns=["trial", "parameter", "share", "cosine"])
+
+
+def closed_form(
+    images: ImageSet, trials: int, seed: int, device: torch.device, defense: PRECODE, model: str, **options: Any
+) -> pd.DataFrame:
+    """What PRECODE gives away without any search, from single images: a row an image. Trials as `noise_at_truth`'s.
+
+    Columns: noise, the largest error of the client's noise as an attacker recovers it; label, whether it was read; for
+    the `mlp` also image, the largest error of a pixel that `attacks.AnalyticRecovery` leaves.
+    """
+    x, y = images.batches(1, trials, seed=seed)
+    rows = []
+    for trial in range(trials):
+        network, update = _shared(images, [trial], trial, seed, device, defense, ThreatModel(), model, options)
+        own = generator(network_seed(seed, trial), 0, client.DEFENSE_STREAM, 0)
+        (drawn,) = models.draw_noise(network, 1, own).values()
+        row = {"noise": (recovered_noise(network, update) - drawn).abs().max().item()}
+        row["label"] = bool(labels.of_update(update).cpu() == y[trial])
+        if model == "mlp":
+            row["image"] = (AnalyticRecovery()(network, update).raw.cpu() - x[trial]).abs().max().item()
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _shared(
+    images: ImageSet,
+    trials: Sequence[int],
+    network: int,
+    seed: int,
+    device: torch.device,
+    defense: Defense | None,
+    threat: ThreatModel,
+    model: str,
+    options: Mapping[str, Any],
+    draw: int = 0,
+) -> tuple[torch.nn.Module, SharedUpdate]:
+    """The network of that number as its clients train it, and what they share of single images under draw `draw`."""
+    x, y = (part[list(trials)].to(device) for part in images.batches(1, max(trials) + 1, seed=seed))
+    own = network_seed(seed, network)
+    victim = models.build(model, images.num_classes, images.image_shape, seed=own, **options).to(device)
+    victim = client.extended(victim, defense)
+    return victim, client.share(victim, x, y, threat=threat, defense=defense, seed=own + 50_000 * draw)
+
+
+def noise_after_training(
+    images: ImageSet,
+    train_images: ImageSet,
+    steps: Sequence[int],
+    seed: int,
+    device: torch.device,
+    defense: PRECODE,
+    model: str,
+    **options: Any,
+) -> pd.DataFrame:
+    """What training does to a bottleneck: a row a number of steps, of the networks that `attack_networks` trains.
+
+    Columns: steps, accuracy, std and mean (of the sample, over `images`: the mean std and the mean |mu|), bits (of the
+    divergence, for one image).
+    """
+    rows, codes, own = [], [], network_seed(seed, 0)
+
+    def note(layer: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        codes.append(layer.encode(inputs[0]))
+
+    for count in steps:
+        victim = models.build(model, images.num_classes, images.image_shape, seed=own, **options).to(device)
+        network = client.extended(victim, defense)
+        utility.train(network, train_images, count, TRAINED_AT, seed=own)
+        codes.clear()
+        network.bottleneck.register_forward_pre_hook(note)
+        row = {"steps": count, "accuracy": utility.accuracy(network, images)}
+        mu, std = (torch.cat(parts) for parts in zip(*codes, strict=True))
+        row |= {"std": std.mean().item(), "mean": mu.abs().mean().item(), "bits": kl_bits(mu, std).mean().item()}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def read_labels(
@@ -389,19 +544,29 @@ def _batch_of(images: ImageSet, size: int, random: torch.Generator, distinct: bo
 
 
 def trace(
-    attack: Any, images: ImageSet, trials: int, steps: Sequence[int], seed: int, device: torch.device, **options: Any
+    attack: Any,
+    images: ImageSet,
+    trials: int,
+    steps: Sequence[int],
+    seed: int,
+    device: torch.device,
+    *,
+    threat: ThreatModel | None = None,
+    defense: Defense | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Watch an attack that is given the labels, on `trials` images under one drawn LeNet.
+    """Watch an attack on `trials` images under one drawn LeNet.
 
-    steps: iterations to look at; 0 is the start. options: LeNet's, for `models.build`. Returns "images" [S, C, H, W] of
-    the image with most contrast and "truth" [C, H, W]; and "rows": a row a (trial, iteration) with the PSNR and the
-    distance that the attack minimises.
+    steps: iterations to look at; 0 is the start. threat: what the attacker knows, the labels when left out. options:
+    LeNet's, for `models.build`. Returns "images" [S, C, H, W] of the image with most contrast and "truth" [C, H, W];
+    and "rows": a row a (trial, iteration) with the PSNR and the distance that the attack minimises.
     """
     x, y = images.batches(1, trials, seed=seed)
     richest = int(x.flatten(1).std(1).argmax())
     own = network_seed(seed, 0)
     model = models.build("lenet", images.num_classes, images.image_shape, seed=own, **options).to(device)
-    update = client.share(model, x.to(device), y.to(device), threat=ThreatModel(labels="known"))
+    threat = threat or ThreatModel(labels="known")
+    update = client.share(model, x.to(device), y.to(device), threat=threat, defense=defense, seed=own)
     history = replace(attack, iterations=max(steps))(model, update, seed=own, snapshots=steps).history
     rows = []
     for step, shown, distance in zip(history.iterations, history.images.cpu(), history.objective.cpu(), strict=True):
@@ -438,3 +603,139 @@ def read_first_layer(
             found[f"batch {size} truth"] = x.flatten(0, 1)[:SHOWN]
             found[f"batch {size} read"] = result.images.flatten(0, 1)[:SHOWN]
     return found | {"rows": pd.concat(rows, ignore_index=True)}
+
+
+def denoised(
+    model: torch.nn.Module, images: ImageSet, defense: GradDefense, clients: int, size: int, seed: int
+) -> pd.DataFrame:
+    """What the server's denoising makes of GradDefense's noise in the mean of clients' updates: a row a tensor.
+
+    Columns: tensor; before, and after, the denoising, the Euclidean distance to the mean of the clean updates; after
+    with the noise's variance in a mean ("fixed"), and with the one that the released demo computes ("official"),
+    clients^2 times as large. Each client has `size` images. Source: sheet `defenses.md`, section 5, GradDefense 4.
+    """
+    x, y = images.batches(size, clients, seed=seed)
+    clean, noisy = (client.share(model, x, y, defense=d, seed=seed).gradients for d in (None, defense))
+    clean, noisy = ({name: g.mean(0) for name, g in gradients.items()} for gradients in (clean, noisy))
+    variance = defense.noise_variance([1 / clients] * clients)
+    cleaned = {"fixed": compensate(noisy, variance), "official": compensate(noisy, clients**2 * variance)}
+    rows = []
+    for name, g in clean.items():
+        row = {"tensor": name, "before": (noisy[name] - g).norm().item()}
+        rows.append(row | {way: (found[name] - g).norm().item() for way, found in cleaned.items()})
+    return pd.DataFrame(rows)
+
+
+def without_noise(
+    images: ImageSet, defense: GradDefense, networks: int, attack: Any, seed: int, pool: ImageSet, **options: Any
+) -> pd.DataFrame:
+    """The scores of an attack by somebody who knows the seed of GradDefense's noise: a drawn network for each image."""
+    x, y = images.batches(1, networks, seed=seed)
+    victims, updates = [], []
+    for k in range(networks):
+        own = network_seed(seed, k)
+        victim = models.build("lenet", images.num_classes, images.image_shape, seed=own, **options)
+        update = client.share(
+            victim, x[k, None], y[k, None], threat=ThreatModel(labels="known"), defense=defense, seed=own
+        )
+        updates.append(replace(update, gradients=defense.without_noise(update, victim, own)))
+        victims.append(victim)
+    together = Ensemble.of(victims, 1)
+    reconstruction = attack(together, SharedUpdate.join(updates, together), seed=network_seed(seed, 0))
+    return metrics.score(reconstruction, x, y, pool)
+
+
+def attack_encoded(
+    attack: Any,
+    images: ImageSet,
+    defense: Defense | None,
+    networks: int,
+    seed: int,
+    pool: ImageSet,
+    threat: ThreatModel,
+    **options: Any,
+) -> pd.DataFrame:
+    """The scores of an attack on clients that alter their data, against what they trained on: a network an image.
+
+    The last column, `original_identified`, is whether the reconstruction identifies the image that was altered.
+    options: LeNet's, for `models.build`.
+    """
+    x, y = images.batches(1, networks, seed=seed)
+    victims, updates, encoded = [], [], []
+    for k in range(networks):
+        own = network_seed(seed, k)
+        victims.append(models.build("lenet", images.num_classes, images.image_shape, seed=own, **options))
+        updates.append(client.share(victims[k], x[k, None], y[k, None], threat=threat, defense=defense, seed=own))
+        targets = F.one_hot(y[k], images.num_classes).float()
+        random = generator(own, 0, client.DEFENSE_STREAM, 0)  # as `share` does for its first trial
+        encoded.append(x[k] if defense is None else defense.encode(x[k], targets, random)[0])
+    together = Ensemble.of(victims, 1)
+    reconstruction = attack(together, SharedUpdate.join(updates, together), seed=network_seed(seed, 0))
+    scores = metrics.score(reconstruction, torch.stack(encoded), y, pool)
+    scores["original_identified"] = metrics.score(reconstruction, x, y, pool).identified
+    return scores
+
+
+def examine_soteria(images: ImageSet, count: int, defense: Soteria, seed: int) -> pd.DataFrame:
+    """What an update under Soteria gives away without any search, and what the defense leaves as it is: a row an image.
+
+    Columns: repeats, whether clients with other random numbers share the same bits; untouched, whether all but whole
+    columns of the head's weight gradient is the true gradient; feature_error, the largest of a shared feature read in
+    closed form; label, whether the bias rule reads it; mlp_error, the largest of a pixel read off an MLP's first layer.
+    """
+    x, y = images.batches(1, count, seed=seed)
+    size, own = (images.num_classes, images.image_shape), network_seed(seed, 0)
+    options = {"init": "default", "normalize": training.CIFAR10}
+    model = models.build("lenet", *size, seed=own, **options)
+    clean = client.share(model, x, y).gradients
+    update, again = (client.share(model, x, y, defense=defense, seed=own + i) for i in range(2))
+    weight, name = update.gradients["head.weight"], "head.weight"
+    kept = (weight != 0).any(1, keepdim=True)
+    same = [torch.eq(g, again.gradients[key]).flatten(1).all(1) for key, g in update.gradients.items()]
+    true = [torch.eq(g, clean[key]).flatten(1).all(1) for key, g in update.gradients.items() if key != name]
+    true.append((weight == clean[name] * kept).flatten(1).all(1))
+    read = linear_inputs(weight, update.gradients["head.bias"], "largest")
+    features = models.penultimate(model, x[:, 0])
+    mlp = models.build("mlp", *size, seed=own, width=1024, activation="relu", normalize=training.CIFAR10)
+    pixels = AnalyticRecovery()(mlp, client.share(mlp, x, y, defense=defense, seed=own)).raw
+    columns = {
+        "repeats": torch.stack(same).all(0),
+        "untouched": torch.stack(true).all(0),
+        "feature_error": ((read - features).abs() * kept[:, 0]).amax(1),
+        "label": labels.from_update(update, "bias") == y[:, 0],
+        "mlp_error": (pixels - x).abs().flatten(1).amax(1),
+    }
+    return pd.DataFrame({key: values.numpy() for key, values in columns.items()})
+
+
+def cost_of_the_truth(
+    images: ImageSet, count: int, rates: Sequence[float], seed: int, defense: Soteria, **options: Any
+) -> pd.DataFrame:
+    """What the true image costs three attackers on updates under Soteria: a row an (image, rate), in float64.
+
+    defense: its rate is replaced by each of `rates`, in percent. options: LeNet's, for `models.build`.
+    Columns: image, rate, shared (of the squared gradient's sum), floor = 1 - sqrt(shared), and one minus the cosine at
+    the true image for the attackers plain, dropped (without the tensor) and columns (on kept ones).
+    Source: sheet `soteria.md`, section 8, test 10.
+    """
+    x, y = images.batches(1, count, seed=seed)
+    x, own = x.double(), network_seed(seed, 0)
+    model = models.build("lenet", images.num_classes, images.image_shape, seed=own, **options).double()
+    soft = F.one_hot(y, images.num_classes).double()
+    dummies = matching.dummy_gradients(client.worker(model, "eval"), x, soft)
+    whole = sum(g.flatten(1).square().sum(1) for g in client.share(model, x, y).gradients.values())
+    rows = []
+    for rate in rates:
+        chosen = replace(defense, pruning_rate=rate)
+        update = client.share(model, x, y, defense=chosen, seed=own)
+        shared = sum(g.flatten(1).square().sum(1) for g in update.gradients.values()) / whole
+        known = KeptColumns(**vars(chosen))
+        readings = {"plain": matching.Observation(update.gradients), "dropped": chosen.counter(model, update)}
+        readings["columns"] = known.counter(model, update)
+        columns = {"image": torch.arange(count), "shared": shared, "floor": 1 - shared.sqrt()}
+        for name, reading in readings.items():
+            columns[name] = matching.cosine(dummies, reading, torch.arange(count)).detach()
+        table = pd.DataFrame({name: values.numpy() for name, values in columns.items()})
+        table.insert(1, "rate", rate)
+        rows.append(table)
+    return pd.concat(rows, ignore_index=True)

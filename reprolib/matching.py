@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
-from reprolib import client
+from reprolib import client, models
 from reprolib.models import Ensemble
 
 RECOMPUTED_FROM = 20
@@ -28,18 +27,40 @@ class Observation:
     A difference r between a dummy gradient and `target` costs `weight * rho(max(0, |r| - slack))`, where rho is the
     square for Gaussian noise (and for none) and the absolute value for Laplacian noise. This one form holds a mask
     (weight 0), a pruned entry known only to be small (target 0, slack = smallest kept magnitude), a quantiser's box
-    (slack = half a step) and the law of a noise.
+    (slack = half a step) and the law of a noise. A pruned entry that is either small or large costs nothing from
+    `beyond` on either: the excess over `slack` is then no more than what is missing to `beyond`.
 
-    target: name -> [T, *param]. weight, slack: name -> tensor broadcastable to the target's, or None for 1 and 0.
-    noise_std: the standard deviation of additive noise the attacker allows for; it sets the weight of its image prior.
+    What a defense computes from the gradient, the attacker computes from its dummy gradients before it compares them:
+    `of_each_image` of the gradient of every dummy image, before their mean (per-sample clipping), then `of_the_mean`
+    of the mean, beside the targets of the same trials (clipping, signs, a factor). `as_shared` applies the latter.
+
+    target: name -> [T, *param]. weight, slack, beyond: name -> tensor broadcastable to the target's, or None for 1, 0
+    and infinity. noise_std: the standard deviation of additive noise the attacker allows for; it sets the weight of its
+    image prior. of_each_image: name -> [N, *param] to the same; of_the_mean: that, and the targets, to the same.
+
+    What the attacker puts in place of the client's noise where the model has a bottleneck: noise is "resample" (drawn
+    anew at every pass, the model as it was sent), "joint" (optimised with the images) or its values, buffer name ->
+    [T, B, *shape]. draws: passes whose gradients are averaged. penalty: its loss has the bottleneck's penalty too.
     Source: design section 2 (contracts), sheet `defenses.md` section 7.
     """
 
     target: dict[str, Tensor]
     weight: dict[str, Tensor] | None = None
     slack: dict[str, Tensor] | None = None
+    beyond: dict[str, Tensor] | None = None
     law: Literal["gaussian", "laplace"] = "gaussian"
     noise_std: float = 0.0
+    of_each_image: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    of_the_mean: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]] | None = None
+    noise: dict[str, Tensor] | Literal["resample", "joint"] = "resample"
+    draws: int = 1
+    penalty: bool = False
+
+    def as_shared(self, gradients: dict[str, Tensor], trials: Tensor) -> dict[str, Tensor]:
+        """Dummy gradients (name -> [R, *param]) of the named trials as the defense would have made them."""
+        if self.of_the_mean is None:
+            return gradients
+        return self.of_the_mean(gradients, {name: _rows(target, trials) for name, target in self.target.items()})
 
     def select(self, trials: Tensor) -> Observation:
         """The observation of the chosen trials, in their order."""
@@ -52,6 +73,8 @@ class Observation:
             target={n: t[trials] for n, t in self.target.items()},
             weight=chosen(self.weight),
             slack=chosen(self.slack),
+            beyond=chosen(self.beyond),
+            noise=self.noise if isinstance(self.noise, str) else {n: v[trials] for n, v in self.noise.items()},
         )
 
 
@@ -60,14 +83,17 @@ class Matching:
     """The gradient-matching objective of T trials, ready for an optimiser over the trial axis.
 
     D(x', y') = sum over parameters of weight * rho(max(0, |dl(F(x'), y')/dW - target| - slack)): a sum and not a mean,
-    without a factor, because L-BFGS's thresholds are absolute (DLG, equation 4; sheet `dlg.md`, 4.1). To it comes
+    without a factor, because L-BFGS's thresholds are absolute (DLG, equation 4; sheet `dlg.md`, 4.1). Where the
+    observation says so, the dummy gradients are defended first, image by image and as a whole. To D comes
     `prior(x', trials) [R]`, where the attacker has one, and `statistics`, a penalty [R] on what enters the batch-norm
     layers `layers` (layer -> (mean [R, C], biased variance [R, C]), and the trials).
 
     `parts(x [R, N], trials [R])` cuts the optimiser's rows into images [R, B, C, H, W] and soft labels [R, B, K];
     it must be differentiable. mode: how the victim's batch norm runs, as in `client.ThreatModel`. model: one victim for
     all trials, or an ensemble with one for each. compare: `distance` (when left out) or `cosine`. local: the client's
-    training, where the observation is the average gradient along its steps.
+    training, where the observation is the average gradient along its steps. noise: rows of x and their trials -> the
+    noise for the model's bottlenecks, one dictionary a pass to average over (`dummy_noise`, `draw_noise`).
+    Errors: ValueError for a model with a bottleneck and no noise for it, or with several local steps.
     """
 
     model: nn.Module | Ensemble
@@ -79,12 +105,25 @@ class Matching:
     local: client.LocalTraining | None = None
     layers: tuple[str, ...] = ()
     statistics: Callable[[dict[str, tuple[Tensor, Tensor]], Tensor], Tensor] | None = None
+    noise: Callable[[Tensor, Tensor], Sequence[dict[str, Tensor]]] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.model, Ensemble):
-            worker = replace(self.model, skeleton=client.worker(self.model.skeleton, self.mode))
-        else:
-            worker = client.worker(self.model, self.mode)
+        network = client.worker(self.model.skeleton if isinstance(self.model, Ensemble) else self.model, self.mode)
+        if wanted := list(models.noise_shapes(network)):
+            if self.noise is None:
+                raise ValueError(f"the model's bottleneck needs noise={wanted}: give Matching a source of it")
+            if self.local is not None:
+                raise ValueError("a model with a bottleneck is matched by a single gradient, not along local steps")
+            if self.observation.of_each_image is not None:
+                raise ValueError("a model with a bottleneck is matched by the gradient of the batch, not of each image")
+            if not self.observation.penalty:
+                models.leave_out_penalty(network)
+        if self.observation.of_each_image is not None and (self.local is not None or self.statistics is not None):
+            raise ValueError(
+                "the defense changes the gradient of each image, which is matched without local steps and without "
+                "batch-norm statistics: leave `local` or the statistics out"
+            )
+        worker = replace(self.model, skeleton=network) if isinstance(self.model, Ensemble) else network
         object.__setattr__(self, "_worker", worker)
         object.__setattr__(self, "_size", [])
 
@@ -103,6 +142,7 @@ class Matching:
             network = self._worker.skeleton if isinstance(self._worker, Ensemble) else self._worker
             steps = 1 if self.local is None else self.local.steps(images.shape[1])
             kept = steps if steps < RECOMPUTED_FROM else 1
+            kept *= images.shape[1] if self.observation.of_each_image else 1
             fit = client.trials_that_fit(network, images[0].detach()) // (2 * kept)
             self._size.append(max(1, min(BLOCK[x.device.type], fit)))
         return self._size[0]
@@ -111,11 +151,16 @@ class Matching:
         x = x.detach().requires_grad_()
         images, soft_labels = self.parts(x, trials)
         worker = self._worker.select(trials) if isinstance(self._worker, Ensemble) else self._worker
-        if self.statistics is None:
-            gradients, penalty = dummy_gradients(worker, images, soft_labels, self.local), 0.0
+        passes, penalty = [{}] if self.noise is None else self.noise(x, trials), 0.0
+        if self.observation.of_each_image is not None:
+            of_each_image = self.observation.of_each_image
+            gradients = dummy_gradients_of_images(worker, images, soft_labels, of_each_image)
+        elif self.statistics is None:
+            gradients = _average([dummy_gradients(worker, images, soft_labels, self.local, drawn) for drawn in passes])
         else:
-            gradients, seen = dummy_gradients_and_statistics(worker, images, soft_labels, self.layers)
+            gradients, seen = dummy_gradients_and_statistics(worker, images, soft_labels, self.layers, passes[0])
             penalty = self.statistics(seen, trials)
+        gradients = self.observation.as_shared(gradients, trials)
         value = (self.compare or distance)(gradients, self.observation, trials) + penalty
         if self.prior is not None:
             value = value + self.prior(images, trials)
@@ -123,33 +168,74 @@ class Matching:
         return value.detach(), gradient
 
 
+def dummy_noise(
+    model: nn.Module | Ensemble, observation: Observation, streams: Sequence[torch.Generator], batch: int
+) -> Callable[[Tensor, Tensor], list[dict[str, Tensor]]] | None:
+    """The noise that the observation asks for in the model's bottlenecks; None for a model without one.
+
+    streams: a generator a trial, so that what a trial draws does not depend on the others. batch: images a trial.
+    Errors: ValueError for noise that is to be optimised with the images: only the attack can do that.
+    """
+    network = model.skeleton if isinstance(model, Ensemble) else model
+    if not models.noise_shapes(network):
+        return None
+    if not isinstance(observation.noise, str):
+        return lambda _, trials: [{name: values[trials] for name, values in observation.noise.items()}]
+    if observation.noise != "resample":
+        raise ValueError(
+            f"noise={observation.noise!r} is optimised with the images, which this attack does not do: use "
+            "attacks.InvertingGradients"
+        )
+
+    def draw(_: Tensor, trials: Tensor) -> list[dict[str, Tensor]]:
+        passes = []
+        for _ in range(observation.draws):
+            drawn = [models.draw_noise(network, batch, streams[trial]) for trial in trials.tolist()]
+            passes.append({name: torch.stack([own[name] for own in drawn]) for name in drawn[0]})
+        return passes
+
+    return draw
+
+
+def _average(passes: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    if len(passes) == 1:
+        return passes[0]
+    return {name: sum(gradients[name] for gradients in passes) / len(passes) for name in passes[0]}
+
+
 def dummy_gradients(
-    worker: nn.Module | Ensemble, images: Tensor, soft_labels: Tensor, local: client.LocalTraining | None = None
+    worker: nn.Module | Ensemble,
+    images: Tensor,
+    soft_labels: Tensor,
+    local: client.LocalTraining | None = None,
+    noise: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The gradients that dummy batches would have shared: name -> [R, *param], differentiable in both arguments.
 
     images: [R, B, C, H, W]. soft_labels: [R, B, K]. The loss is the mean of -sum_k y_k log softmax(z)_k. local: the
     average gradient along these SGD steps instead, a sum of gradients and so free of the cancellation in w_S - w_0.
+    noise: for the network's bottlenecks, buffer name -> [R, B, *shape], differentiable as well.
     One trial alone takes plain autograd, which is the faster path there; more share one `vmap`, over the weights too
     where each trial has its own (an ensemble of R trials).
     """
     network, weights, axis = _weights(worker)
+    noise = noise or {}
     if len(images) == 1 and axis is None and local is None:
         parameters = dict(network.named_parameters())
-        loss = F.cross_entropy(network(images[0]), soft_labels[0])
+        loss = client.loss(network, {name: values[0] for name, values in noise.items()}, images[0], soft_labels[0])
         gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
         return {name: g[None] for name, g in zip(parameters, gradients, strict=True)}
 
-    def loss_of(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(network, weights, (x,)), y)
+    def loss_of(weights: dict[str, Tensor], x: Tensor, y: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        return client.loss(network, weights | drawn, x, y)
 
     if local is None:
-        return vmap(grad(loss_of), in_dims=(axis, 0, 0))(weights, images, soft_labels)
+        return vmap(grad(loss_of), in_dims=(axis, 0, 0, 0))(weights, images, soft_labels, noise)
 
     names, steps = list(weights), local.steps(images.shape[1])
 
     def step(axis: int | None, x: Tensor, y: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-        gradients = vmap(grad(loss_of), in_dims=(axis, 0, 0))(dict(zip(names, values, strict=True)), x, y)
+        gradients = vmap(grad(loss_of), in_dims=(axis, 0, 0, None))(dict(zip(names, values, strict=True)), x, y, {})
         return tuple(gradients[name] for name in names)
 
     total = dict.fromkeys(names, 0.0)
@@ -164,17 +250,38 @@ def dummy_gradients(
     return total
 
 
+def dummy_gradients_of_images(
+    worker: nn.Module | Ensemble,
+    images: Tensor,
+    soft_labels: Tensor,
+    of_each_image: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """The mean, over a dummy batch, of what `of_each_image` makes of its images' own gradients: name -> [R, *param]."""
+    trials, size = images.shape[:2]
+    if isinstance(worker, Ensemble):
+        worker = worker.select(torch.arange(trials, device=worker.index.device).repeat_interleave(size))
+    alone = dummy_gradients(worker, images.flatten(0, 1)[:, None], soft_labels.flatten(0, 1)[:, None])
+    return {name: g.view(trials, size, *g.shape[1:]).mean(1) for name, g in of_each_image(alone).items()}
+
+
 def dummy_gradients_and_statistics(
-    worker: nn.Module | Ensemble, images: Tensor, soft_labels: Tensor, layers: tuple[str, ...]
+    worker: nn.Module | Ensemble,
+    images: Tensor,
+    soft_labels: Tensor,
+    layers: tuple[str, ...],
+    noise: dict[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
     """`dummy_gradients`, and the mean and biased variance [R, C] of what enters the named layers in the same pass."""
     network, weights, axis = _weights(worker)
 
-    def loss_of(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        return F.cross_entropy(functional_call(network, weights, (x,)), y), dict(seen)
+    def loss_of(
+        weights: dict[str, Tensor], x: Tensor, y: Tensor, drawn: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        return client.loss(network, weights | drawn, x, y), dict(seen)
 
     with client.recorded(network, layers) as seen:
-        return vmap(grad(loss_of, has_aux=True), in_dims=(axis, 0, 0))(weights, images, soft_labels)
+        found = grad(loss_of, has_aux=True)
+        return vmap(found, in_dims=(axis, 0, 0, 0))(weights, images, soft_labels, noise or {})
 
 
 def _weights(worker: nn.Module | Ensemble) -> tuple[nn.Module, dict[str, Tensor], int | None]:
@@ -252,7 +359,10 @@ def per_parameter(gradients: dict[str, Tensor], observation: Observation, trials
 def _penalty(name: str, gradient: Tensor, observation: Observation, trials: Tensor) -> Tensor:
     residual = gradient - _rows(observation.target[name], trials)
     if observation.slack is not None and name in observation.slack:
-        residual = (residual.abs() - _rows(observation.slack[name], trials)).clamp(min=0)
+        excess = residual.abs() - _rows(observation.slack[name], trials)
+        if observation.beyond is not None and name in observation.beyond:
+            excess = torch.minimum(excess, _rows(observation.beyond[name], trials) - residual.abs())
+        residual = excess.clamp(min=0)
     if observation.law == "laplace":
         # |r|, rounded off below a hundredth of the noise so that curvature exists for L-BFGS
         corner = 0.01 * observation.noise_std

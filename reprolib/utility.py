@@ -8,8 +8,9 @@ from dataclasses import replace
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch.func import functional_call
 
-from reprolib import models
+from reprolib import client, models
 from reprolib.client import generator
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense, describe
@@ -24,27 +25,36 @@ def train(
     batch_size: int = 64,
     momentum: float = 0.9,
     defense: Defense | None = None,
+    error_feedback: bool = False,
     seed: int = 0,
 ) -> torch.nn.Module:
     """Train a model in place by SGD, the defense applied to every step's gradient as to one client's update.
 
-    Batches are drawn with replacement from (seed, step); the defense's numbers come from (seed, step, 1). A gradient
-    that is no longer finite ends the training. Returns the model in evaluation mode. Source: DLG, Table 3 (training
-    with the defense on every update).
+    error_feedback: what the defense withholds from a step's gradient is added to the next one's (`defenses.md`, 4.3).
+    Batches are drawn with replacement from (seed, step); the defense's numbers come from (seed, step, 1), as does the
+    noise of a model that it has extended (`client.extended`). A gradient that is no longer finite ends the training.
+    Returns the model in evaluation mode. Source: DLG, Table 3 (training with the defense on every update).
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum)
     model.train()
+    withheld = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for step in range(steps):
         index = torch.randint(len(images), (batch_size,), generator=generator(seed, step))
         x, y = images.images[index].to(device), images.labels[index].to(device)
         optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
+        targets, random = F.one_hot(y, model.num_classes).to(x.dtype), generator(seed, step, 1)
+        noise = models.draw_noise(model, batch_size, random)
         if defense is not None:
-            gradients = {name: p.grad for name, p in model.named_parameters()}
-            shared = defense.protect(gradients, model, x, y, generator(seed, step, 1))
+            x, targets = defense.encode(x, targets, random)
+        client.loss(model, noise, x, targets).backward()
+        if defense is not None:
+            gradients = {name: p.grad + withheld[name] for name, p in model.named_parameters()}
+            shared = defense.protect(gradients, model, x, y, random)
             for name, p in model.named_parameters():
                 p.grad = shared[name]
+                if error_feedback:
+                    withheld[name] = gradients[name] - shared[name]
         if not all(p.grad.isfinite().all() for p in model.parameters()):
             break
         optimizer.step()
@@ -52,12 +62,15 @@ def train(
 
 
 def accuracy(model: torch.nn.Module, images: ImageSet) -> float:
-    """The share of images classified correctly, in evaluation mode; NaN outputs are wrong."""
+    """The share of images classified correctly, in evaluation mode; NaN outputs are wrong.
+
+    A bottleneck samples here as in training, the same noise for every model.
+    """
     device = next(model.parameters()).device
-    right = []
+    right, random = [], generator(0, 0)
     with torch.no_grad():
         for x, y in zip(images.images.split(500), images.labels.split(500), strict=True):
-            logits = model(x.to(device)).cpu()
+            logits = functional_call(model, models.draw_noise(model, len(x), random), (x.to(device),)).cpu()
             right.append((logits.argmax(1) == y) & logits.isfinite().all(1))
     return torch.cat(right).double().mean().item()
 
@@ -69,21 +82,29 @@ def with_defense(
     steps: int,
     seeds: int,
     learning_rates: Sequence[float] = (0.003, 0.01, 0.03),
+    error_feedback: bool = False,
     seed: int = 0,
+    *,
+    model: str = "lenet",
+    activation: str = "relu",
+    init: str = "default",
+    **options: object,
 ) -> pd.DataFrame:
-    """Accuracy of a ReLU LeNet (default initialisation) trained under a defense: a row a seed.
+    """Accuracy of a model, by default a ReLU LeNet, trained under a defense: a row a seed.
 
     The learning rate is chosen for each defense by the accuracy on the last tenth of the training images, which no
-    model trains on. Columns: defense, seed, learning_rate, accuracy. Source: DLG, Table 3; sheet `defenses.md`, 6.
+    model trains on. error_feedback: as for `train`. model to options: for `models.build`.
+    Columns: defense, seed, learning_rate, accuracy. Source: DLG, Table 3; sheet `defenses.md`, 6.
     """
     held_out = max(1, len(train_images) // 10)
     fit, validation = _part(train_images, slice(None, -held_out)), _part(train_images, slice(-held_out, None))
 
+    options |= {"activation": activation, "init": init}
+
     def trained(learning_rate: float, run: int) -> torch.nn.Module:
-        model = models.build(
-            "lenet", fit.num_classes, fit.image_shape, seed=seed + run, activation="relu", init="default"
-        )
-        return train(model, fit, steps, learning_rate, defense=defense, seed=seed + run)
+        built = models.build(model, fit.num_classes, fit.image_shape, seed=seed + run, **options)
+        victim = client.extended(built, defense)
+        return train(victim, fit, steps, learning_rate, defense=defense, error_feedback=error_feedback, seed=seed + run)
 
     tried = {rate: trained(rate, 0) for rate in learning_rates}
     best = max(tried, key=lambda rate: accuracy(tried[rate], validation))

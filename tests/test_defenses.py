@@ -9,7 +9,19 @@ from torch import nn
 
 from reprolib import defenses, models
 from reprolib.client import LocalTraining, SharedUpdate, ThreatModel, share
-from reprolib.defenses import CastPrecision, Compose, Defense, GaussianNoise, LaplaceNoise, Rescale, TopK
+from reprolib.defenses import (
+    CastPrecision,
+    Clipping,
+    Compose,
+    Defense,
+    DualPruning,
+    GaussianNoise,
+    LaplaceNoise,
+    Rescale,
+    SignCompression,
+    TopK,
+)
+from reprolib.matching import per_parameter
 
 IDENTITIES = [
     GaussianNoise(0),
@@ -18,6 +30,8 @@ IDENTITIES = [
     LaplaceNoise.from_scale(0),
     TopK(0),
     TopK(0.0, scope="global"),
+    Clipping(math.inf),
+    DualPruning(0, 0.0),
     Compose([GaussianNoise(0), TopK(0)]),
     Defense(),
 ]
@@ -30,6 +44,11 @@ CHANGES = [
     TopK(0.5),
     TopK(0.5, scope="global"),
     Rescale(-0.5),
+    Clipping(0.5),
+    Clipping(0.01, scope="tensor"),
+    SignCompression(),
+    SignCompression("mean_abs"),
+    DualPruning(0.1, 0.5),
     Compose([TopK(0.5), GaussianNoise(0.1)]),
 ]
 
@@ -58,16 +77,13 @@ def shared(defense: Defense, trials: int = 3, local=None, threat=None) -> tuple[
 
 
 def cost(observation, gradients) -> float:
-    """Total cost of dummy gradients under an observation, as matching.py's docstring defines it."""
-    total = 0.0
-    for name, target in observation.target.items():
-        slack = 0 if observation.slack is None else observation.slack[name]
-        excess = ((gradients[name] - target).abs() - slack).clamp(min=0)
-        total += float((excess if observation.law == "laplace" else excess.square()).sum())
-    return total
+    """Total cost of all trials' dummy gradients, name -> [T, *param], under an observation."""
+    trials = torch.arange(len(next(iter(gradients.values()))))
+    values = per_parameter(observation.as_shared(gradients, trials), observation, trials)
+    return float(sum(values.values()).sum())
 
 
-@pytest.mark.parametrize("defense", IDENTITIES, ids=str)
+@pytest.mark.parametrize("defense", IDENTITIES, ids=lambda defense: type(defense).__name__)
 def test_identity_settings_return_the_same_bits_and_draw_nothing(defense):
     gradients, numbers = sample(), torch.Generator().manual_seed(0)
     state = numbers.get_state()
@@ -204,6 +220,13 @@ def test_fp16_flushes_below_half_its_least_subnormal_and_refuses_overflow():
         TopK(0.3),
         TopK(0.9),
         TopK(0.5, scope="global"),
+        DualPruning(0.1, 0.5),
+        Rescale(-0.5),
+        Clipping(0.5),
+        Clipping(0.01, scope="tensor"),
+        SignCompression(),
+        SignCompression("mean_abs"),
+        Compose([Clipping(0.5), Rescale(3.0)]),
         Compose([TopK(0.5), CastPrecision("int8")]),
     ],
     ids=str,
@@ -216,9 +239,9 @@ def test_the_true_gradient_costs_the_informed_attacker_nothing(defense, local):
     assert adaptive.law == "gaussian" and adaptive.noise_std == 0
     assert cost(naive, truth) > 0
     assert cost(adaptive, truth) <= 1e-9 * cost(naive, truth)
-    # and it is no blank cheque: another image's gradient still costs
+    # and it is no blank cheque: another image's gradient still costs, in units of what was shared
     other = {name: g.roll(1, 0) for name, g in truth.items()}
-    assert cost(adaptive, other) > 0.01 * cost(naive, other)
+    assert cost(adaptive, other) > 0.01 * min(cost(naive, other), cost(naive, {n: 0 * g for n, g in other.items()}))
 
 
 def test_pruned_entries_may_be_as_large_as_the_smallest_kept_one():
@@ -407,11 +430,95 @@ def test_defenses_meet_the_client():
     assert (zeros == model.head.weight.numel() // 2).all()
 
 
-def test_rescaling_multiplies_and_an_informed_attacker_divides():
+def test_rescaling_multiplies_and_an_informed_attacker_does_too():
     update, hidden = shared(Rescale(-0.5))
+    reading = Rescale(-0.5).counter(None, update)
+    seen = reading.as_shared(hidden, torch.arange(3))
     for name, gradient in hidden.items():
         assert torch.equal(update.gradients[name], -0.5 * gradient)
-        torch.testing.assert_close(Rescale(-0.5).counter(None, update).target[name], gradient)
+        assert torch.equal(seen[name], reading.target[name])
     for factor in (0.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="factor must be a finite number other than 0"):
             Rescale(factor)
+
+
+@pytest.mark.parametrize(("top", "bottom"), [(0.05, 0.75), (0.29, 0.29), (0.1, 0.0), (0.0, 0.5)])
+def test_dual_pruning_zeros_both_ends_and_keeps_the_middle(top, bottom):
+    g = torch.randn(10, 10, generator=torch.Generator().manual_seed(0))
+    result = protect(DualPruning(top, bottom), {"a": g})["a"]
+    upper, lower = round(100 * top), round(100 * bottom)
+    order = g.abs().flatten().argsort()
+    assert (result == 0).sum() == upper + lower
+    assert (result.flatten()[order[:lower]] == 0).all() and (result.flatten()[order[100 - upper :]] == 0).all()
+    assert torch.equal(result[result != 0], g[result != 0])
+
+
+def test_a_withheld_entry_is_small_or_large():
+    gradients = {"a": torch.tensor([[0.0, 0, 1, -2, 3]])}
+    update = SharedUpdate(gradients, 1, (1, 1, 1), 2, ThreatModel(), "none")
+    reading = DualPruning(0.2, 0.2).counter(nn.Identity(), update)
+
+    def of(first: float, second: float) -> float:
+        return cost(reading, {"a": torch.tensor([[first, second, 1, -2, 3]])})
+
+    assert of(1.0, -3.0) == of(-0.5, 7.0) == of(0.0, 0.0) == 0
+    assert of(1.5, 0.0) == pytest.approx(0.25) and of(-2.9, 0.0) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_signs_are_one_bit_with_a_scale():
+    gradients = {"a": torch.tensor([2.0, -1.0, 0.0, 0.0, 5.0]), "b": torch.tensor([[-4.0]])}
+    signs = protect(SignCompression(), gradients)
+    assert signs["a"][[0, 1, 4]].tolist() == [1, -1, 1] and set(signs["a"].abs().tolist()) == {1.0}
+    many = protect(SignCompression(), {"a": torch.zeros(10_000)})["a"]
+    assert abs(many.mean()) < 0.05 and (many.abs() == 1).all()
+    kept = protect(SignCompression(zeros="kept"), gradients)
+    assert kept["a"].tolist() == [1, -1, 0, 0, 1]
+    scaled = protect(SignCompression("mean_abs", "kept"), gradients)
+    assert scaled["a"].tolist() == pytest.approx([1.6, -1.6, 0, 0, 1.6]) and scaled["b"].tolist() == [[-4.0]]
+
+
+@pytest.mark.parametrize("scale", ["one", "mean_abs"])
+def test_the_informed_attacker_asks_for_the_side_of_zero_alone(scale):
+    defense = SignCompression(scale)
+    update, hidden = shared(defense)
+    reading = defense.counter(nn.Identity(), update)
+    truth = {name: g * g.new_tensor(1e-3) for name, g in hidden.items()}
+    assert cost(reading, hidden) == cost(reading, truth) == cost(reading, {n: g.sign() for n, g in hidden.items()}) == 0
+    one = {name: g.clone() for name, g in hidden.items()}
+    one["head.weight"][0, 0, 0] *= -2
+    level = one["head.weight"][0, 0, 0] / one["head.weight"][0].square().mean().sqrt()
+    scale = update.gradients["head.weight"][0].abs().max()
+    assert cost(reading, one) == pytest.approx(float(level * scale) ** 2, rel=1e-4)
+
+
+def test_a_composition_hands_every_step_to_the_attacker():
+    defense = Compose([Clipping(0.5), Rescale(3.0)])
+    update, hidden = shared(defense)
+    seen = defense.counter(nn.Identity(), update).as_shared(hidden, torch.arange(3))
+    for name, g in update.gradients.items():
+        torch.testing.assert_close(seen[name], g)
+
+
+def test_selecting_trials_of_a_reading_selects_its_bounds():
+    update, hidden = shared(DualPruning(0.1, 0.5))
+    reading = DualPruning(0.1, 0.5).counter(nn.Identity(), update)
+    other = {name: g.roll(1, 0) for name, g in hidden.items()}
+    whole = sum(per_parameter(other, reading, torch.arange(3)).values())
+    part = reading.select(torch.tensor([2, 0]))
+    picked = {name: g[[2, 0]] for name, g in other.items()}
+    torch.testing.assert_close(sum(per_parameter(picked, part, torch.arange(2)).values()), whole[[2, 0]])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DualPruning(1.0, 0.0), r"drop_top must lie in \[0, 1\), got 1.0"),
+        (lambda: DualPruning(0.5, -0.1), r"drop_bottom must lie in \[0, 1\), got -0.1"),
+        (lambda: DualPruning(0.5, 0.5), "drop_top=0.5 and drop_bottom=0.5 leave nothing"),
+        (lambda: SignCompression("rms"), "scale must be one of 'one', 'mean_abs', got 'rms'"),
+        (lambda: SignCompression(zeros="up"), "zeros must be one of 'random', 'kept', got 'up'"),
+    ],
+)
+def test_bad_settings_of_the_newer_defenses_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -8,6 +8,7 @@ import torch
 
 from reprolib import attacks, chapter, client, data, defenses, experiments, labels, metrics, models, training
 from reprolib.attacks import History
+from reprolib.defenses.graddefense import root_set
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +202,48 @@ def test_only_the_clients_own_mode_matches_its_gradient(digits):
     assert worst.loc[("train", "train"), "max"] < 1e-5 and worst.loc[("eval", "eval"), "max"] < 1e-5
     assert worst.loc[("train", "eval, the client's buffers"), "min"] > 0.1
     assert models.fingerprint(victim) == before
+
+
+def test_denoising_is_measured_tensor_by_tensor_against_the_clean_mean():
+    digits = data.load("digits", "train", 200)
+    model = models.build("lenet", 10, digits.image_shape, seed=0)
+    defense = defenses.GradDefense(root_set(digits, 1), std=0.5)
+    table = experiments.denoised(model, digits, defense, clients=4, size=2, seed=0)
+    assert table.tensor.tolist() == list(dict(model.named_parameters()))
+    total = table[["before", "fixed", "official"]].pow(2).sum().pow(0.5)
+    # noise of variance (P / S) std^2 / clients in every entry on average
+    entries = sum(p.numel() for p in model.parameters())
+    assert total.before == pytest.approx((0.5 * 0.25 / 4 * entries) ** 0.5, rel=0.3)
+    assert total.fixed < total.before
+
+
+def test_who_knows_the_seed_attacks_as_if_there_were_no_defense():
+    digits = data.load("digits", "train", 100)
+    attack = attacks.DLG(iterations=1, init_mean=0.5, init_std=0.1, labels="known")
+    settings = {"images": digits, "networks": 2, "attack": attack, "seed": 0, "pool": digits}
+    silent, strong = (
+        experiments.without_noise(defense=defenses.GradDefense(root_set(digits, 1), std=s), **settings)
+        for s in (0.0, 0.1)
+    )
+    assert silent.mse.tolist() == pytest.approx(strong.mse.tolist(), rel=0.05)
+
+
+def test_an_attack_on_altered_data_is_scored_against_what_was_trained_on():
+    digits = data.load("digits", "train", 100)
+    perfect = _Returns(digits)
+    known = client.ThreatModel(labels="known")
+    for defense in (None, defenses.MixUp(digits)):
+        scores = experiments.attack_encoded(perfect, digits, defense, 2, 0, digits, known)
+        assert scores.original_identified.tolist() == [True, True]
+        assert (scores.mse == 0).all() == (defense is None)
+
+
+class _Returns:
+    """An attack that knows the originals."""
+
+    def __init__(self, images):
+        self.truth = images.batches(1, 2, seed=0)[0]
+
+    def __call__(self, model, update, seed):
+        zeros = torch.zeros(2)
+        return attacks.Reconstruction(self.truth, update.labels, zeros, zeros.long(), zeros.long(), zeros.bool(), 0.0)

@@ -19,6 +19,7 @@ VARIANTS = [
     ("lenet", {"activation": "relu", "init": "default"}),
     ("mlp", {"width": 16}),
     ("mlp", {"width": 16, "init": "uniform"}),
+    ("convbig", {"width": 4, "features": 20}),
     ("dlg-resnet20", {}),
     ("dlg-resnet20", {"norm": "batch", "activation": "relu", "init": "uniform"}),
 ]
@@ -111,6 +112,18 @@ def test_cifar_resnets_take_other_activations_and_norms():
     ):
         with pytest.raises(ValueError, match=message):
             models.build("resnet18", 10, (3, 32, 32), seed=0, **options)
+
+
+def test_convbig_is_the_network_of_the_attack_on_soteria():
+    model = models.build("convbig", 10, (3, 32, 32), seed=0)
+    linear = {
+        name: (part.in_features, part.out_features)
+        for name, part in model.named_modules()
+        if hasattr(part, "in_features")
+    }
+    assert linear == {"hidden1": (5184, 2000), "hidden2": (2000, 1000), "head": (1000, 10)}
+    assert list(dict(model.named_parameters()))[-4] == "hidden2.weight"  # the published index of the defended tensor
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
 @pytest.mark.parametrize(("name", "count"), [("imagenet-resnet18", 11_689_512), ("imagenet-resnet50", 25_557_032)])

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from reprolib.attacks.analytic import AnalyticRecovery, linear_inputs
+from reprolib.attacks.analytic import AnalyticRecovery
 from reprolib.attacks.dlg import DLG
 from reprolib.attacks.gradinversion import GradInversion
 from reprolib.attacks.idlg import IDLG
 from reprolib.attacks.ig import InvertingGradients
+from reprolib.attacks.lti import LearningToInvert
 from reprolib.attacks.plain import PlainDLG
 from reprolib.attacks.reconstruction import History, Reconstruction
+from reprolib.attacks.rereading import Rereading
+from reprolib.closed_form import linear_inputs
 
 __all__ = [
     "DLG",
@@ -20,8 +23,10 @@ __all__ = [
     "GradInversion",
     "History",
     "InvertingGradients",
+    "LearningToInvert",
     "PlainDLG",
     "Reconstruction",
+    "Rereading",
     "build",
     "linear_inputs",
 ]

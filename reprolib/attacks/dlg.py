@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from reprolib import priors
+from reprolib import matching, priors
 from reprolib.attacks.reconstruction import History, Reconstruction, join
 from reprolib.client import SharedUpdate, generator
 from reprolib.matching import Matching, Observation
@@ -192,8 +192,10 @@ class _Search:
     def _objective(self) -> Matching:
         """The matching objective of the chunk's trials, with an image prior where the gradients are noisy."""
         attack, observation, model, parts = self.attack, self.observation, self.model, self._parts
+        streams = [generator(self.seed, trial, 0, 1) for trial in self.trials.tolist()]
+        noise = matching.dummy_noise(model, observation, streams, self.update.batch_size)
         if observation.noise_std == 0:
-            return Matching(model, observation, parts, mode=self.update.threat.mode)
+            return Matching(model, observation, parts, mode=self.update.threat.mode, noise=noise)
         # Gaussian: D / (2 std^2) + prior; Laplacian: D / b + prior, with b = std / sqrt(2)
         gaussian = observation.law == "gaussian"
         unit = 2 * observation.noise_std**2 if gaussian else observation.noise_std / math.sqrt(2)
@@ -202,7 +204,7 @@ class _Search:
             smooth = attack.total_variation * priors.squared_total_variation(images)
             return unit * (smooth + BOX_WEIGHT * priors.outside_box(images))
 
-        return Matching(model, observation, parts, prior, self.update.threat.mode)
+        return Matching(model, observation, parts, prior, self.update.threat.mode, noise=noise)
 
     def run(self, progress: bool | None, snapshots: Sequence[int]) -> Reconstruction:
         """Every trial's starts, from dummies drawn for (seed, trial, start); the lowest objective of each."""

@@ -218,9 +218,12 @@ class _Search:
         self.weight = torch.full((len(self.owner),), attack.gradient or 0.0, device=self.device, dtype=self.dtype)
         self.consensus: Tensor | None = None
         self.calls = 0
+        observation = observation.select(self.owner)
+        streams = [generator(seed, trial, start, 1) for trial in range(update.trials) for start in range(attack.seeds)]
         common = {
             "model": model.select(self.owner) if isinstance(model, Ensemble) else model,
-            "observation": observation.select(self.owner),
+            "observation": observation,
+            "noise": matching.dummy_noise(model, observation, streams, update.batch_size),
             "parts": lambda x, rows: (self.pixels(x), soft[rows]),
             "mode": update.threat.mode,
             "layers": tuple(self.targets),

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from reprolib import labels, matching, priors
+from reprolib import labels, matching, models, priors
 from reprolib.attacks.reconstruction import History, Reconstruction, join, keep_better
 from reprolib.client import SharedUpdate, generator
 from reprolib.matching import Matching, Observation
@@ -40,6 +40,9 @@ class InvertingGradients:
     labels: "known" takes the update's, "inferred" reads them off the last layer (`labels.of_update`). starts: normal
     draws, of which the smallest distance wins, which the attacker sees. iterate: return the "last" iterate, as the code
     does, or the "best".
+
+    A bottleneck's noise is drawn anew in every iteration, as the public code does, unless the defense is known: then as
+    its `counter` says. Noise that is optimised too starts normal, moves by the same steps and has no box.
     """
 
     iterations: int = 4800
@@ -168,36 +171,55 @@ class _Problem:
         self.device, self.dtype = first.device, first.dtype
         self.given = given.to(self.device)
         self.soft = F.one_hot(self.given, update.num_classes).to(self.dtype)
-        layer = (model.skeleton if isinstance(model, Ensemble) else model).normalize
-        self.mean = getattr(layer, "mean", torch.zeros(1)).to(self.device, self.dtype)
-        self.std = getattr(layer, "std", torch.ones(1)).to(self.device, self.dtype)
+        network = model.skeleton if isinstance(model, Ensemble) else model
+        self.mean = getattr(network.normalize, "mean", torch.zeros(1)).to(self.device, self.dtype)
+        self.std = getattr(network.normalize, "std", torch.ones(1)).to(self.device, self.dtype)
+        self.pixels = update.batch_size * math.prod(update.image_shape)
+        # behind the pixels, where the attacker looks for the bottleneck's noise too: its buffers, one after the other
+        joint = models.noise_shapes(network) if observation.noise == "joint" else {}
+        self.noise_shapes = {name: (update.batch_size, *shape) for name, shape in joint.items()}
 
     def images(self, x: Tensor) -> Tensor:
         """[R, N] normalised -> [R, B, C, H, W] in pixels."""
-        return x.view(-1, self.update.batch_size, *self.update.image_shape) * self.std + self.mean
+        return x[:, : self.pixels].view(-1, self.update.batch_size, *self.update.image_shape) * self.std + self.mean
+
+    def joint_noise(self, x: Tensor, trials: Tensor) -> list[dict[str, Tensor]]:
+        """The noise of the bottlenecks among the variables: a single pass, as `matching.dummy_noise` gives it."""
+        parts = x[:, self.pixels :].split([math.prod(shape) for shape in self.noise_shapes.values()], 1)
+        named = zip(self.noise_shapes.items(), parts, strict=True)
+        return [{name: part.view(-1, *shape) for (name, shape), part in named}]
 
     def matching(self, rows: Tensor, prior: Callable[[Tensor, Tensor], Tensor] | None) -> Matching:
         chosen = rows.to(self.device)
+        observation, noise = self.observation.select(chosen), self.joint_noise
+        if not self.noise_shapes:
+            streams = [generator(self.seed, trial, 0, 1) for trial in rows.tolist()]
+            noise = matching.dummy_noise(self.model, observation, streams, self.update.batch_size)
         return Matching(
             self.model.select(chosen) if isinstance(self.model, Ensemble) else self.model,
-            self.observation.select(chosen),
+            observation,
             lambda x, of: (self.images(x), self.soft[chosen][of]),
             prior,
             self.update.threat.mode,
             matching.cosine if self.attack.objective == "cosine" else matching.distance,
             self.update.local,
+            noise=noise,
         )
 
     def prior(self, images: Tensor, trials: Tensor) -> Tensor:
         return self.attack.total_variation * priors.total_variation((images - self.mean) / self.std)
 
     def inside(self, x: Tensor) -> Tensor:
-        pixels = x.view(len(x), self.update.batch_size, *self.update.image_shape)
-        return pixels.clamp((0 - self.mean) / self.std, (1 - self.mean) / self.std).view(x.shape)
+        pixels = x[:, : self.pixels].view(len(x), self.update.batch_size, *self.update.image_shape)
+        pixels = pixels.clamp((0 - self.mean) / self.std, (1 - self.mean) / self.std).view(len(x), -1)
+        return torch.cat([pixels, x[:, self.pixels :]], 1) if self.noise_shapes else pixels
 
     def start(self, start: int, rows: Tensor) -> Tensor:
-        size = self.update.batch_size * math.prod(self.update.image_shape)
-        draws = [torch.randn(size, generator=generator(self.seed, trial, start)) for trial in rows.tolist()]
+        sizes = [self.pixels, *(math.prod(shape) for shape in self.noise_shapes.values())]
+        draws = []
+        for trial in rows.tolist():
+            random = generator(self.seed, trial, start)
+            draws.append(torch.cat([torch.randn(size, generator=random) for size in sizes]))
         return torch.stack(draws).to(self.device, self.dtype)
 
     def steps(self, objective: Matching, x: Tensor) -> Iterator[Minimum]:
@@ -235,7 +257,7 @@ class _Problem:
         return Reconstruction(
             raw=self.images(final),
             labels=self.given[rows.to(self.device)],
-            objective=alone(final, everyone)[0],
+            objective=self.matching(rows, None)(final, everyone)[0],  # under the same noise, whatever was looked at
             evaluations=minimum.evaluations,
             starts=torch.full_like(minimum.evaluations, start + 1),
             diverged=minimum.diverged,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Sequence
@@ -47,7 +46,10 @@ class PlainDLG:
             )
         began = time.perf_counter()
         update.check(model)
-        runs = [self._trial(_network(model, t), update, t, seed) for t in range(update.trials)]
+        runs = [
+            self._trial(model.network(t) if isinstance(model, Ensemble) else model, update, t, seed)
+            for t in range(update.trials)
+        ]
         images, labels, objectives, evaluations, diverged = (torch.stack(column) for column in zip(*runs, strict=True))
         return Reconstruction(
             raw=images,
@@ -95,14 +97,3 @@ def objective(model: nn.Module, target: dict[str, Tensor], image: Tensor, soft_l
 def _kind(target: dict[str, Tensor]) -> tuple[torch.device, torch.dtype]:
     first = next(iter(target.values()))
     return first.device, first.dtype
-
-
-def _network(model: nn.Module | Ensemble, trial: int) -> nn.Module:
-    """The one network that a trial meets."""
-    if not isinstance(model, Ensemble):
-        return model
-    network = copy.deepcopy(model.skeleton)
-    network.load_state_dict(
-        {name: weights[model.index[trial]] for name, weights in model.stacked.items()}, strict=False
-    )
-    return network

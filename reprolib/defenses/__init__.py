@@ -9,28 +9,77 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from reprolib.defenses.ats import ATS
 from reprolib.defenses.base import Defense
+from reprolib.defenses.clipping import Clipping
 from reprolib.defenses.compose import Compose
+from reprolib.defenses.dpsgd import DPSGD, reconstruction_bound
+from reprolib.defenses.dual_pruning import DualPruning
+from reprolib.defenses.graddefense import GradDefense
+from reprolib.defenses.mixing import IntraInstaHide, MixUp
 from reprolib.defenses.noise import GaussianNoise, LaplaceNoise
+from reprolib.defenses.outpost import Outpost
 from reprolib.defenses.precision import CastPrecision
+from reprolib.defenses.precode import PRECODE, ConvolutionalBottleneckSketch, Counter, PartialPerturbation
 from reprolib.defenses.pruning import TopK
 from reprolib.defenses.rescale import Rescale
+from reprolib.defenses.sign import SignCompression
+from reprolib.defenses.soteria import KeptColumns, Soteria, pruned_features
 
 __all__ = [
+    "ATS",
+    "DPSGD",
+    "PRECODE",
     "CastPrecision",
+    "Clipping",
     "Compose",
+    "ConvolutionalBottleneckSketch",
+    "Counter",
     "Defense",
+    "DualPruning",
     "GaussianNoise",
+    "GradDefense",
+    "IntraInstaHide",
+    "KeptColumns",
     "LaplaceNoise",
+    "MixUp",
+    "Outpost",
+    "PartialPerturbation",
     "Rescale",
+    "SignCompression",
+    "Soteria",
     "TopK",
     "build",
     "describe",
+    "pruned_features",
+    "reconstruction_bound",
     "statistics",
 ]
 
 _KNOWN: dict[str, type[Defense]] = {
-    defense.__name__: defense for defense in (GaussianNoise, LaplaceNoise, CastPrecision, TopK, Rescale, Compose)
+    defense.__name__: defense
+    for defense in (
+        GaussianNoise,
+        LaplaceNoise,
+        CastPrecision,
+        TopK,
+        Rescale,
+        Clipping,
+        SignCompression,
+        DualPruning,
+        DPSGD,
+        GradDefense,
+        Outpost,
+        ATS,
+        MixUp,
+        IntraInstaHide,
+        Soteria,
+        KeptColumns,
+        PRECODE,
+        ConvolutionalBottleneckSketch,
+        PartialPerturbation,
+        Compose,
+    )
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -14,21 +16,37 @@ class Defense:
 
     The defaults change nothing and read the update as it is. A setting that protects nothing (std 0, prune ratio 0)
     returns its input bit by bit and draws no random number. No hook modifies its input.
+    per_image: it works on the gradient of each image, which it computes itself, and so comes before all that change
+    the mean. mixes: its encoding of one image holds others.
     """
+
+    per_image: ClassVar[bool] = False
+    mixes: ClassVar[bool] = False
 
     def extend(self, model: nn.Module) -> nn.Module:
         """The model that the client trains and the server knows, for defenses that insert a layer.
 
-        It keeps `head`, `image_shape` and `num_classes`, and is the same for client and attacker.
+        It keeps `head`, `image_shape` and `num_classes`, and is the same for client and attacker: what it draws depends
+        on the model alone. Layers that take noise (`models.bottleneck`) get it from the client, whose loss has their
+        penalty.
         """
         return model
+
+    def encode(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What one client trains on instead of its images, for defenses that alter the data (ATS, MixUp).
+
+        images: [B, C, H, W] in [0, 1]. targets: [B, K], class probabilities. Returns both in the same shapes; the
+        images stay in [0, 1] unless the defense says otherwise. generator: as for `protect`, which draws after it.
+        """
+        return images, targets
 
     def protect(
         self, gradients: dict[str, Tensor], model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """What one client shares instead of its gradients (with FedAvg, of its weight differences).
 
-        gradients: one trial's, name -> parameter-shaped. model: the extended one. images: [B, C, H, W], labels: [B].
+        gradients: one trial's, name -> parameter-shaped. model: the extended one. images: [B, C, H, W] as encoded,
+        labels: [B].
         generator: on the CPU, the only source of randomness. Returns the same names, shapes, dtypes and devices.
         """
         return gradients
@@ -41,8 +59,41 @@ class Defense:
         """
         return Observation(target=update.as_gradients())
 
+    def epsilon(self, steps: int, delta: float) -> float:
+        """The epsilon of (epsilon, delta)-differential privacy after so many training steps.
+
+        Errors: ValueError: only a defense that bounds what one record contributes has one (sheet `defenses.md`, 4.5).
+        """
+        raise ValueError(
+            f"there is no epsilon for {self}: unless the gradient of each image is clipped, one image can change the "
+            "update without bound, and no noise hides that; use DPSGD"
+        )
+
 
 def require_level(name: str, value: float) -> None:
     """Errors: ValueError unless `value` is a finite number >= 0."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+
+
+def require_length(name: str, value: float) -> None:
+    """Errors: ValueError unless `value` is a number > 0; infinity is one."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{name} must be a number > 0, got {value!r}")
+
+
+def require_share(name: str, value: float) -> None:
+    """Errors: ValueError unless `value` lies in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
+
+
+def require_each_image(defense: Defense, gradients: dict[str, Tensor], each: dict[str, Tensor]) -> None:
+    """Errors: ValueError unless `gradients` are the means of the images' own, name -> [N, *param]."""
+    off = sum((each[name].mean(0) - g).double().square().sum() for name, g in gradients.items()).sqrt()
+    length = sum(g.double().square().sum() for g in gradients.values()).sqrt()
+    if off > 1e-3 * length:
+        raise ValueError(
+            f"{defense} works on the gradient of each image, but the update is not their mean: share a single "
+            "gradient (no `local`), and let no other defense change it before"
+        )

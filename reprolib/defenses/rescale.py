@@ -37,5 +37,8 @@ class Rescale(Defense):
         return {name: gradient * self.factor for name, gradient in gradients.items()}
 
     def counter(self, model: nn.Module, update: SharedUpdate) -> Observation:
-        """Divides by the factor."""
-        return Observation({name: gradient / self.factor for name, gradient in update.as_gradients().items()})
+        """Multiplies the dummy gradients by the factor too."""
+        return Observation(
+            target=update.as_gradients(),
+            of_the_mean=lambda gradients, _: {name: g * self.factor for name, g in gradients.items()},
+        )

@@ -16,6 +16,8 @@ from safetensors.torch import save as write_safetensors
 from torch import Tensor, nn
 
 from reprolib.atomic import write_atomic
+from reprolib.models.bottleneck import draw_noise, leave_out_penalty, no_noise, noise_shapes, penalty
+from reprolib.models.convbig import ConvBig
 from reprolib.models.convnet import ConvNet
 from reprolib.models.dlg_resnet import DLGResNet20, DLGResNet56
 from reprolib.models.ensemble import Ensemble
@@ -24,7 +26,20 @@ from reprolib.models.lenet import LeNet
 from reprolib.models.mlp import MLP
 from reprolib.models.resnet import ResNet18, ResNet20, ResNet32, ResNetBN8
 
-__all__ = ["ARCHITECTURES", "Ensemble", "Normalize", "build", "fingerprint", "penultimate", "save_checkpoint"]
+__all__ = [
+    "ARCHITECTURES",
+    "Ensemble",
+    "Normalize",
+    "build",
+    "draw_noise",
+    "fingerprint",
+    "leave_out_penalty",
+    "no_noise",
+    "noise_shapes",
+    "penalty",
+    "penultimate",
+    "save_checkpoint",
+]
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "lenet": LeNet,
@@ -38,6 +53,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "imagenet-resnet50": ImageNetResNet50,
     "dlg-resnet20": DLGResNet20,
     "dlg-resnet56": DLGResNet56,
+    "convbig": ConvBig,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -61,6 +62,13 @@ class Ensemble:
     def select(self, trials: Tensor) -> Ensemble:
         """The ensemble of the chosen trials, in their order."""
         return replace(self, index=self.index[trials.to(self.index.device)])
+
+    def network(self, trial: int) -> nn.Module:
+        """The one network that a trial meets, as a copy."""
+        network = copy.deepcopy(self.skeleton)
+        weights = {name: weights[self.index[trial]] for name, weights in self.stacked.items()}
+        network.load_state_dict(weights, strict=False)
+        return network
 
     def weights(self) -> dict[str, Tensor]:
         """name -> [T, *param]: the parameters that each trial meets."""

@@ -1,0 +1,55 @@
+"""An attack in two rounds, for defenses whose random choices show once a first reconstruction is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from reprolib.attacks.dlg import DLG
+from reprolib.attacks.ig import InvertingGradients
+from reprolib.attacks.reconstruction import Reconstruction
+from reprolib.client import SharedUpdate
+from reprolib.matching import dummy_gradients
+from reprolib.models import Ensemble
+
+
+@dataclass(frozen=True)
+class Rereading:
+    """Attack, show the defense's `reread` what came of it, and attack again with what it now reads.
+
+    Expectation and maximisation, one step of each: for GradDefense, whose noisy slices show by their residuals.
+    Source: sheet `defenses.md`, section 7, GRADDEF (b).
+    """
+
+    attack: DLG | InvertingGradients
+
+    def __call__(
+        self,
+        model: nn.Module | Ensemble,
+        update: SharedUpdate,
+        seed: int = 0,
+        progress: bool | None = None,
+        snapshots: Sequence[int] = (),
+    ) -> Reconstruction:
+        """Reconstruct the batch behind each trial; arguments as `attacks.DLG`'s, snapshots of the second attack.
+
+        Errors: ValueError for an update that grants no defense or one without `reread`, besides the attack's own.
+        """
+        if not hasattr(update.defense, "reread"):
+            raise ValueError(
+                f"Rereading needs an update that grants a defense with `reread`, such as GradDefense, got "
+                f"{update.defense}: share with ThreatModel(defense_known=True)"
+            )
+        began = time.perf_counter()
+        first = self.attack(model, update, seed, progress)
+        soft = F.one_hot(first.labels, update.num_classes).to(first.raw)
+        dummies = {name: g.detach() for name, g in dummy_gradients(model, first.images, soft, update.local).items()}
+        informed = replace(update, defense=update.defense.reread(model, update, dummies))
+        second = self.attack(model, informed, seed, progress, snapshots)
+        spent = first.evaluations + second.evaluations + torch.ones_like(first.evaluations)
+        return replace(second, evaluations=spent, seconds=time.perf_counter() - began)

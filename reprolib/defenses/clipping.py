@@ -1,0 +1,67 @@
+"""Clipping: an update is shortened to a length, as a whole or a parameter at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from reprolib.client import SharedUpdate
+from reprolib.defenses.base import Defense, require_length
+from reprolib.matching import Observation
+
+Scope = Literal["global", "tensor"]
+
+
+@dataclass(frozen=True)
+class Clipping(Defense):
+    """Share g * min(1, max_norm / |g|), the Euclidean norm taken over the whole update or over each parameter.
+
+    Clipping each image's gradient before the mean is `DPSGD`. A global factor hides nothing from an attack that
+    compares directions; only one that compares values at a fixed scale is misled.
+    max_norm: positive; infinity clips nothing. scope: "global" or "tensor".
+    Errors: ValueError for another norm or scope. Source: sheet `defenses.md` section 4.4.
+    """
+
+    max_norm: float
+    scope: Scope = "global"
+
+    def __post_init__(self) -> None:
+        require_length("max_norm", self.max_norm)
+        if self.scope not in get_args(Scope):
+            raise ValueError(f"scope must be one of {', '.join(map(repr, get_args(Scope)))}, got {self.scope!r}")
+
+    def __str__(self) -> str:
+        return f"clipping to {self.max_norm:g}" + (" a tensor" if self.scope == "tensor" else "")
+
+    def protect(
+        self, gradients: dict[str, Tensor], model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        if self.max_norm == inf:
+            return gradients
+        shortened = clipped({name: g[None] for name, g in gradients.items()}, self.max_norm, self.scope)
+        return {name: g[0] for name, g in shortened.items()}
+
+    def counter(self, model: nn.Module, update: SharedUpdate) -> Observation:
+        """The attacker shortens its dummy gradients in the same way: their scale follows in closed form."""
+        limit = self.max_norm * abs(update.scale)
+        return Observation(
+            target=update.as_gradients(),
+            of_the_mean=None if limit == inf else lambda gradients, _: clipped(gradients, limit, self.scope),
+        )
+
+
+def clipped(gradients: dict[str, Tensor], max_norm: float, scope: Scope = "global") -> dict[str, Tensor]:
+    """Each of N gradients shortened to max_norm where it is longer: name -> [N, *param], differentiable."""
+    squares = {name: g.flatten(1).square().sum(1) for name, g in gradients.items()}
+    if scope == "global":
+        squares = dict.fromkeys(squares, sum(squares.values()))
+    limit = max_norm**2
+    factors = {  # the clamp keeps the slope of the square root, and so that of a gradient of zero, finite
+        name: torch.where(square > limit, max_norm / square.clamp(min=limit).sqrt(), 1.0)
+        for name, square in squares.items()
+    }
+    return {name: g * factors[name].view(-1, *[1] * (g.ndim - 1)) for name, g in gradients.items()}
