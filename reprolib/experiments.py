@@ -27,6 +27,8 @@ from reprolib.models.bottleneck import kl_bits
 TOGETHER = 64
 """Trials attacked at once, and so the size of a part that a killed chapter computes again."""
 
+CPU = torch.device("cpu")
+
 SHOWN = 8
 """Images of an experiment that are kept to be looked at."""
 
@@ -357,6 +359,14 @@ def _shared(
     return victim, client.share(victim, x, y, threat=threat, defense=defense, seed=own + 50_000 * draw)
 
 
+def _attack_together(
+    attack: Any, victims: Sequence[torch.nn.Module], updates: Sequence[SharedUpdate], seed: int
+) -> Any:
+    """The reconstruction from updates of one trial each, every one under a network of its own."""
+    together = Ensemble.of(victims, 1)
+    return attack(together, SharedUpdate.join(updates, together), seed=network_seed(seed, 0))
+
+
 def noise_after_training(
     images: ImageSet,
     train_images: ImageSet,
@@ -563,11 +573,10 @@ def trace(
     """
     x, y = images.batches(1, trials, seed=seed)
     richest = int(x.flatten(1).std(1).argmax())
-    own = network_seed(seed, 0)
-    model = models.build("lenet", images.num_classes, images.image_shape, seed=own, **options).to(device)
     threat = threat or ThreatModel(labels="known")
-    update = client.share(model, x.to(device), y.to(device), threat=threat, defense=defense, seed=own)
-    history = replace(attack, iterations=max(steps))(model, update, seed=own, snapshots=steps).history
+    model, update = _shared(images, range(trials), 0, seed, device, defense, threat, "lenet", options)
+    attack = replace(attack, iterations=max(steps))
+    history = attack(model, update, seed=network_seed(seed, 0), snapshots=steps).history
     rows = []
     for step, shown, distance in zip(history.iterations, history.images.cpu(), history.objective.cpu(), strict=True):
         psnr = metrics.psnr(shown[:, 0].clamp(0, 1), x[:, 0]).numpy()
@@ -633,16 +642,11 @@ def without_noise(
     x, y = images.batches(1, networks, seed=seed)
     victims, updates = [], []
     for k in range(networks):
-        own = network_seed(seed, k)
-        victim = models.build("lenet", images.num_classes, images.image_shape, seed=own, **options)
-        update = client.share(
-            victim, x[k, None], y[k, None], threat=ThreatModel(labels="known"), defense=defense, seed=own
-        )
-        updates.append(replace(update, gradients=defense.without_noise(update, victim, own)))
+        victim, update = _shared(images, [k], k, seed, CPU, defense, ThreatModel(labels="known"), "lenet", options)
+        clean = defense.without_noise(update, victim, network_seed(seed, k))
+        updates.append(replace(update, gradients=clean))
         victims.append(victim)
-    together = Ensemble.of(victims, 1)
-    reconstruction = attack(together, SharedUpdate.join(updates, together), seed=network_seed(seed, 0))
-    return metrics.score(reconstruction, x, y, pool)
+    return metrics.score(_attack_together(attack, victims, updates, seed), x, y, pool)
 
 
 def attack_encoded(
@@ -663,14 +667,13 @@ def attack_encoded(
     x, y = images.batches(1, networks, seed=seed)
     victims, updates, encoded = [], [], []
     for k in range(networks):
-        own = network_seed(seed, k)
-        victims.append(models.build("lenet", images.num_classes, images.image_shape, seed=own, **options))
-        updates.append(client.share(victims[k], x[k, None], y[k, None], threat=threat, defense=defense, seed=own))
+        victim, update = _shared(images, [k], k, seed, CPU, defense, threat, "lenet", options)
+        victims.append(victim)
+        updates.append(update)
         targets = F.one_hot(y[k], images.num_classes).float()
-        random = generator(own, 0, client.DEFENSE_STREAM, 0)  # as `share` does for its first trial
+        random = generator(network_seed(seed, k), 0, client.DEFENSE_STREAM, 0)  # as `share` does for its first trial
         encoded.append(x[k] if defense is None else defense.encode(x[k], targets, random)[0])
-    together = Ensemble.of(victims, 1)
-    reconstruction = attack(together, SharedUpdate.join(updates, together), seed=network_seed(seed, 0))
+    reconstruction = _attack_together(attack, victims, updates, seed)
     scores = metrics.score(reconstruction, torch.stack(encoded), y, pool)
     scores["original_identified"] = metrics.score(reconstruction, x, y, pool).identified
     return scores

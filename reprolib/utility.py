@@ -38,7 +38,7 @@ def train(
     device = next(model.parameters()).device
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum)
     model.train()
-    withheld = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    withheld: dict[str, torch.Tensor] = {}
     for step in range(steps):
         index = torch.randint(len(images), (batch_size,), generator=generator(seed, step))
         x, y = images.images[index].to(device), images.labels[index].to(device)
@@ -49,12 +49,14 @@ def train(
             x, targets = defense.encode(x, targets, random)
         client.loss(model, noise, x, targets).backward()
         if defense is not None:
-            gradients = {name: p.grad + withheld[name] for name, p in model.named_parameters()}
+            gradients = {name: p.grad for name, p in model.named_parameters()}
+            if withheld:
+                gradients = {name: g + withheld[name] for name, g in gradients.items()}
             shared = defense.protect(gradients, model, x, y, random)
             for name, p in model.named_parameters():
                 p.grad = shared[name]
-                if error_feedback:
-                    withheld[name] = gradients[name] - shared[name]
+            if error_feedback:
+                withheld = {name: g - shared[name] for name, g in gradients.items()}
         if not all(p.grad.isfinite().all() for p in model.parameters()):
             break
         optimizer.step()

@@ -246,7 +246,7 @@ class _Problem:
             disable=not (sys.stderr.isatty() if progress is None else progress),
             mininterval=0.5 if sys.stderr.isatty() else 60,
         )
-        alone = self.matching(rows, None)
+        alone = self.matching(rows, None) if wanted else None
         everyone = torch.arange(len(rows), device=self.device)
         taken = [(0, x.clone(), alone(x, everyone)[0], torch.zeros_like(everyone))] if 0 in wanted else []
         for iteration, minimum in enumerate(bar, 1):

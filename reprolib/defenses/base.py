@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from math import floor
 from typing import ClassVar
 
 import torch
@@ -86,6 +88,22 @@ def require_share(name: str, value: float) -> None:
     """Errors: ValueError unless `value` lies in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
         raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
+
+
+def count_of(share: float, entries: int) -> int:
+    """floor(share x entries), the share taken as it is written: 0.29 * 100 is 28.999... in binary."""
+    return floor(Fraction(repr(float(share))) * entries)
+
+
+def flattened(gradients: dict[str, Tensor]) -> Tensor:
+    """One trial's gradients, name -> [*param], as one vector."""
+    return torch.cat([g.flatten() for g in gradients.values()])
+
+
+def unflattened(flat: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `flattened`, with the names and shapes of `like`."""
+    parts = flat.split([g.numel() for g in like.values()])
+    return {name: part.view(g.shape) for (name, g), part in zip(like.items(), parts, strict=True)}
 
 
 def require_each_image(defense: Defense, gradients: dict[str, Tensor], each: dict[str, Tensor]) -> None:

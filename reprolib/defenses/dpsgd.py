@@ -17,6 +17,7 @@ from reprolib import client
 from reprolib.client import SharedUpdate
 from reprolib.defenses.base import Defense, require_each_image, require_length, require_level
 from reprolib.defenses.clipping import clipped
+from reprolib.defenses.noise import GaussianNoise
 from reprolib.matching import Observation
 
 Conversion = Literal["balle", "mironov"]
@@ -56,6 +57,11 @@ class DPSGD(Defense):
     def __str__(self) -> str:
         return f"DP-SGD, clipping to {self.max_norm:g}, noise multiplier {self.noise_multiplier:g}"
 
+    @property
+    def _std(self) -> float:
+        """Of the noise in the sum; 0 without noise, where the norm may be infinite."""
+        return self.noise_multiplier * self.max_norm if self.noise_multiplier > 0 else 0.0
+
     def extend(self, model: nn.Module) -> nn.Module:
         _refuse_batch_norm(model)
         return model
@@ -68,13 +74,9 @@ class DPSGD(Defense):
             return gradients
         each = client.image_gradients(model, images, labels)
         require_each_image(self, gradients, each)
-        size, std = self.expected_batch or len(images), self.noise_multiplier * self.max_norm
-        shared = {name: g.sum(0) for name, g in clipped(each, self.max_norm).items()}
-        if self.noise_multiplier > 0:
-            shared = {
-                name: g + std * torch.randn(g.shape, generator=generator, dtype=g.dtype).to(g.device)
-                for name, g in shared.items()
-            }
+        size = self.expected_batch or len(images)
+        summed = {name: g.sum(0) for name, g in clipped(each, self.max_norm).items()}
+        shared = GaussianNoise(self._std).protect(summed, model, images, labels, generator)
         return {name: g / size for name, g in shared.items()}
 
     def counter(self, model: nn.Module, update: SharedUpdate) -> Observation:
@@ -85,10 +87,9 @@ class DPSGD(Defense):
         def of_each_image(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: g * (own / size) for name, g in clipped(gradients, self.max_norm).items()}
 
-        std = 0.0 if self.noise_multiplier == 0 else self.noise_multiplier * self.max_norm / size
         return Observation(
             target=update.as_gradients(),
-            noise_std=std / sqrt(update.threat.clients),
+            noise_std=self._std / size / sqrt(update.threat.clients),
             of_each_image=of_each_image,
         )
 

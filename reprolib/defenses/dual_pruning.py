@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
 from reprolib.client import SharedUpdate
-from reprolib.defenses.base import Defense, require_share
+from reprolib.defenses.base import Defense, count_of, require_share
 from reprolib.matching import Observation
 
 
@@ -59,6 +58,6 @@ class DualPruning(Defense):
 
     def _prune(self, flat: Tensor) -> Tensor:
         order = flat.abs().argsort(stable=True)
-        top, bottom = (int(Fraction(repr(float(share))) * len(flat)) for share in (self.drop_top, self.drop_bottom))
+        top, bottom = (count_of(share, len(flat)) for share in (self.drop_top, self.drop_bottom))
         dropped = torch.cat([order[:bottom], order[len(flat) - top :]])
         return flat.index_fill(0, dropped, 0.0)

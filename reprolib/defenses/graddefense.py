@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import gcd, sqrt
 from typing import Literal, get_args
@@ -16,7 +16,7 @@ from torch.func import functional_call
 from reprolib import client, models
 from reprolib.client import SharedUpdate
 from reprolib.data import ImageSet
-from reprolib.defenses.base import Defense, require_each_image, require_level
+from reprolib.defenses.base import Defense, flattened, require_each_image, require_level, unflattened
 from reprolib.defenses.clipping import clipped
 from reprolib.matching import Observation
 from reprolib.models import Ensemble
@@ -79,7 +79,7 @@ class GradDefense(Defense):
     ) -> dict[str, Tensor]:
         if self.std == 0 or self.perturbed == 0:
             return gradients
-        flat, cuts = _flatten(gradients), self.cuts(model)
+        flat, cuts = flattened(gradients), self.cuts(model)
         chosen = torch.randperm(self.slices, generator=generator)[: self.perturbed].sort().values.tolist()
         if self.clip:
             each = client.image_gradients(model, images, labels)
@@ -92,7 +92,7 @@ class GradDefense(Defense):
             part = self._of(cuts, k)
             noise = torch.randn(part.stop - part.start, generator=generator, dtype=flat.dtype)
             flat[part] += self.std * noise.to(flat.device)
-        return _unflatten(flat, gradients)
+        return unflattened(flat, gradients)
 
     def cuts(self, model: nn.Module) -> list[int]:
         """The bounds of the slices of this model's flattened update, slices + 1 numbers, as the variant has them."""
@@ -208,15 +208,7 @@ def root_set(images: ImageSet, per_class: int = 5) -> ImageSet:
             f"per_class={per_class}: the classes of {images.name!r} hold at least {int(counts.min())} images"
         )
     index = torch.cat([(images.labels == k).nonzero()[:per_class, 0] for k in range(images.num_classes)]).sort().values
-    return ImageSet(
-        images.name,
-        images.split,
-        images.images[index],
-        images.labels[index],
-        images.classes,
-        images.source,
-        images.asked,
-    )
+    return replace(images, images=images.images[index], labels=images.labels[index])
 
 
 def equal_mass_cuts(sizes: Sequence[int], sensitivities: Sequence[float], slices: int) -> list[int]:
@@ -288,13 +280,13 @@ def compensate(gradients: dict[str, Tensor], variance: float, aspect: float = 6.
         raise ValueError(f"aspect must be a number > 0, got {aspect!r}")
     if variance == 0:
         return gradients
-    flat = _flatten(gradients)
+    flat = flattened(gradients)
     v, w = layout(len(flat), aspect)
     matrix = flat.double().view(v, w)
     eigenvalues, vectors = torch.linalg.eigh(torch.atleast_2d(matrix.T.cov()))
     low, high = edges(variance, v / w)
     kept = vectors[:, (eigenvalues <= low) | (eigenvalues >= high)]
-    return _unflatten((matrix @ kept @ kept.T).flatten().to(flat.dtype), gradients)
+    return unflattened((matrix @ kept @ kept.T).flatten().to(flat.dtype), gradients)
 
 
 def layout(entries: int, aspect: float) -> tuple[int, int]:
@@ -355,15 +347,6 @@ def _networks(model: nn.Module | Ensemble, trials: int) -> Iterator[nn.Module]:
     """The network that each trial meets."""
     for trial in range(trials):
         yield model.network(trial) if isinstance(model, Ensemble) else model
-
-
-def _flatten(gradients: dict[str, Tensor]) -> Tensor:
-    return torch.cat([g.flatten() for g in gradients.values()])
-
-
-def _unflatten(flat: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
-    parts = flat.split([g.numel() for g in like.values()])
-    return {name: part.view(g.shape) for (name, g), part in zip(like.items(), parts, strict=True)}
 
 
 def _like(rows: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:

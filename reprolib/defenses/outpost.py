@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
 from reprolib.client import SharedUpdate
-from reprolib.defenses.base import Defense, require_level, require_share
+from reprolib.defenses.base import Defense, count_of, require_level, require_share
+from reprolib.defenses.pruning import TopK
 from reprolib.matching import Observation
 from reprolib.models import Ensemble
 
@@ -57,15 +57,14 @@ class Outpost(Defense):
         if torch.rand((), generator=generator, dtype=torch.float64).item() >= self.probability:
             return gradients
         every = torch.cat([g.abs().flatten() for g in gradients.values()])
-        kept_below = len(every) - _count(self.phi, len(every))
+        kept_below = len(every) - count_of(self.phi, len(every))
         threshold = every.kthvalue(kept_below + 1).values if kept_below < len(every) else torch.inf
+        pruned = TopK(self.prune_ratio).protect(gradients, model, images, labels, generator)
         shared, weights = {}, dict(model.named_parameters())
         for name, g in gradients.items():
-            order = g.abs().flatten().argsort(stable=True)
-            pruned = g.flatten().index_fill(0, order[: _count(self.prune_ratio, g.numel())], 0.0).view(g.shape)
             noise = torch.randn(g.shape, generator=generator, dtype=g.dtype).to(g.device)
             std = self.noise_base * _risk(weights[name].detach())
-            shared[name] = torch.where(g.abs() >= threshold, pruned + std * noise, pruned)
+            shared[name] = torch.where(g.abs() >= threshold, pruned[name] + std * noise, pruned[name])
         return shared
 
     def counter(self, model: nn.Module | Ensemble, update: SharedUpdate) -> Observation:
@@ -89,11 +88,6 @@ class Outpost(Defense):
             others = torch.where(g == 0, torch.nan, g.abs()).flatten(1).nanmedian(1).values.nan_to_num(torch.inf)
             slack[name] = torch.where(hit & (g == 0), others.view(shape), 0.0)
         return Observation(target=target, weight=weight, slack=slack, noise_std=float(least))
-
-
-def _count(share: float, entries: int) -> int:
-    # 0.29 * 100 is 28.999... in binary: the share is taken as it is written
-    return int(Fraction(repr(float(share))) * entries)
 
 
 def _risk(weights: Tensor) -> float:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
-from math import floor
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from reprolib.client import SharedUpdate
-from reprolib.defenses.base import Defense
+from reprolib.defenses.base import Defense, count_of, flattened, unflattened
 from reprolib.matching import Observation
 
 Scope = Literal["tensor", "global"]
@@ -48,9 +46,7 @@ class TopK(Defense):
             return gradients
         if self.scope == "tensor":
             return {name: self._prune(g.flatten()).view(g.shape) for name, g in gradients.items()}
-        pruned = self._prune(torch.cat([g.flatten() for g in gradients.values()]))
-        parts = pruned.split([g.numel() for g in gradients.values()])
-        return {name: part.view(g.shape) for (name, g), part in zip(gradients.items(), parts, strict=True)}
+        return unflattened(self._prune(flattened(gradients)), gradients)
 
     def counter(self, model: nn.Module, update: SharedUpdate) -> Observation:
         """A zero says only that the entry is no larger than the smallest kept one: up to there it costs nothing."""
@@ -65,14 +61,10 @@ class TopK(Defense):
             slack[name] = torch.where(g == 0, bound, 0.0)
         return Observation(target=update.as_gradients(), slack=slack)
 
-    def _pruned(self, entries: int) -> int:
-        # 0.29 * 100 is 28.999... in binary: the ratio is taken as it is written
-        return floor(Fraction(repr(float(self.prune_ratio))) * entries)
-
     def _prune(self, flat: Tensor) -> Tensor:
         order = flat.abs().argsort(stable=True)
-        return flat.index_fill(0, order[: self._pruned(flat.numel())], 0.0)
+        return flat.index_fill(0, order[: count_of(self.prune_ratio, flat.numel())], 0.0)
 
     def _smallest_kept(self, magnitudes: Tensor) -> Tensor:
         """[T, n] -> [T]. The entry after the pruned ones in ascending order, and so 0 where a kept entry is 0."""
-        return magnitudes.kthvalue(self._pruned(magnitudes.shape[1]) + 1, dim=1).values
+        return magnitudes.kthvalue(count_of(self.prune_ratio, magnitudes.shape[1]) + 1, dim=1).values
