@@ -46,7 +46,7 @@ def test_a_network_meets_the_same_images_and_dummies_with_fewer_networks_beside_
 
 
 def test_groups_are_parts_that_are_computed_once(ch, digits, monkeypatch, tmp_path):
-    monkeypatch.setattr(experiments, "TOGETHER", 2)
+    monkeypatch.setattr(experiments.networks, "TOGETHER", 2)
     first = experiments.attack_networks(ch, "grouped", SHORT, digits, 3, 1).scores
     assert len(list((tmp_path / "parts").rglob("grouped-networks-*.json"))) == 2
     assert first.network.tolist() == [0, 1, 2]

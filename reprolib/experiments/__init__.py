@@ -1,0 +1,50 @@
+"""Experiments that chapters repeat, one file a chapter: attacks on many images, one attack followed, labels read."""
+
+from reprolib.experiments.defenses import attack_encoded, denoised, without_noise
+from reprolib.experiments.dlg import follow
+from reprolib.experiments.gradinversion import mode_mismatch
+from reprolib.experiments.ig import read_first_layer, trace
+from reprolib.experiments.labels import count_labels, head_gradients, predict_labels, read_labels
+from reprolib.experiments.networks import (
+    Attacked,
+    attack_group,
+    attack_networks,
+    evaluations_to,
+    in_order,
+    network_seed,
+)
+from reprolib.experiments.precode import (
+    closed_form,
+    noise_after_training,
+    noise_at_truth,
+    noise_by_layer,
+    objective_curves,
+)
+from reprolib.experiments.soteria import cost_of_the_truth, examine_soteria
+
+__all__ = [
+    "Attacked",
+    "attack_encoded",
+    "attack_group",
+    "attack_networks",
+    "closed_form",
+    "cost_of_the_truth",
+    "count_labels",
+    "denoised",
+    "evaluations_to",
+    "examine_soteria",
+    "follow",
+    "head_gradients",
+    "in_order",
+    "mode_mismatch",
+    "network_seed",
+    "noise_after_training",
+    "noise_at_truth",
+    "noise_by_layer",
+    "objective_curves",
+    "predict_labels",
+    "read_first_layer",
+    "read_labels",
+    "trace",
+    "without_noise",
+]

@@ -1,0 +1,231 @@
+"""Attacks on many images under drawn networks: what the experiments of every chapter stand on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from reprolib import client, metrics, models, training, utility
+from reprolib.chapter import Chapter
+from reprolib.client import LocalTraining, SharedUpdate, ThreatModel
+from reprolib.data import ImageSet
+from reprolib.defenses import Defense, describe
+from reprolib.models import Ensemble
+
+TOGETHER = 64
+"""Trials attacked at once, and so the size of a part that a killed chapter computes again."""
+
+CPU = torch.device("cpu")
+
+SHOWN = 8
+"""Images of an experiment that are kept to be looked at."""
+
+TRAINED_AT = 0.01
+"""Learning rate of victims that are trained before they are attacked: the best of 0.003, 0.01 and 0.03."""
+
+
+@dataclass(frozen=True, eq=False)
+class Attacked:
+    """What came of `attack_networks`: all scores, and the first images and their reconstructions.
+
+    scores: a row an image. truth, shown: [n, C, H, W] with n at most SHOWN, the reconstructions clamped and in the
+    order of their images.
+    """
+
+    scores: pd.DataFrame
+    truth: Tensor
+    shown: Tensor
+
+
+def attack_networks(
+    ch: Chapter,
+    name: str,
+    attack: Any,
+    images: ImageSet,
+    networks: int,
+    each: int,
+    *,
+    batch: int = 1,
+    distinct_labels: bool = False,
+    threat: ThreatModel | None = None,
+    defense: Defense | None = None,
+    local: LocalTraining | None = None,
+    pool: ImageSet | None = None,
+    model: str = "lenet",
+    checkpoint: str | None = None,
+    trained_on: ImageSet | None = None,
+    train_steps: int = 0,
+    watch: float | None = None,
+    judge: torch.nn.Module | None = None,
+    **options: Any,
+) -> Attacked:
+    """Attack `each` batches of different images under each of `networks` drawn networks.
+
+    The columns of the scores are `metrics.score`'s, before them `network` and `defense`, after them `starts`,
+    `seconds` (of the whole call, shared out evenly) and, with `watch`, `evaluations_to`: what a trial had spent after
+    the first outer step at which all its images were below that MSE, +inf where it never got there. Network k, its
+    images and the dummies against it are the same for every attack and defense under one seed, so that results
+    compare in pairs. Networks are attacked together, up to TOGETHER trials at once; each such group is a part of the
+    chapter: a killed run continues with the next one.
+    distinct_labels: within a batch. local: what the clients train, where they share a weight difference. checkpoint: a
+    shipped victim by its name in `training.RECIPES`, the one network of all trials. judge: a network whose features
+    add the columns `registered` (PSNR), `features` (distance) and `in_class`, `in_class_chance` (identified among the
+    images of its class, in `pool`). trained_on: images on which every network trains `train_steps` steps before it is
+    attacked. options: the architecture's, for `models.build`.
+    Errors: ValueError for several networks with a checkpoint.
+    """
+    if checkpoint is not None and networks != 1:
+        raise ValueError(f"checkpoint={checkpoint!r} is one network, but networks={networks}")
+    victims, truth = images.batches(batch, networks * each, seed=ch.seed, distinct_labels=distinct_labels)
+    shipped = None if checkpoint is None else training.victim(checkpoint)
+    group, parts = max(1, TOGETHER // each), []
+    for first in range(0, networks, group):
+        chosen = list(range(first, min(first + group, networks)))
+        mine = slice(first * each, (chosen[-1] + 1) * each)
+        parts.append(
+            ch.part(
+                f"{name}-networks-{first}",
+                attack_group,
+                attack=attack,
+                images=victims[mine],
+                truth=truth[mine],
+                classes=images.num_classes,
+                networks=chosen,
+                seed=ch.seed,
+                device=ch.device,
+                threat=threat,
+                defense=defense,
+                local=local,
+                pool=pool,
+                model=model,
+                shipped=shipped,
+                trained_on=trained_on,
+                train_steps=train_steps,
+                watch=watch,
+                judge=judge,
+                options=options,
+            )
+        )
+    scores = pd.concat([part["scores"] for part in parts], ignore_index=True)
+    return Attacked(scores, parts[0]["truth"], parts[0]["shown"])
+
+
+def attack_group(
+    attack: Any,
+    images: Tensor,
+    truth: Tensor,
+    classes: int,
+    networks: Sequence[int],
+    seed: int,
+    device: torch.device,
+    threat: ThreatModel | None,
+    defense: Defense | None,
+    local: LocalTraining | None,
+    pool: ImageSet | None,
+    model: str,
+    shipped: torch.nn.Module | None,
+    trained_on: ImageSet | None,
+    train_steps: int,
+    watch: float | None,
+    judge: torch.nn.Module | None,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A part of `attack_networks`: build the victims, share, attack, score. images: [T, B, C, H, W], truth: [T, B]."""
+    each = len(images) // len(networks)
+    victims, updates = [], []
+    for i, network in enumerate(networks):
+        victim = shipped
+        if victim is None:
+            victim = models.build(model, classes, tuple(images.shape[2:]), seed=network_seed(seed, network), **options)
+        # the model that the clients train; the attacker is given the same
+        victim = client.extended(victim.to(device), defense)
+        if trained_on is not None:
+            utility.train(victim, trained_on, train_steps, TRAINED_AT, seed=network_seed(seed, network))
+        mine = slice(i * each, (i + 1) * each)
+        x, y = images[mine].to(device), truth[mine].to(device)
+        own = network_seed(seed, network)
+        updates.append(client.share(victim, x, y, threat=threat, defense=defense, local=local, seed=own))
+        victims.append(victim)
+    together, update = victims[0], updates[0]
+    if len(victims) > 1:
+        together = Ensemble.of(victims, each)
+        update = SharedUpdate.join(updates, together)
+    steps = range(attack.iterations + 1) if watch is not None else ()
+    reconstruction = attack(together, update, seed=network_seed(seed, networks[0]), snapshots=steps)
+    scores = metrics.score(reconstruction, images, truth, pool)
+    scores.insert(0, "network", torch.tensor(networks).repeat_interleave(each * images.shape[1]).numpy())
+    scores.insert(1, "defense", describe(defense))
+    scores["starts"] = reconstruction.starts.cpu().repeat_interleave(images.shape[1]).numpy()
+    scores["seconds"] = reconstruction.seconds / len(scores)
+    if watch is not None:
+        spent = evaluations_to(reconstruction.history, images, watch)
+        scores["evaluations_to"] = spent.repeat_interleave(images.shape[1]).numpy()
+    placed = in_order(reconstruction.images.cpu(), images)
+    if judge is not None:
+        found, originals = placed.flatten(0, 1), images.flatten(0, 1)
+
+        def features(pictures: Tensor) -> Tensor:
+            return models.penultimate(judge, pictures)
+
+        scores["registered"] = metrics.registered_psnr(found, originals).double().numpy()
+        scores["features"] = metrics.feature_distance(found, originals, features).double().numpy()
+        hits, chance = metrics.identify_in_class(found, originals, truth.flatten(), pool, features)
+        scores["in_class"], scores["in_class_chance"] = hits.numpy(), chance.numpy()
+    return {"scores": scores, "truth": images.flatten(0, 1)[:SHOWN], "shown": placed.flatten(0, 1)[:SHOWN]}
+
+
+def in_order(raw: Tensor, images: Tensor) -> Tensor:
+    """Reconstructions [T, B, C, H, W] in the order of the images that they are matched to."""
+    return raw[torch.arange(len(raw))[:, None], metrics.match_batches(raw, images)]
+
+
+def evaluations_to(history: Any, images: Tensor, threshold: float) -> Tensor:
+    """Evaluations a trial had spent when all its images first lay below the MSE: [T], +inf where they never did.
+
+    history: of a run with a snapshot after every outer step; the count is exact to one such step. images: the truth,
+    [T, B, C, H, W]. Batches are matched anew at every snapshot.
+    """
+    spent = torch.full((len(images),), math.inf, dtype=torch.float64)
+    for raw, evaluations in zip(history.images.cpu(), history.evaluations.cpu(), strict=True):
+        placed = in_order(raw, images).flatten(0, 1)
+        error = metrics.mse(placed, images.flatten(0, 1)).view(len(images), -1).amax(1)
+        arrived = (error < threshold) & spent.isinf()
+        spent[arrived] = evaluations[arrived].double()
+    return spent
+
+
+def network_seed(seed: int, network: int) -> int:
+    """The seed of the weights, and of the dummies against them: no two (seed, network) pairs share one."""
+    return 100_000 * seed + network
+
+
+def shared(
+    images: ImageSet,
+    trials: Sequence[int],
+    network: int,
+    seed: int,
+    device: torch.device,
+    defense: Defense | None,
+    threat: ThreatModel,
+    model: str,
+    options: Mapping[str, Any],
+    draw: int = 0,
+) -> tuple[torch.nn.Module, SharedUpdate]:
+    """The network of that number as its clients train it, and what they share of single images under draw `draw`."""
+    x, y = (part[list(trials)].to(device) for part in images.batches(1, max(trials) + 1, seed=seed))
+    own = network_seed(seed, network)
+    victim = models.build(model, images.num_classes, images.image_shape, seed=own, **options).to(device)
+    victim = client.extended(victim, defense)
+    return victim, client.share(victim, x, y, threat=threat, defense=defense, seed=own + 50_000 * draw)
+
+
+def attack_together(attack: Any, victims: Sequence[torch.nn.Module], updates: Sequence[SharedUpdate], seed: int) -> Any:
+    """The reconstruction from updates of one trial each, every one under a network of its own."""
+    together = Ensemble.of(victims, 1)
+    return attack(together, SharedUpdate.join(updates, together), seed=network_seed(seed, 0))
