@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +53,7 @@ RECIPES: dict[str, Recipe] = {
     "convnet16-cifar10": Recipe("convnet", 2, 0.1, {"width": 16}),
     "resnet20-cifar10": Recipe("resnet20", 8, 0.4, {"width": 16}),
     "resnetbn8-cifar10": Recipe("resnetbn8", 8, 0.4, {"width": 16}),
+    "convnet8-cifar10": Recipe("convnet8", 6, 0.1),
 }
 
 
@@ -111,36 +114,29 @@ def train(
     steps = len(fit) // recipe.batch_size
     total = steps * recipe.epochs
     cycle = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cycle(step, total))
-    stateful = {"model": model, "optimizer": optimizer, "schedule": cycle}
-    unfinished = folder / f".{name}.unfinished"
-    identity = hashlib.sha256(f"{asdict(recipe)} {fit.fingerprint}".encode()).hexdigest()
-    done, seconds = _resume(unfinished, identity, stateful)
-    began = time.perf_counter() - seconds
     images, labels = fit.images.to(device), fit.labels.to(device)
-    for epoch in range(done, recipe.epochs):
-        random = generator(recipe.seed, epoch)
-        order = torch.randperm(len(fit), generator=random)[: steps * recipe.batch_size].view(steps, -1)
-        bar = tqdm(
-            order, desc=f"{name}, epoch {epoch + 1} of {recipe.epochs}", disable=_silent(progress), mininterval=0.5
-        )
-        losses = 0.0
-        model.train()
-        for batch in bar:
-            x = images[batch.to(device)]
-            loss = F.cross_entropy(model(augmented(x, random) if recipe.augment else x), labels[batch.to(device)])
-            if not loss.isfinite():
-                raise RuntimeError(f"the loss of {name!r} is {loss.item()} in epoch {epoch + 1}: lower its rate")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            cycle.step()
-            losses += loss.detach().item()
-            bar.set_postfix(loss=f"{losses / (bar.n + 1):.3f}", refresh=False)
-        seconds = time.perf_counter() - began
-        state = {part: thing.state_dict() for part, thing in stateful.items()}
-        written = io.BytesIO()
-        torch.save({"identity": identity, "epochs": epoch + 1, "seconds": seconds, **state}, written)
-        write_atomic(unfinished, written.getvalue())
+    model.train()
+
+    def step(batch: Tensor, number: int, random: torch.Generator) -> float:
+        x = images[batch]
+        loss = F.cross_entropy(model(augmented(x, random) if recipe.augment else x), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        cycle.step()
+        return loss.item()
+
+    unfinished = folder / f".{name}.unfinished"
+    seconds = run_epochs(
+        step,
+        {"model": model, "optimizer": optimizer, "schedule": cycle},
+        recipe,
+        fit,
+        name=name,
+        device=device,
+        unfinished=unfinished,
+        progress=progress,
+    )
     model.eval()
     interval = metrics.wilson(round(utility.accuracy(model, test) * len(test)), len(test))
     card = {
@@ -156,6 +152,52 @@ def train(
     models.save_checkpoint(model.cpu().to(memory_format=torch.contiguous_format), folder / f"{name}.safetensors", card)
     unfinished.unlink(missing_ok=True)
     return card
+
+
+def run_epochs(
+    step: Callable[[Tensor, int, torch.Generator], float],
+    stateful: Mapping[str, Any],
+    recipe: Any,
+    images: data.ImageSet,
+    *,
+    name: str,
+    device: torch.device,
+    unfinished: Path | None = None,
+    progress: bool | None = None,
+) -> float:
+    """Take a training's steps, epoch by epoch, and keep its state after each; the seconds it took in all.
+
+    step(batch, number, random): one step on the images of these indices, the number counting from the epoch's first;
+    its loss. stateful: all that changes with the steps, by name. recipe: a dataclass with `epochs`, `batch_size` and
+    `seed`. unfinished: the file of the state; None keeps none. It is read again only by the same recipe on the same
+    images, and whoever has written the result deletes it.
+    Errors: ValueError for fewer images than a batch, RuntimeError for a loss that is not finite.
+    """
+    steps = len(images) // recipe.batch_size
+    if not steps:
+        raise ValueError(f"{name}: {len(images)} images do not fill a batch of {recipe.batch_size}")
+    identity = hashlib.sha256(f"{asdict(recipe)} {images.fingerprint}".encode()).hexdigest()
+    done, seconds = (0, 0.0) if unfinished is None else _resume(unfinished, identity, stateful)
+    began = time.perf_counter() - seconds
+    for epoch in range(done, recipe.epochs):
+        random = generator(recipe.seed, epoch)
+        order = torch.randperm(len(images), generator=random)[: steps * recipe.batch_size].view(steps, -1)
+        bar = tqdm(
+            order, desc=f"{name}, epoch {epoch + 1} of {recipe.epochs}", disable=_silent(progress), mininterval=0.5
+        )
+        losses = 0.0
+        for number, batch in enumerate(bar):
+            loss = step(batch.to(device), number, random)
+            if not math.isfinite(loss):
+                raise RuntimeError(f"the loss of {name!r} is {loss} in epoch {epoch + 1}: lower its rate")
+            losses += loss
+            bar.set_postfix(loss=f"{losses / (number + 1):.3f}", refresh=False)
+        if unfinished is not None:
+            state = {part: thing.state_dict() for part, thing in stateful.items()}
+            written, so_far = io.BytesIO(), time.perf_counter() - began
+            torch.save({"identity": identity, "epochs": epoch + 1, "seconds": so_far, **state}, written)
+            write_atomic(unfinished, written.getvalue())
+    return time.perf_counter() - began
 
 
 def augmented(images: Tensor, random: torch.Generator, reach: int = 4) -> Tensor:

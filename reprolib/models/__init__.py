@@ -1,4 +1,4 @@
-"""Victim models: `build` one by name, load its checkpoint, fingerprint its weights. One architecture a file."""
+"""Models: `build` a victim or `build_generator` by name, load checkpoints, fingerprint weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 
@@ -19,18 +19,24 @@ from reprolib.atomic import write_atomic
 from reprolib.models.bottleneck import draw_noise, leave_out_penalty, no_noise, noise_shapes, penalty
 from reprolib.models.convbig import ConvBig
 from reprolib.models.convnet import ConvNet
+from reprolib.models.convnet8 import ConvNet8
+from reprolib.models.decoder import Decoder
 from reprolib.models.dlg_resnet import DLGResNet20, DLGResNet56
 from reprolib.models.ensemble import Ensemble
 from reprolib.models.imagenet_resnet import ImageNetResNet18, ImageNetResNet50
+from reprolib.models.latent import VAE, WGAN
 from reprolib.models.lenet import LeNet
 from reprolib.models.mlp import MLP
 from reprolib.models.resnet import ResNet18, ResNet20, ResNet32, ResNetBN8
 
 __all__ = [
     "ARCHITECTURES",
+    "GENERATORS",
     "Ensemble",
     "Normalize",
     "build",
+    "build_generator",
+    "card",
     "draw_noise",
     "fingerprint",
     "leave_out_penalty",
@@ -39,12 +45,14 @@ __all__ = [
     "penalty",
     "penultimate",
     "save_checkpoint",
+    "trunk_fingerprint",
 ]
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "lenet": LeNet,
     "mlp": MLP,
     "convnet": ConvNet,
+    "convnet8": ConvNet8,
     "resnet20": ResNet20,
     "resnet32": ResNet32,
     "resnet18": ResNet18,
@@ -55,6 +63,9 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "dlg-resnet56": DLGResNet56,
     "convbig": ConvBig,
 }
+
+GENERATORS: dict[str, Callable[..., nn.Module]] = {"decoder": Decoder, "wgan": WGAN, "vae": VAE}
+"""What attacks with a learned prior bring: features or latent vectors to images."""
 
 
 class Normalize(nn.Module):
@@ -87,21 +98,13 @@ def build(
     Raises ValueError for unknown names, options and values, impossible sizes, and any checkpoint that is not exactly
     what its card says; FileNotFoundError for a missing one.
     """
-    if name not in ARCHITECTURES:
-        raise ValueError(f"unknown model {name!r}: expected one of {', '.join(ARCHITECTURES)}")
     if not isinstance(num_classes, Integral) or num_classes < 2:
         raise ValueError(f"num_classes={num_classes!r}: expected an integer of at least 2")
     num_classes, image_shape = int(num_classes), _checked_shape(image_shape)
-    known = _options(name)
-    for option in options:
-        if option not in known:
-            raise ValueError(f"unknown option {option!r} of {name!r}: expected one of normalize, {', '.join(known)}")
-    first = nn.Identity() if normalize is None else Normalize(*_checked_normalize(normalize, image_shape[0]))
-
-    # The layers' own initialisers draw from torch's global generator: lend it this seed and give it back.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
-        model = ARCHITECTURES[name](num_classes, image_shape, first, **options)
+    known = _options("model", name, ARCHITECTURES, options, ("normalize",))
+    normalize = None if normalize is None else _checked_normalize(normalize, image_shape[0])
+    first = nn.Identity() if normalize is None else Normalize(*normalize)
+    model = _drawn(lambda: ARCHITECTURES[name](num_classes, image_shape, first, **options), seed)
     model.image_shape = image_shape
     model.num_classes = num_classes
     model.architecture = {"name": name, "num_classes": num_classes, "image_shape": image_shape, **known, **options}
@@ -111,14 +114,48 @@ def build(
     return model.eval()
 
 
+def build_generator(
+    name: str, image_shape: tuple[int, int, int], seed: int, checkpoint: str | Path | None = None, **options: object
+) -> nn.Module:
+    """The named generator in eval mode and without gradients, drawn from `seed` or read from `checkpoint`.
+
+    image_shape: (C, H, W) of the images that it gives, in [0, 1]. options: the generator's own. The result carries
+    `architecture` and `image_shape`. Raises what `build` raises.
+    """
+    image_shape = _checked_shape(image_shape)
+    known = _options("generator", name, GENERATORS, options, ())
+    model = _drawn(lambda: GENERATORS[name](image_shape, **options), seed)
+    model.image_shape = image_shape
+    model.architecture = {"name": name, "image_shape": image_shape, **known, **options}
+    if checkpoint is not None:
+        _load_checkpoint(model, Path(checkpoint))
+    return model.eval().requires_grad_(False)
+
+
+def _drawn(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    # The layers' own initialisers draw from torch's global generator: lend it this seed and give it back.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        return make()
+
+
 def fingerprint(model: nn.Module) -> str:
     """16 hex digits of the SHA-256 over names, shapes, types and values of all parameters and buffers."""
+    return _digest(model.state_dict())
+
+
+def _digest(state: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(state.items()):
         value = value.detach().cpu().contiguous()
         digest.update(repr((name, tuple(value.shape), str(value.dtype))).encode())
         digest.update(value.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def trunk_fingerprint(model: nn.Module) -> str:
+    """`fingerprint` of all but the head: what a decoder of the features that enter the head belongs to."""
+    return _digest({name: value for name, value in model.state_dict().items() if not name.startswith("head.")})
 
 
 def penultimate(model: nn.Module, images: Tensor) -> Tensor:
@@ -157,22 +194,34 @@ def save_checkpoint(model: nn.Module, path: str | Path, card: dict) -> None:
     write_atomic(path.with_suffix(".json"), text.encode())
 
 
+def card(path: str | Path) -> dict:
+    """The card beside the weights at `path`. Errors: FileNotFoundError where one is missing, ValueError if damaged."""
+    path = Path(path)
+    beside = path.with_suffix(".json")
+    for file in (path, beside):
+        if not file.is_file():
+            raise FileNotFoundError(f"checkpoint {path.name!r}: {file} is missing (weights and card belong together)")
+    try:
+        found = json.loads(beside.read_text())
+        return {
+            **found,
+            "bytes": found["bytes"],
+            "sha256": found["sha256"],
+            "architecture": dict(found["architecture"]),
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"checkpoint card {beside} is damaged ({error!r}): expected JSON with architecture, bytes and sha256"
+        ) from error
+
+
 def _load_checkpoint(model: nn.Module, path: Path) -> None:
     if path.suffix != ".safetensors":
         raise ValueError(
             f"checkpoint={str(path)!r}: expected a .safetensors file (a pickle may run code, so none is opened)"
         )
-    card_path = path.with_suffix(".json")
-    for file in (path, card_path):
-        if not file.is_file():
-            raise FileNotFoundError(f"checkpoint {path.name!r}: {file} is missing (weights and card belong together)")
-    try:
-        card = json.loads(card_path.read_text())
-        size, checksum, theirs = card["bytes"], card["sha256"], dict(card["architecture"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"checkpoint card {card_path} is damaged ({error!r}): expected JSON with architecture, bytes and sha256"
-        ) from error
+    theirs = card(path)
+    size, checksum, theirs = theirs["bytes"], theirs["sha256"], theirs["architecture"]
     weights = path.read_bytes()
     if len(weights) != size:
         raise ValueError(f"checkpoint {path} is truncated or altered: {len(weights)} bytes, its card says {size}")
@@ -192,10 +241,24 @@ def _load_checkpoint(model: nn.Module, path: Path) -> None:
         raise ValueError(f"checkpoint {path} does not hold the weights of its architecture: {error}") from error
 
 
-def _options(name: str) -> dict[str, object]:
-    """The architecture's keyword-only options with their defaults."""
-    parameters = inspect.signature(ARCHITECTURES[name]).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters if parameter.kind == parameter.KEYWORD_ONLY}
+def _options(
+    kind: str,
+    name: str,
+    known: Mapping[str, Callable[..., nn.Module]],
+    asked: Mapping[str, object],
+    more: Sequence[str],
+) -> dict[str, object]:
+    """The architecture's keyword-only options with their defaults; ValueError for an unknown name or option."""
+    if name not in known:
+        raise ValueError(f"unknown {kind} {name!r}: expected one of {', '.join(known)}")
+    parameters = inspect.signature(known[name]).parameters.values()
+    options = {
+        parameter.name: parameter.default for parameter in parameters if parameter.kind == parameter.KEYWORD_ONLY
+    }
+    for option in asked:
+        if option not in options:
+            raise ValueError(f"unknown option {option!r} of {name!r}: expected one of {', '.join([*more, *options])}")
+    return options
 
 
 def _checked_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ class _ImageNetResNet(nn.Module):
 
     weights: "random" draws as torchvision does; "imagenet" reads torchvision's IMAGENET1K_V1 file from torch's own
     cache and never from the network: 1,000 classes, three channels, normalised with ImageNet's mean and deviation.
+    pooled=False leaves out the global average and draws a head for the whole feature map, as FGLA's released code does.
     Errors: ValueError for other weights, for weights that do not fit the classes or channels, and for a damaged file;
     FileNotFoundError where the file is not in the cache, with the command that puts it there.
     """
@@ -22,7 +24,13 @@ class _ImageNetResNet(nn.Module):
     name: str
 
     def __init__(
-        self, num_classes: int, image_shape: tuple[int, int, int], normalize: nn.Module, *, weights: str = "random"
+        self,
+        num_classes: int,
+        image_shape: tuple[int, int, int],
+        normalize: nn.Module,
+        *,
+        weights: str = "random",
+        pooled: bool = True,
     ) -> None:
         super().__init__()
         if weights not in ("random", "imagenet"):
@@ -39,6 +47,10 @@ class _ImageNetResNet(nn.Module):
                 module.inplace = False  # an attack differentiates the gradient again and needs what was there before
         self.normalize = normalize
         head, body.fc = body.fc, nn.Identity()
+        if not pooled:
+            body.avgpool = nn.Identity()
+            sides = [math.ceil(side / 32) for side in image_shape[1:]]
+            head = nn.Linear(head.in_features * sides[0] * sides[1], num_classes)
         self.body, self.head = body, head
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ class ResNet(nn.Module):
     channels in the first stage, doubled and with a stride of 2 from each stage to the next; 1x1 convolutions with norm
     where a shortcut changes shape; global average, linear head. Convolutions are drawn as Kaiming normal (fan out), the
     norms start at 1 and 0, the head as torch's. activation: "relu", or "leaky_relu" (slope 0.01), whose features can be
-    negative. norm: "batch", or "group" (four groups a layer), which has no statistics to give away. Source: He et al.
-    2016, section 4.2, in the variant of the code released with Geiping et al. 2020 (sheet `ig.md`, section 6.3).
+    negative. norm: "batch", or "group" (four groups a layer), which has no statistics to give away. pooled=False leaves
+    out the global average: the head reads the whole feature map. Source: He et al. 2016, section 4.2, in the variant
+    of the code released with Geiping et al. 2020 (sheet `ig.md`, section 6.3).
     Errors: ValueError for a width below 1, one that four groups do not divide, and another activation or norm.
     """
 
@@ -35,6 +36,7 @@ class ResNet(nn.Module):
         width: int = 16,
         activation: str = "relu",
         norm: str = "batch",
+        pooled: bool = True,
     ) -> None:
         super().__init__()
         if not isinstance(width, int) or width < 1:
@@ -45,16 +47,16 @@ class ResNet(nn.Module):
         if norm == "group" and width % 4:
             raise ValueError(f"width={width}: norm='group' takes four groups, expected a multiple of 4")
         normed = NORMS[norm]
-        self.normalize = normalize
+        self.normalize, self.pooled = normalize, pooled
         self.conv = nn.Conv2d(image_shape[0], width, kernel_size=3, padding=1, bias=False)
         self.norm, self.activation = normed(width), nn.ReLU()
-        stages, into = [], width
+        stages, into, sides = [], width, image_shape[1:]
         for stage, count in enumerate(self.blocks):
             out = width * 2**stage
             stages.append(nn.Sequential(*(_block(into if i == 0 else out, out, normed) for i in range(count))))
-            into = out
+            into, sides = out, [side if stage == 0 else (side + 1) // 2 for side in sides]
         self.stages = nn.Sequential(*stages)
-        self.head = nn.Linear(into, num_classes)
+        self.head = nn.Linear(into if pooled else into * sides[0] * sides[1], num_classes)
         for name, module in list(self.named_modules()):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -64,7 +66,8 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.norm(self.conv(self.normalize(x))))
-        return self.head(self.stages(x).mean((2, 3)))
+        x = self.stages(x)
+        return self.head(x.mean((2, 3)) if self.pooled else x.flatten(1))
 
 
 def _block(into: int, out: int, normed) -> BasicBlock:
@@ -100,8 +103,10 @@ class ResNet18(ResNet):
         width: int = 64,
         activation: str = "relu",
         norm: str = "batch",
+        pooled: bool = True,
     ) -> None:
-        super().__init__(num_classes, image_shape, normalize, width=width, activation=activation, norm=norm)
+        options = {"width": width, "activation": activation, "norm": norm, "pooled": pooled}
+        super().__init__(num_classes, image_shape, normalize, **options)
 
 
 class ResNetBN8(ResNet):

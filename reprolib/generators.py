@@ -1,0 +1,377 @@
+"""Learned priors: how decoders of features, WGANs and VAEs are trained, and the ones that ship."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reprolib import data, metrics, models, training
+from reprolib.client import generator
+from reprolib.data import ImageSet
+from reprolib.models.latent import Critic
+
+SEARCH_STEPS = 300
+"""Adam's steps of `nearest`: the error of the best of them falls by less than 2 % in 300 more."""
+
+
+@dataclass(frozen=True)
+class DecoderRecipe:
+    """How a decoder learns to undo a victim's trunk: Adam on the squared error, the rate falling to zero as a cosine.
+
+    victim: the arguments of `models.build` that make the trunk whose features it reads, its head of no importance; or
+    checkpoint: a shipped one. mode: batch norm of the victim while its features are read, "eval" or "train" (FGLA's
+    released code). decoder: options of `models.build_generator`. Source: Xue et al. 2023, released code, with the rate
+    and schedule for short budgets of sheet `fgla.md`, section 6 (theirs: a constant 1e-4, 30 epochs, batch 24).
+    """
+
+    epochs: int
+    victim: Mapping[str, Any] = field(default_factory=lambda: {"name": "convnet8", "seed": 0})
+    checkpoint: str | None = None
+    mode: str = "eval"
+    decoder: Mapping[str, Any] = field(default_factory=dict)
+    learning_rate: float = 1e-3
+    batch_size: int = 128
+    data: str = "cifar10"
+    seed: int = 1225
+
+
+@dataclass(frozen=True)
+class VAERecipe:
+    """How a VAE is trained: Adam on `reconstruction_weight` times the squared error in [-1, 1], plus the KL divergence.
+
+    Source: sheet `ggl.md`, section 9.0; the rate falls to zero as a cosine.
+    """
+
+    epochs: int
+    latent_dim: int = 64
+    width: int = 32
+    reconstruction_weight: float = 2.0
+    learning_rate: float = 2e-3
+    batch_size: int = 128
+    data: str = "cifar10"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class WGANRecipe:
+    """How a WGAN is trained: Adam (0.5, 0.999), gradient penalty, a step of the generator every `critic_steps` batches.
+
+    Source: Li et al. 2022, released notebook (sheet `ggl.md`, section 6.1): width 128, rate 1e-4, 100 epochs.
+    """
+
+    epochs: int
+    latent_dim: int = 128
+    width: int = 128
+    critic_steps: int = 5
+    penalty: float = 10.0
+    learning_rate: float = 1e-4
+    batch_size: int = 64
+    data: str = "cifar10"
+    seed: int = 0
+
+
+GeneratorRecipe = DecoderRecipe | VAERecipe | WGANRecipe
+
+RECIPES: dict[str, GeneratorRecipe] = {
+    "decoder-cifar10": DecoderRecipe(4),
+    "decoder-trained-cifar10": DecoderRecipe(4, checkpoint="convnet8-cifar10"),
+    "decoder-pooled-cifar10": DecoderRecipe(
+        4, victim={"name": "convnet8", "seed": 0, "pooled": True}, decoder={"pooled": True}
+    ),
+    "vae-cifar10": VAERecipe(12),
+    "wgan-cifar10": WGANRecipe(20, width=32, learning_rate=2e-4),
+}
+
+
+def recipe_of(name: str) -> GeneratorRecipe:
+    """The recipe called KIND-DATA; a KIND that is known for CIFAR-10 is one for any set of the project.
+
+    Errors: ValueError for an unknown kind or set.
+    """
+    kind, _, images = name.rpartition("-")
+    kinds = [known.removesuffix("-cifar10") for known in RECIPES]
+    if kind not in kinds or images not in data.NAMES:
+        raise ValueError(
+            f"unknown generator {name!r}: expected KIND-DATA, the kind one of {', '.join(kinds)}, the data one of "
+            f"{', '.join(data.NAMES)}"
+        )
+    return replace(RECIPES[f"{kind}-cifar10"], data=images)
+
+
+def victim_of(recipe: DecoderRecipe, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """The victim whose trunk the decoder undoes, in evaluation mode."""
+    if recipe.checkpoint is not None:
+        return training.victim(recipe.checkpoint)
+    return models.build(num_classes=num_classes, image_shape=image_shape, **recipe.victim)
+
+
+def features(victim: nn.Module, images: Tensor) -> Tensor:
+    """What enters the head of a victim, in the mode it is in, for images [N, C, H, W]: [N, F], with gradient."""
+    seen: list[Tensor] = []
+    handle = victim.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        victim(images)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def fit_decoder(
+    recipe: DecoderRecipe,
+    victim: nn.Module,
+    images: ImageSet,
+    device: torch.device | str = "cpu",
+    *,
+    name: str = "decoder",
+    unfinished: Path | None = None,
+    progress: bool | None = None,
+) -> nn.Module:
+    """A decoder of the victim's features, trained on these public images.
+
+    unfinished, progress, errors: as `training.run_epochs`; ValueError too for a decoder whose input is not the size of
+    the victim's features.
+    """
+    device = torch.device(device)
+    model = models.build_generator(
+        "decoder", images.image_shape, recipe.seed, trunk=models.trunk_fingerprint(victim), **recipe.decoder
+    )
+    if model.features != victim.head.in_features:
+        raise ValueError(
+            f"decoder={dict(recipe.decoder)!r} reads {model.features} features, the victim's head "
+            f"{victim.head.in_features}: give channels and size of the victim's feature map"
+        )
+    worker = _frozen(victim, recipe.mode).to(device)
+    model = model.to(device, memory_format=torch.channels_last).requires_grad_(True).train()
+    optimizer, schedule = _adam(model, recipe, len(images))
+    pixels = images.images.to(device)
+    with torch.no_grad():
+        # a drawn trunk's features are a hundredth of what the decoder's layers are made for
+        model.scale.copy_(features(worker, pixels[: recipe.batch_size]).square().mean().sqrt())
+
+    def step(batch: Tensor, number: int, random: torch.Generator) -> float:
+        x = pixels[batch]
+        with torch.no_grad():
+            seen = features(worker, x)
+        loss = F.mse_loss(model(seen), x)
+        _stepped(optimizer, loss)
+        schedule.step()
+        return loss.item()
+
+    stateful = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    training.run_epochs(
+        step, stateful, recipe, images, name=name, device=device, unfinished=unfinished, progress=progress
+    )
+    return _finished(model)
+
+
+def fit_vae(
+    recipe: VAERecipe,
+    images: ImageSet,
+    device: torch.device | str = "cpu",
+    *,
+    name: str = "VAE",
+    unfinished: Path | None = None,
+    progress: bool | None = None,
+) -> nn.Module:
+    """A VAE of these public images. unfinished, progress, errors: as `training.run_epochs`."""
+    device = torch.device(device)
+    sizes = {"latent_dim": recipe.latent_dim, "width": recipe.width, "data": images.name}
+    model = models.build_generator("vae", images.image_shape, recipe.seed, **sizes)
+    model = model.to(device, memory_format=torch.channels_last).requires_grad_(True).train()
+    optimizer, schedule = _adam(model, recipe, len(images))
+    pixels = images.images.to(device)
+
+    def step(batch: Tensor, number: int, random: torch.Generator) -> float:
+        x = pixels[batch]
+        mean, log_variance = model.encode(x)
+        noise = torch.randn(mean.shape, generator=random).to(device)
+        restored = model(mean + (log_variance / 2).exp() * noise)
+        divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(1) / 2
+        error = 4 * (restored - x).square().flatten(1).sum(1)  # four times: a range of 2, as in the sheet
+        loss = (recipe.reconstruction_weight * error + divergence).mean()
+        _stepped(optimizer, loss)
+        schedule.step()
+        return loss.item()
+
+    stateful = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    training.run_epochs(
+        step, stateful, recipe, images, name=name, device=device, unfinished=unfinished, progress=progress
+    )
+    return _finished(model)
+
+
+def fit_wgan(
+    recipe: WGANRecipe,
+    images: ImageSet,
+    device: torch.device | str = "cpu",
+    *,
+    name: str = "WGAN",
+    unfinished: Path | None = None,
+    progress: bool | None = None,
+) -> nn.Module:
+    """A WGAN's generator for these public images. unfinished, progress, errors: as `training.run_epochs`."""
+    device = torch.device(device)
+    sizes = {"latent_dim": recipe.latent_dim, "width": recipe.width, "data": images.name}
+    model = models.build_generator("wgan", images.image_shape, recipe.seed, **sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.seed + 1)
+        critic = Critic(images.image_shape, recipe.width)
+    model, critic = (part.to(device, memory_format=torch.channels_last).train() for part in (model, critic))
+    model.requires_grad_(True)
+    make, judge = (
+        torch.optim.Adam(part.parameters(), recipe.learning_rate, betas=(0.5, 0.999)) for part in (model, critic)
+    )
+    pixels = images.images.to(device)
+
+    def step(batch: Tensor, number: int, random: torch.Generator) -> float:
+        x = pixels[batch]
+        latent = torch.randn(len(x), recipe.latent_dim, generator=random).to(device)
+        with torch.no_grad():
+            made = model(latent)
+        mixed = torch.rand(len(x), 1, 1, 1, generator=random).to(device)
+        between = (mixed * x + (1 - mixed) * made).requires_grad_(True)
+        (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+        # slopes are per unit of an image in [-1, 1], as in the paper
+        penalty = (slope.flatten(1).norm(dim=1) / 2 - 1).square().mean()
+        distance = critic(x).mean() - critic(made).mean()
+        _stepped(judge, recipe.penalty * penalty - distance)
+        if (number + 1) % recipe.critic_steps == 0:
+            _stepped(make, -critic(model(latent)).mean())
+        return distance.item()
+
+    stateful = {"model": model, "critic": critic, "make": make, "judge": judge}
+    training.run_epochs(
+        step, stateful, recipe, images, name=name, device=device, unfinished=unfinished, progress=progress
+    )
+    return _finished(model)
+
+
+def shipped(name: str, folder: Path | None = None) -> nn.Module:
+    """The generator that ships under this name, in evaluation mode and without gradients.
+
+    Errors: ValueError for an unknown name or a checkpoint that its card does not describe, FileNotFoundError for one
+    that is not there, with the command that makes it.
+    """
+    folder = folder or training.FOLDER
+    recipe_of(name)
+    weights = folder / f"{name}.safetensors"
+    if not weights.with_suffix(".json").is_file():
+        raise FileNotFoundError(f"checkpoint {name!r} is missing in {folder}: `reprolib train {name}` trains it")
+    options = dict(models.card(weights)["architecture"])
+    return models.build_generator(options.pop("name"), tuple(options.pop("image_shape")), 0, weights, **options)
+
+
+def train(
+    name: str,
+    root: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    folder: Path | None = None,
+    progress: bool | None = None,
+) -> dict:
+    """Train the generator as its recipe says on the set's train images and write its checkpoint; the card.
+
+    Killed at any moment, the next call goes on after the last finished epoch. The card's error is over test images: a
+    decoder's of their true features, a prior's of the nearest image that it can give (`nearest`).
+    Errors: ValueError for an unknown name and for images that are both public and private, FileNotFoundError where the
+    images are not under the data root.
+    """
+    recipe, folder = recipe_of(name), folder or training.FOLDER
+    public, private = (data.load(recipe.data, split, root=root) for split in ("train", "test"))
+    check_disjoint(public, private)
+    given = {"name": name, "unfinished": folder / f".{name}.unfinished", "progress": progress}
+    x = private.images[:1000]
+    if isinstance(recipe, DecoderRecipe):
+        victim = victim_of(recipe, public.num_classes, public.image_shape)
+        model = fit_decoder(recipe, victim, public, device, **given)
+        with torch.no_grad():
+            found = torch.cat(
+                [model(features(_frozen(victim, recipe.mode), part)) for part in x.split(recipe.batch_size)]
+            )
+    else:
+        model = (fit_vae if isinstance(recipe, VAERecipe) else fit_wgan)(recipe, public, device, **given)
+        x = x[:128]
+        found = nearest(model, x)
+    error = metrics.bootstrap_mean(metrics.psnr(found, x))
+    card = {
+        "name": name,
+        "recipe": asdict(recipe),
+        "data": {
+            "train": public.source,
+            "images": len(public),
+            "fingerprint": public.fingerprint,
+            "test": private.source,
+        },
+        "test_psnr": {"value": error.value, "low": error.low, "high": error.high, "images": len(x)},
+        "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu",
+        "torch": torch.__version__,
+    }
+    models.save_checkpoint(model, folder / f"{name}.safetensors", card)
+    given["unfinished"].unlink(missing_ok=True)
+    return card
+
+
+def nearest(prior: nn.Module, images: Tensor, steps: int = SEARCH_STEPS) -> Tensor:
+    """The images [N, C, H, W] that a prior can give nearest to these: Adam on the latent vectors, from zero.
+
+    The floor of every attack that searches the prior's latent space. A VAE starts at what its encoder says.
+    """
+    start = prior.encode(images)[0] if hasattr(prior, "encode") else torch.zeros(len(images), prior.latent_dim)
+    latent = start.detach().to(images).requires_grad_(True)
+    optimizer = torch.optim.Adam([latent], 0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        _stepped(optimizer, (prior(latent) - images).square().flatten(1).mean(1).sum())
+        schedule.step()
+    with torch.no_grad():
+        return prior(latent)
+
+
+def samples(prior: nn.Module, count: int, seed: int = 0) -> Tensor:
+    """Images [count, C, H, W] of latent vectors drawn from the prior's standard normal distribution."""
+    device = next(prior.parameters()).device
+    with torch.no_grad():
+        return prior(torch.randn(count, prior.latent_dim, generator=generator(seed, 0)).to(device))
+
+
+def check_disjoint(public: ImageSet, private: ImageSet) -> None:
+    """Refuse a prior's training images among which a victim's image is. Raises ValueError with their number."""
+    known = {image.numpy().tobytes() for image in public.images}
+    both = sum(image.numpy().tobytes() in known for image in private.images)
+    if both:
+        raise ValueError(
+            f"{both} of the {len(private)} private images of {private.name!r} are also among the public ones: a prior "
+            "that was trained on its victims proves nothing; take them out"
+        )
+
+
+def _frozen(victim: nn.Module, mode: str) -> nn.Module:
+    """A copy of the victim without gradients, its batch norm in this mode, its buffers its own."""
+    if mode not in ("eval", "train"):
+        raise ValueError(f"mode={mode!r}: expected eval or train")
+    return copy.deepcopy(victim).requires_grad_(False).train(mode == "train")
+
+
+def _adam(model: nn.Module, recipe: Any, images: int) -> tuple[torch.optim.Optimizer, Any]:
+    optimizer = torch.optim.Adam(model.parameters(), recipe.learning_rate)
+    total = recipe.epochs * (images // recipe.batch_size)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: (1 + math.cos(math.pi * min(1.0, step / max(1, total)))) / 2
+    )
+
+
+def _stepped(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def _finished(model: nn.Module) -> nn.Module:
+    return model.cpu().to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
