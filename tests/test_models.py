@@ -277,7 +277,7 @@ def test_fingerprint_sees_a_single_changed_weight_and_buffer():
     [
         (
             {"name": "vgg"},
-            r"unknown model 'vgg': expected one of lenet, mlp, convnet, resnet20, .*dlg-resnet20",
+            r"unknown model 'vgg': expected one of lenet, mlp, convnet, convnet8, resnet20, .*dlg-resnet20",
         ),
         ({"width": 3}, r"unknown option 'width' of 'lenet': expected one of normalize, activation, init"),
         ({"num_classes": 1}, r"num_classes=1: expected an integer of at least 2"),

@@ -13,9 +13,10 @@ class Decoder(nn.Module):
     """Features [N, features] to images [N, C, H, W] in [0, 1].
 
     The features are the flattened map of `channels` x `size` x `size`, or with pooled=True its average, [N, channels],
-    which a linear layer spreads out first. They are divided by `scale` (a buffer, 1 until a training sets it). Each entry of `widths` doubles the side by a transposed convolution and
-    refines it with `blocks` residual blocks; a 1x1 convolution and a sigmoid end it. trunk: the fingerprint of the
-    victim's trunk whose features it reads ("" for none). The defaults are those for CIFAR images.
+    which a linear layer spreads out first; they are divided by `scale` (a buffer, 1 until a training sets it). Each
+    entry of `widths` doubles the side by a transposed convolution and refines it with `blocks` residual blocks; a 1x1
+    convolution and a sigmoid end it. trunk: the fingerprint of the victim's trunk whose features it reads ("" for
+    none). The defaults are those for CIFAR images.
     Source: Xue et al. 2023, the released generator (`paper`: widths 1024 to 64, three blocks; sheet `fgla.md`, 4.5).
     Errors: ValueError for sizes that do not give images of `image_shape`.
     """
