@@ -155,21 +155,31 @@ def train(
     device: Device = "auto",
     data: DataRoot = None,
 ) -> None:
-    """Train the victims that ship in checkpoints/ again, each as its recipe says."""
+    """Train the victims and generators that ship in checkpoints/ again, each as its recipe says.
+
+    A kind alone, such as `decoder`, means all that ship of it; a generator's KIND-DATA any set, such as `vae-svhn`.
+    """
     import torch
 
-    from reprolib import training
+    from reprolib import generators, training
 
     device = _parameters("cpu", device, data, 0).device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    for name in names or training.RECIPES:
-        card = training.train(name, data, device, find_root() / "checkpoints")
-        found = card["test_accuracy"]
-        console.print(
-            f"{name}: {found['value']:.1%} of {found['images']} test images right "
-            f"[{found['low']:.1%}, {found['high']:.1%}], {card['seconds']} s"
-        )
+    ship, folder = [*training.RECIPES, *generators.RECIPES], find_root() / "checkpoints"
+    for asked in names or ship:
+        for name in [known for known in ship if known.startswith(f"{asked}-")] or [asked]:
+            trained = training.train if name in training.RECIPES else generators.train
+            card = trained(name, data, device, folder)
+            if "test_accuracy" in card:
+                what, found, scale, unit = "right", card["test_accuracy"], 100, " %"
+            else:
+                what, found, scale, unit = "restored", card["test_psnr"], 1, " dB"
+            console.print(
+                f"{name}: {scale * found['value']:.1f}{unit} of {found['images']} test images {what} "
+                f"[{scale * found['low']:.1f}, {scale * found['high']:.1f}]",
+                soft_wrap=True,
+            )
 
 
 @app.command()

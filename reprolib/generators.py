@@ -100,8 +100,8 @@ def recipe_of(name: str) -> GeneratorRecipe:
     kinds = [known.removesuffix("-cifar10") for known in RECIPES]
     if kind not in kinds or images not in data.NAMES:
         raise ValueError(
-            f"unknown generator {name!r}: expected KIND-DATA, the kind one of {', '.join(kinds)}, the data one of "
-            f"{', '.join(data.NAMES)}"
+            f"unknown checkpoint {name!r}: expected a victim ({', '.join(training.RECIPES)}) or a generator KIND-DATA, "
+            f"the kind one of {', '.join(kinds)}, the data one of {', '.join(data.NAMES)}"
         )
     return replace(RECIPES[f"{kind}-cifar10"], data=images)
 
