@@ -64,7 +64,7 @@ def separate(
     off_weight = share[:, None] @ weight_gradient
     rows = weight_gradient.take_along_dim(given[:, :, None], 1)
     same = (given[:, :, None] == given[:, None]).sum(2)
-    imputed = (-same / size).to(weight_gradient)
+    imputed = -same.to(weight_gradient) / size
     empty = (rows == 0).all(2)
     if bias_gradient is None:
         divisor, zeroed = imputed, torch.zeros_like(empty)
