@@ -251,13 +251,13 @@ def test_clipping_and_smoothing_change_nothing_and_noise_grows_with_the_batch():
     error = {}
     for size in (8, 64):
         f, given, weight, bias = synthetic(100, 500, size)
-        rows, entries = head_gradients(f, given, weight, bias)
+        rows, entries = head_gradients(f, given, 0 * weight, 0 * bias)
         noise = 1e-2 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(0), dtype=rows.dtype)
         found = (
             separate(rows + noise, entries, given, "full").features - separate(rows, entries, given, "full").features
         )
         error[size] = found.norm(dim=2).mean().item()
-    assert 7 < error[64] / error[8] < 9
+    assert 7.5 < error[64] / error[8] < 8.5
 
 
 def test_psnr_over_the_batch_axis_is_never_below_the_true_one():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from reprolib import client, labels, models
 from reprolib.attacks.reconstruction import Reconstruction
 from reprolib.client import SharedUpdate
+from reprolib.closed_form import rows_of_labels
 from reprolib.models import Ensemble
 
 Offset = Literal["none", "official", "full"]
@@ -62,7 +63,7 @@ def separate(
         )
     share = kappa * absent.to(weight_gradient) / absent.sum(1, keepdim=True).clamp(min=1)
     off_weight = share[:, None] @ weight_gradient
-    rows = weight_gradient.take_along_dim(given[:, :, None], 1)
+    rows = rows_of_labels(weight_gradient, given)
     same = (given[:, :, None] == given[:, None]).sum(2)
     imputed = -same.to(weight_gradient) / size
     empty = (rows == 0).all(2)
