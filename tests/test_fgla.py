@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from reprolib import client, labels, metrics, models
+from reprolib import attacks, client, data, experiments, generators, labels, metrics, models
 from reprolib.attacks.fgla import head_gradients, refine, separate
-from reprolib.client import ThreatModel, generator
-from reprolib.defenses import TopK
+from reprolib.client import LocalTraining, ThreatModel, generator
+from reprolib.defenses import Clipping, TopK
 
 KNOWN = ThreatModel(labels="known")
 KAPPAS = ("none", "official", "full")
@@ -271,3 +273,267 @@ def test_psnr_over_the_batch_axis_is_never_below_the_true_one():
     half = torch.full_like(truth, 0.4)
     assert metrics.psnr_dim0(half + 0.1, half) == pytest.approx(20, abs=1e-4)
     assert metrics.psnr_dim0(truth, truth) == math.inf
+
+
+# --- the attack with its decoder
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[torch.nn.Module, torch.nn.Module]:
+    """A victim for 16 x 16 pixels, 20 classes, and an untrained decoder of its trunk."""
+    victim = models.build("convnet8", 20, (3, 16, 16), seed=0, width=4)
+    trunk = models.trunk_fingerprint(victim)
+    return victim, decoder(trunk=trunk)
+
+
+def decoder(channels: int = 16, trunk: str = "", **options) -> torch.nn.Module:
+    sizes = {"size": 4, "widths": (8, 8)} | options
+    return models.build_generator("decoder", (3, 16, 16), seed=1, channels=channels, trunk=trunk, **sizes)
+
+
+def batch(size: int, trials: int = 2, classes: int = 20) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    x = torch.rand(trials, size, 3, 16, 16, generator=random)
+    return x, torch.stack([torch.randperm(classes, generator=random)[:size] for _ in range(trials)])
+
+
+def test_a_zero_head_decodes_like_the_true_features(small):
+    victim, inverse = small
+    victim = experiments.fresh_head(victim, 20, 0)
+    torch.nn.init.zeros_(victim.head.weight)
+    torch.nn.init.zeros_(victim.head.bias)
+    x, y = batch(6)
+    found = attacks.FGLA(inverse, offset="full")(victim, client.share(victim, x, y, threat=KNOWN))
+    true = torch.stack([inverse(models.penultimate(victim, own)) for own in x])
+    torch.testing.assert_close(found.raw, true, rtol=0, atol=1e-4)
+    assert (found.objective < 1e-4).all() and not found.lost.any() and torch.equal(found.labels, y)
+
+
+@pytest.mark.parametrize("rule", ["minimum", "sign", "count"])
+def test_labels_are_inferred_where_the_update_has_none(small, rule):
+    victim, inverse = small
+    x, y = batch(4)
+    attack = attacks.FGLA(inverse, labels=rule)
+    blind, told = (attack(victim, client.share(victim, x, y, threat=threat)) for threat in (ThreatModel(), KNOWN))
+    assert torch.equal(blind.labels, y.sort(dim=1).values)
+    order = y.argsort(dim=1)
+    torch.testing.assert_close(blind.raw, told.raw[torch.arange(2)[:, None], order], rtol=0, atol=1e-5)
+    alone = attack(victim, client.share(victim, x[1:], y[1:]))
+    torch.testing.assert_close(alone.raw[0], blind.raw[1], rtol=0, atol=1e-6)
+
+
+def test_repeated_labels_are_said_to_blend(small):
+    victim, inverse = small
+    x, y = batch(4)
+    y[1, 1] = y[1, 0]
+    with pytest.warns(UserWarning, match="labels repeat in 1 of 2 batches: their images come out as one blend"):
+        found = attacks.FGLA(inverse)(victim, client.share(victim, x, y, threat=KNOWN))
+    assert torch.equal(found.raw[1, 0], found.raw[1, 1]) and not torch.equal(found.raw[0, 0], found.raw[0, 1])
+
+
+def test_clipping_leaves_the_pictures_as_they_are(small):
+    victim, inverse = small
+    x, y = batch(4)
+    plain, clipped = (
+        attacks.FGLA(inverse)(victim, client.share(victim, x, y, threat=KNOWN, defense=d))
+        for d in (None, Clipping(1e-3))
+    )
+    torch.testing.assert_close(plain.raw, clipped.raw, rtol=0, atol=1e-4)
+
+
+def test_a_decoder_in_train_mode_sees_its_own_batch_alone(small):
+    victim, inverse = small
+    x, y = batch(4)
+    before = models.fingerprint(inverse)
+    attack = attacks.FGLA.official(inverse)
+    both = attack(victim, client.share(victim, x, y, threat=replace(KNOWN, mode="train"))).raw
+    alone = attack(victim, client.share(victim, x[1:], y[1:], threat=replace(KNOWN, mode="train"))).raw
+    torch.testing.assert_close(both[1], alone[0], rtol=0, atol=1e-5)
+    assert models.fingerprint(inverse) == before and not inverse.training
+    evaluated = attacks.FGLA(inverse)(victim, client.share(victim, x, y, threat=KNOWN)).raw
+    assert (both - evaluated).abs().max() > 1e-3
+
+
+def test_the_preset_that_uses_all_it_knows(small):
+    _, inverse = small
+    attack = attacks.FGLA.self_consistent(inverse)
+    assert (attack.offset, attack.refine_steps, attack.impute_bias) == ("full", 20, True)
+    assert attacks.FGLA(inverse) == attacks.FGLA(inverse) and "decoder=" not in repr(attack)
+
+
+def test_what_does_not_fit_is_refused(small):
+    victim, inverse = small
+    x, y = batch(4)
+    update = client.share(victim, x, y, threat=KNOWN)
+    trained = experiments.fresh_head(victim, 20, 0)
+    with torch.no_grad():
+        next(trained.parameters()).add_(1e-3)
+    many = client.share(victim, *batch(8, classes=20), threat=ThreatModel())
+    few = experiments.fresh_head(victim, 6, 0)
+    full = client.share(few, x, torch.tensor([[0, 1, 2, 3], [4, 5, 0, 1]]), threat=KNOWN)
+    assert attacks.FGLA(inverse)(few, full).raw.shape == x.shape
+    steps = client.share(victim, x, y, threat=KNOWN, local=LocalTraining(2, 4, 0.1))
+    no_bias = experiments.fresh_head(victim, 20, 0)
+    no_bias.head = torch.nn.Linear(256, 20, bias=False)
+    without = client.share(no_bias, x, y, threat=KNOWN)
+    crowd = client.share(few, torch.rand(1, 8, 3, 16, 16), torch.arange(8)[None] % 6)
+    cases = [
+        (inverse, trained, client.share(trained, x, y, threat=KNOWN), "was trained for the trunk .*, this model's is"),
+        (decoder(channels=8), victim, update, "takes 128 features, the model's head has 256.*another width or pooling"),
+        (inverse, victim, steps, "FGLA reads one gradient, but this update is the weight difference of 2 local steps"),
+        (inverse, no_bias, without, "the head has no bias.*impute_bias=True takes -1/B instead"),
+        (inverse, few, crowd, "batch_size 8 exceeds 6 classes"),
+        (
+            inverse,
+            models.Ensemble.of([victim, victim], 1),
+            update,
+            "a decoder belongs to one trunk, but this is an ens",
+        ),
+        (inverse, victim, client.share(few, x, y % 6), "the update is not of this model"),
+    ]
+    for own, model, shared, message in cases:
+        with pytest.raises(ValueError, match=message):
+            attacks.FGLA(own)(model, shared)
+    larger = models.build_generator("decoder", (3, 32, 32), 1, channels=16, size=4, widths=(8, 8, 8))
+    with pytest.raises(ValueError, match=r"gives images of \(3, 32, 32\), the update's are \(3, 16, 16\)"):
+        attacks.FGLA(larger)(victim, update)
+    assert attacks.FGLA(inverse, impute_bias=True)(no_bias, without).raw.shape == x.shape
+    assert attacks.FGLA(inverse)(victim, many).labels.shape == (2, 8)
+    everyone = client.share(few, torch.rand(1, 6, 3, 16, 16), torch.arange(6)[None], threat=KNOWN)
+    with pytest.raises(ValueError, match="every class is present in trial 0"):
+        attacks.FGLA(inverse)(few, everyone)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda d: attacks.FGLA(d, offset="half"), "offset='half' is unknown; use one of 'none', 'official', 'full'"),
+        (lambda d: attacks.FGLA(d, labels="sum"), "labels='sum' is unknown; use one of 'minimum', 'sign', 'count'"),
+        (
+            lambda d: attacks.FGLA(d, missing_offset="zero"),
+            "missing_offset='zero' is unknown; use one of 'raise', 'none'",
+        ),
+        (
+            lambda d: attacks.FGLA(d, decoder_mode="batch"),
+            "decoder_mode='batch' is unknown; use one of 'eval', 'train'",
+        ),
+        (lambda d: attacks.FGLA(d, refine_steps=-1), "refine_steps=-1: expected an integer of at least 0"),
+        (
+            lambda d: separate(torch.zeros(2, 3), None, torch.zeros(2, 1)),
+            r"weight_gradient must have shape \[trials, cl",
+        ),
+        (
+            lambda d: separate(torch.zeros(1, 3, 2), torch.zeros(1, 2), torch.zeros(1, 1).long()),
+            r"bias_gradient must have shape \[1, 3\], got \[1, 2\]",
+        ),
+        (
+            lambda d: separate(torch.zeros(1, 3, 2), torch.zeros(1, 3), torch.tensor([[3]])),
+            r"labels must lie in 0..2 for this head, got \[\[3\]\]",
+        ),
+        (
+            lambda d: separate(torch.zeros(1, 3, 2), torch.zeros(1, 3), torch.zeros(2, 1)),
+            r"labels must be int64 of shape \[1, batch\], got torch.float32 \[2, 1\]",
+        ),
+    ],
+)
+def test_bad_settings_are_refused(small, make, message):
+    with pytest.raises(ValueError, match=message):
+        make(small[1])
+
+
+def test_the_published_sizes():
+    with torch.device("meta"):
+        inverse = models.GENERATORS["decoder"](
+            (3, 224, 224), channels=2048, size=7, widths=(1024, 512, 256, 128, 64), blocks=3
+        )
+        larger = models.GENERATORS["decoder"](
+            (3, 256, 256), channels=2048, size=8, widths=(1024, 512, 256, 128, 64), blocks=3
+        )
+        victim = models.ARCHITECTURES["imagenet-resnet50"](1000, (3, 224, 224), torch.nn.Identity(), pooled=False)
+        assert inverse(torch.empty(2, 100352)).shape == (2, 3, 224, 224)
+        assert larger(torch.empty(2, 131072)).shape == (2, 3, 256, 256)
+    assert sum(p.numel() for p in inverse.parameters()) == 100_590_979
+    assert sum(p.numel() for p in victim.parameters()) == 123_861_032
+    kinds = [type(module).__name__ for module in inverse.modules()]
+    assert kinds.count("ConvTranspose2d") == 5 and kinds.count("BatchNorm2d") == 2 * 15
+    shown = decoder()(torch.randn(2, 256))
+    assert shown.min() > 0 and shown.max() < 1
+
+
+def test_a_decoder_learns_eight_images_by_heart(small):
+    victim, _ = small
+    photos = data.load("photos", count=8)
+    tiles = replace(photos, images=F.avg_pool2d(photos.images, 2))
+    recipe = generators.DecoderRecipe(
+        300, decoder={"channels": 16, "size": 4, "widths": (24, 16)}, batch_size=8, learning_rate=3e-3
+    )
+    found = generators.fit_decoder(recipe, victim, tiles)(models.penultimate(victim, tiles.images))
+    assert metrics.psnr(found, tiles.images).mean() > 25
+
+
+# --- the experiments
+
+
+def test_samplers():
+    photos = data.load("photos", count=200)
+    x, y = experiments.draw(photos, 4, 3, "relabel", 1000, 0)
+    assert (
+        x.shape == (3, 4, 3, 32, 32) and all(len(set(own.tolist())) == 4 for own in y) and y.max() > photos.num_classes
+    )
+    _, y = experiments.draw(photos, 4, 3, "distinct", 10, 0)
+    assert all(len(set(own.tolist())) == 4 for own in y)
+    natural, own = experiments.draw(photos, 40, 1, "natural", 10, 0)
+    assert natural.shape[1] == 40 and len(set(own[0].tolist())) < 40
+    with pytest.raises(ValueError, match="sampler='all' is unknown; use 'distinct', 'relabel' or 'natural'"):
+        experiments.draw(photos, 4, 1, "all", 10, 0)
+    with pytest.raises(ValueError, match="8 images cannot have different labels among 4 classes"):
+        experiments.draw(photos, 8, 1, "relabel", 4, 0)
+
+
+def test_experiments_bound_the_attack_by_its_references(small):
+    victim, inverse = small
+    x, y = batch(4, 3)
+    forms = {"FGLA": attacks.FGLA(inverse), "half": attacks.FGLA(inverse, offset="none")}
+    found = experiments.decoded(victim, forms, x, y, torch.full((3, 16, 16), 0.5), 0)
+    scores = found["scores"]
+    assert scores.groupby("attack").size().to_dict() == {"FGLA": 12, "half": 12, "mean image": 12, "oracle": 12}
+    order = y.argsort(dim=1)
+    truth = torch.stack([inverse(models.penultimate(victim, own)) for own in x])
+    expected = metrics.psnr(truth.flatten(0, 1), x.flatten(0, 1)).view(3, 4).gather(1, order).flatten()
+    assert scores[scores.attack == "oracle"].psnr.to_numpy() == pytest.approx(expected.numpy(), abs=1e-4)
+    lossy = experiments.compared(victim, forms, x, y, 0, KNOWN, TopK(0.9))["scores"]
+    assert lossy.lost.mean() == 0.5, "of 20 bias entries two are kept, of four images two are there"
+    assert (scores.psnr_dim0 >= scores.psnr_whole).all()
+
+
+def test_separation_experiments(small):
+    trunk, photos = small[0], data.load("photos", count=64)
+    tiles = replace(photos, images=F.avg_pool2d(photos.images, 2))
+    rows = experiments.separation_errors(trunk, tiles, [(10, 4), (50, 8)], 2, 0, 5)
+    means = rows.groupby("offset").error.mean()
+    assert means["self-consistent"] < means["full"] < means["none"] and len(rows) == 2 * 2 * 4
+    smooth = experiments.separation_errors(trunk, tiles, [(50, 8)], 1, 0, 0, smoothing=0.1)
+    assert smooth.groupby("offset").error.mean()["full"] < 0.05
+    assert experiments.separation_errors(trunk, tiles, [(50, 8)], 1, 0, 0, with_bias=False).error.max() < 0.5
+    noisy = experiments.separation_errors(trunk, tiles, [(50, 8)], 1, 0, 0, noise=0.1)
+    assert noisy.error.min() > 10 * rows[rows.classes == 50].error.max()
+    right = experiments.restored_labels(trunk, tiles, [(10, 4)], 3, 0)
+    assert (right[right.rule == "minimum"].right == 1).all() and set(right.rule) == {"minimum", "sign", "count"}
+    trained = experiments.heads_in_training(trunk, tiles, tiles, (0, 5), 4, 2, 0, 2)
+    assert trained.groupby("steps").size().tolist() == [16, 16]
+    speed = experiments.speed(trunk, attacks.FGLA(small[1]), tiles, (2,), 1, 0)
+    assert set(speed.stage) == {"separation", "decoder"} and (speed.seconds > 0).all()
+
+
+def test_blends(small):
+    victim, inverse = small
+    photos = data.load("photos", count=64)
+    tiles = replace(photos, images=F.avg_pool2d(photos.images, 2))
+    with pytest.warns(UserWarning, match="labels repeat"):
+        found = experiments.blends(victim, attacks.FGLA(inverse, offset="full"), tiles, 4, 3, 0)
+    assert found["rows"].blended.all() and found["found"].shape == (3, 3, 16, 16)
+    with pytest.warns(UserWarning, match="labels repeat"):
+        rows = experiments.natural(
+            experiments.fresh_head(victim, photos.num_classes, 0), attacks.FGLA(inverse), tiles, 8, 2, 0
+        )
+    assert len(rows) == 16 and rows.repeated.any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
@@ -165,7 +166,8 @@ class FGLA:
         """Reconstruct the batch behind each trial; seed and progress are taken and not used: nothing is drawn.
 
         objective of the result: the relative residual of the head's weight gradient (`refine`). lost: images whose
-        row or bias entry compression emptied; they show the decoder's picture of zero features.
+        row or bias entry compression emptied; they show the decoder's picture of zero features. Labels that repeat
+        within a batch blend its images, which a warning says.
         Errors: ValueError for an update of another model, one with NaN or of several local steps, an ensemble, a
         decoder of another trunk, feature size or image size, and a head without bias unless `impute_bias`; besides
         those of `separate` and of `labels.of_update` (a batch larger than the classes).
@@ -173,6 +175,11 @@ class FGLA:
         began = time.perf_counter()
         self._check(model, update)
         given = labels.of_update(update, _LABEL_RULES[self.labels]) if update.labels is None else update.labels
+        if repeated := sum(len(own.unique()) < len(own) for own in given):
+            warnings.warn(
+                f"labels repeat in {repeated} of {update.trials} batches: their images come out as one blend a class",
+                stacklevel=2,
+            )
         gradients = update.as_gradients()
         weight_gradient, bias_gradient = gradients["head.weight"], gradients.get("head.bias")
         found = separate(weight_gradient, bias_gradient, given, self.offset, self.missing_offset, self.impute_bias)
