@@ -465,7 +465,7 @@ def test_a_decoder_learns_eight_images_by_heart(small):
     photos = data.load("photos", count=8)
     tiles = replace(photos, images=F.avg_pool2d(photos.images, 2))
     recipe = generators.DecoderRecipe(
-        300, decoder={"channels": 16, "size": 4, "widths": (24, 16)}, batch_size=8, learning_rate=3e-3
+        200, decoder={"channels": 16, "size": 4, "widths": (16, 16)}, batch_size=8, learning_rate=1e-2
     )
     found = generators.fit_decoder(recipe, victim, tiles)(models.penultimate(victim, tiles.images))
     assert metrics.psnr(found, tiles.images).mean() > 25
@@ -520,7 +520,7 @@ def test_separation_experiments(small):
     right = experiments.restored_labels(trunk, tiles, [(10, 4)], 3, 0)
     assert (right[right.rule == "minimum"].right == 1).all() and set(right.rule) == {"minimum", "sign", "count"}
     trained = experiments.heads_in_training(trunk, tiles, tiles, (0, 5), 4, 2, 0, 2)
-    assert trained.groupby("steps").size().tolist() == [16, 16]
+    assert trained.groupby("steps").size().tolist() == [8, 8]
     speed = experiments.speed(trunk, attacks.FGLA(small[1]), tiles, (2,), 1, 0)
     assert set(speed.stage) == {"separation", "decoder"} and (speed.seconds > 0).all()
 

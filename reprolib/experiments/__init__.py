@@ -9,11 +9,13 @@ from reprolib.experiments.fgla import (
     draw,
     fresh_head,
     heads_in_training,
+    masked_searches,
     natural,
     pipeline,
     restored_labels,
     separation_errors,
     speed,
+    unseen_classes,
 )
 from reprolib.experiments.gradinversion import mode_mismatch
 from reprolib.experiments.ig import read_first_layer, trace
@@ -36,6 +38,8 @@ from reprolib.experiments.precode import (
 from reprolib.experiments.soteria import cost_of_the_truth, examine_soteria
 
 __all__ = [
+    "masked_searches",
+    "unseen_classes",
     "speed",
     "separation_errors",
     "restored_labels",

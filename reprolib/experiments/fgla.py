@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 
 from reprolib import client, labels, metrics, models
 from reprolib.attacks.fgla import FGLA, head_gradients, refine, separate
+from reprolib.attacks.hcgla import HCGLA, fit_generator
 from reprolib.client import SharedUpdate, ThreatModel, generator
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense
 from reprolib.experiments.networks import SHOWN, in_order, network_seed
+from reprolib.generators import DecoderRecipe, fit_decoder
 
 Sampler = Literal["distinct", "relabel", "natural"]
 OFFSETS = ("none", "official", "full", "self-consistent")
@@ -369,3 +372,62 @@ def pipeline(
         "separated features": feature_maps(found.features[0], sides),
         "decoded": attack.decode(found.features)[0],
     }
+
+
+def unseen_classes(
+    trunk: nn.Module, recipe: DecoderRecipe, public: ImageSet, images: ImageSet, hidden: Sequence[int], count: int
+) -> dict[str, Any]:
+    """Two decoders on as many images, one of which never saw the `hidden` classes, on `count` test images of these.
+
+    Returns "rows", a row an image: the PSNR of the decoded true features under "all" and "without"; and pictures
+    [n, C, H, W]: truth, all, without.
+    """
+    seen = ~torch.isin(public.labels, torch.tensor(hidden))
+    kept = int(seen.sum())
+    parts = {"all": torch.arange(len(public))[:kept], "without": seen.nonzero()[:, 0]}
+    private = images.images[torch.isin(images.labels, torch.tensor(hidden))][:count]
+    rows, pictures = {}, {"truth": private[:SHOWN]}
+    for name, index in parts.items():
+        chosen = replace(public, images=public.images[index], labels=public.labels[index])
+        inverse = fit_decoder(recipe, trunk, chosen, progress=False)
+        with torch.no_grad():
+            found = inverse(models.penultimate(trunk, private))
+        rows[name], pictures[name] = metrics.psnr(found, private).double().numpy(), found[:SHOWN]
+    return pictures | {"rows": pd.DataFrame(rows)}
+
+
+def masked_searches(
+    victim: nn.Module,
+    public: ImageSet,
+    images: Tensor,
+    truth: Tensor,
+    defense: Defense,
+    iterations: int,
+    epochs: int,
+    width: int,
+    seed: int,
+) -> dict[str, Any]:
+    """HCGLA on single images, and what is left of it without its parts: `compared`, with the mean image's rows.
+
+    The generator learns from `public` first. Also pictures of the first image's search: "strip" [S, C, H, W],
+    after the iterations "steps".
+    """
+    model = fit_generator(victim, public, defense, epochs=epochs, width=width, seed=seed)
+    full = replace(HCGLA.official(model), iterations=iterations)
+    forms = {
+        "HCGLA": full,
+        "its start": replace(full, iterations=0),
+        "no mask": replace(full, mask="none"),
+        "random start": replace(full, generator=None, start="random"),
+        "masked DLG": replace(HCGLA.masked_dlg(), iterations=iterations),
+        "mean of all rows": replace(HCGLA.single(model), iterations=0),
+    }
+    threat = ThreatModel(labels="known")
+    found = compared(victim, forms, images, truth, seed, threat, defense)
+    mean = public.mean_image.expand_as(images)
+    references = _quality(mean, images).assign(attack="mean image")
+    update = client.share(victim, images[:1], truth[:1], threat=threat, defense=defense, seed=seed)
+    steps = sorted({round(i) for i in np.linspace(0, iterations, min(7, iterations + 1))})
+    history = full(victim, update, seed=seed, snapshots=steps).history
+    scores = pd.concat([found["scores"], references], ignore_index=True)
+    return found | {"scores": scores, "strip": history.images[:, 0, 0].clamp(0, 1), "steps": steps}
