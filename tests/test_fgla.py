@@ -465,7 +465,7 @@ def test_a_decoder_learns_eight_images_by_heart(small):
     photos = data.load("photos", count=8)
     tiles = replace(photos, images=F.avg_pool2d(photos.images, 2))
     recipe = generators.DecoderRecipe(
-        200, decoder={"channels": 16, "size": 4, "widths": (16, 16)}, batch_size=8, learning_rate=1e-2
+        150, decoder={"channels": 16, "size": 4, "widths": (16, 16)}, batch_size=8, learning_rate=1e-2
     )
     found = generators.fit_decoder(recipe, victim, tiles)(models.penultimate(victim, tiles.images))
     assert metrics.psnr(found, tiles.images).mean() > 25
