@@ -2,6 +2,7 @@
 
 from reprolib.experiments.defenses import attack_encoded, denoised, without_noise
 from reprolib.experiments.dlg import follow
+from reprolib.experiments.gallery import every_attack
 from reprolib.experiments.gradinversion import mode_mismatch
 from reprolib.experiments.ig import read_first_layer, trace
 from reprolib.experiments.labels import count_labels, head_gradients, predict_labels, read_labels
@@ -32,6 +33,7 @@ __all__ = [
     "count_labels",
     "denoised",
     "evaluations_to",
+    "every_attack",
     "examine_soteria",
     "follow",
     "head_gradients",
