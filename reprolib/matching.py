@@ -147,11 +147,32 @@ class Matching:
             self._size.append(max(1, min(BLOCK[x.device.type], fit)))
         return self._size[0]
 
+    def alone(self, x: Tensor, trials: Tensor, noise: Callable | None = None) -> Tensor:
+        """The distance [R] at the rows of x, without the prior and the statistics. noise: in the place of the field."""
+        block, found = self._block_size(x, trials), []
+        for rows, of in zip(x.detach().split(block), trials.split(block), strict=True):
+            images, soft_labels = self.parts(rows, of)
+            passes = [{}] if self.noise is None else (noise or self.noise)(rows, of)
+            found.append(self._distance(images, soft_labels, of, passes)[0].detach())
+        return torch.cat(found)
+
     def _block(self, x: Tensor, trials: Tensor) -> tuple[Tensor, Tensor]:
         x = x.detach().requires_grad_()
         images, soft_labels = self.parts(x, trials)
+        value, seen = self._distance(images, soft_labels, trials, [{}] if self.noise is None else self.noise(x, trials))
+        if self.statistics is not None:
+            value = value + self.statistics(seen, trials)
+        if self.prior is not None:
+            value = value + self.prior(images, trials)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        return value.detach(), gradient
+
+    def _distance(
+        self, images: Tensor, soft_labels: Tensor, trials: Tensor, passes: Sequence[dict[str, Tensor]]
+    ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """The distance [R] at these images, and what entered the batch-norm layers where the statistics ask for it."""
         worker = self._worker.select(trials) if isinstance(self._worker, Ensemble) else self._worker
-        passes, penalty = [{}] if self.noise is None else self.noise(x, trials), 0.0
+        seen: dict[str, tuple[Tensor, Tensor]] = {}
         if self.observation.of_each_image is not None:
             of_each_image = self.observation.of_each_image
             gradients = dummy_gradients_of_images(worker, images, soft_labels, of_each_image)
@@ -159,13 +180,8 @@ class Matching:
             gradients = _average([dummy_gradients(worker, images, soft_labels, self.local, drawn) for drawn in passes])
         else:
             gradients, seen = dummy_gradients_and_statistics(worker, images, soft_labels, self.layers, passes[0])
-            penalty = self.statistics(seen, trials)
         gradients = self.observation.as_shared(gradients, trials)
-        value = (self.compare or distance)(gradients, self.observation, trials) + penalty
-        if self.prior is not None:
-            value = value + self.prior(images, trials)
-        (gradient,) = torch.autograd.grad(value.sum(), x)
-        return value.detach(), gradient
+        return (self.compare or distance)(gradients, self.observation, trials), seen
 
 
 def dummy_noise(

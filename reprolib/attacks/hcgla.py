@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from reprolib import client, models
 from reprolib.attacks.reconstruction import History, Reconstruction
-from reprolib.client import SharedUpdate, ThreatModel, generator
+from reprolib.client import SharedUpdate, generator
 from reprolib.closed_form import rows_of_labels
 from reprolib.data import ImageSet
 from reprolib.matching import Matching, Observation
@@ -223,8 +223,8 @@ def fit_generator(
     """A generator that turns the victim's compressed rows gW[y] into images: Adam on the binary cross-entropy.
 
     public: images that the attacker owns; they get random labels that differ within a batch, since the head is
-    untrained, and are shared `batch` at a time under the defense, new batches in every epoch. name, options: for
-    `models.build_generator`. In evaluation mode and without gradients, the victim's trunk noted in it.
+    untrained, and are shared once, `batch` at a time, under the defense. name, options: for `models.build_generator`.
+    In evaluation mode and without gradients, the victim's trunk noted in it.
     Errors: ValueError for batches of more images than classes. Source: sheet `fgla.md`, section 4.11.
     """
     if batch > victim.num_classes:
@@ -234,23 +234,19 @@ def fit_generator(
     optimizer = torch.optim.Adam(model.parameters(), learning_rate)
     parameter = next(victim.parameters())
     model.to(parameter)
+    order = torch.randperm(len(public), generator=generator(seed, 0))
+    order, rows = order[: len(order) // batch * batch], []
+    for number, part in enumerate(order.view(-1, batch).split(16)):  # a head's gradients are large
+        random = generator(seed, number, 1)
+        given = torch.stack([torch.randperm(victim.num_classes, generator=random)[:batch] for _ in part])
+        images, given = public.images[part].to(parameter), given.to(parameter.device)
+        own = int(torch.randint(2**31, (), generator=random))
+        update = client.share(victim, images, given, defense=defense, seed=own)
+        rows.append(rows_of_labels(update.gradients["head.weight"], given).flatten(0, 1))
+    rows, images = torch.cat(rows), public.images[order]
     for epoch in range(epochs):
-        random = generator(seed, epoch)
-        order = torch.randperm(len(public), generator=random)
-        count = max(1, minibatch // batch)
-        for part in order[: len(order) // batch * batch].view(-1, batch).split(count):
-            images = public.images[part].to(parameter)
-            given = torch.stack([torch.randperm(victim.num_classes, generator=random)[:batch] for _ in part])
-            update = client.share(
-                victim,
-                images,
-                given.to(images.device),
-                threat=ThreatModel(labels="known"),
-                defense=defense,
-                seed=int(torch.randint(2**31, (), generator=random)),
-            )
-            rows = rows_of_labels(update.gradients["head.weight"], update.labels)
-            loss = F.binary_cross_entropy(model(rows.flatten(0, 1)), images.flatten(0, 1))
+        for index in torch.randperm(len(rows), generator=generator(seed, epoch, 2)).split(minibatch):
+            loss = F.binary_cross_entropy(model(rows[index.to(rows.device)]), images[index].to(parameter))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -191,10 +191,7 @@ class _Problem:
 
     def matching(self, rows: Tensor, prior: Callable[[Tensor, Tensor], Tensor] | None) -> Matching:
         chosen = rows.to(self.device)
-        observation, noise = self.observation.select(chosen), self.joint_noise
-        if not self.noise_shapes:
-            streams = [generator(self.seed, trial, 0, 1) for trial in rows.tolist()]
-            noise = matching.dummy_noise(self.model, observation, streams, self.update.batch_size)
+        observation = self.observation.select(chosen)
         return Matching(
             self.model.select(chosen) if isinstance(self.model, Ensemble) else self.model,
             observation,
@@ -203,8 +200,16 @@ class _Problem:
             self.update.threat.mode,
             matching.cosine if self.attack.objective == "cosine" else matching.distance,
             self.update.local,
-            noise=noise,
+            noise=self.noise(rows),
         )
+
+    def noise(self, rows: Tensor) -> Callable[[Tensor, Tensor], list[dict[str, Tensor]]] | None:
+        """The source of a bottleneck's noise, its streams at their beginning; None for a model without one."""
+        if self.noise_shapes:
+            return self.joint_noise
+        streams = [generator(self.seed, trial, 0, 1) for trial in rows.tolist()]
+        observation = self.observation.select(rows.to(self.device))
+        return matching.dummy_noise(self.model, observation, streams, self.update.batch_size)
 
     def prior(self, images: Tensor, trials: Tensor) -> Tensor:
         return self.attack.total_variation * priors.total_variation((images - self.mean) / self.std)
@@ -238,7 +243,8 @@ class _Problem:
 
     def run(self, start: int, rows: Tensor, progress: bool | None, snapshots: Sequence[int]) -> Reconstruction:
         attack, x, wanted = self.attack, self.start(start, rows), set(snapshots)
-        run = self.steps(self.matching(rows, self.prior if attack.total_variation else None), x)
+        objective = self.matching(rows, self.prior if attack.total_variation else None)
+        run = self.steps(objective, x)
         bar = tqdm(
             run,
             total=attack.iterations,
@@ -246,18 +252,17 @@ class _Problem:
             disable=not (sys.stderr.isatty() if progress is None else progress),
             mininterval=0.5 if sys.stderr.isatty() else 60,
         )
-        alone = self.matching(rows, None) if wanted else None
-        everyone = torch.arange(len(rows), device=self.device)
-        taken = [(0, x.clone(), alone(x, everyone)[0], torch.zeros_like(everyone))] if 0 in wanted else []
+        everyone, noise = torch.arange(len(rows), device=self.device), self.noise(rows)
+        taken = [(0, x.clone(), objective.alone(x, everyone, noise), torch.zeros_like(everyone))] if 0 in wanted else []
         for iteration, minimum in enumerate(bar, 1):
             if iteration in wanted:
-                value = alone(minimum.last, everyone)[0]
+                value = objective.alone(minimum.last, everyone, noise)
                 taken.append((iteration, minimum.last.clone(), value, minimum.evaluations.clone()))
         final = minimum.best if attack.iterate == "best" else minimum.last
         return Reconstruction(
             raw=self.images(final),
             labels=self.given[rows.to(self.device)],
-            objective=self.matching(rows, None)(final, everyone)[0],  # under the same noise, whatever was looked at
+            objective=objective.alone(final, everyone, self.noise(rows)),  # the same noise, whatever was looked at
             evaluations=minimum.evaluations,
             starts=torch.full_like(minimum.evaluations, start + 1),
             diverged=minimum.diverged,

@@ -17,6 +17,7 @@ from reprolib.experiments.fgla import (
     speed,
     unseen_classes,
 )
+from reprolib.experiments.gallery import every_attack
 from reprolib.experiments.gradinversion import mode_mismatch
 from reprolib.experiments.ig import read_first_layer, trace
 from reprolib.experiments.labels import count_labels, head_gradients, predict_labels, read_labels
@@ -60,6 +61,7 @@ __all__ = [
     "count_labels",
     "denoised",
     "evaluations_to",
+    "every_attack",
     "examine_soteria",
     "follow",
     "head_gradients",

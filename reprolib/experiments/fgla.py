@@ -69,13 +69,14 @@ def separation_errors(
     smoothing: float = 0.0,
     with_bias: bool = True,
     noise: float = 0.0,
+    offsets: Sequence[str] = OFFSETS,
 ) -> pd.DataFrame:
     """How far separated features are from the true ones, without any decoder: a row a (case, draw, offset).
 
     cases: (classes, images in the batch); every draw takes a new head, new images and different labels. The head's
     gradient is computed in closed form. smoothing: of the client's labels. with_bias: False leaves the bias gradient
     out, so that -1/B is imputed. noise: standard deviation of Gaussian noise on every entry.
-    Columns: classes, batch, draw, offset (one of OFFSETS), error (median over the batch, relative), cosine (mean).
+    Columns: classes, batch, draw, offset (of `offsets`), error (median over the batch, relative), cosine (mean).
     """
     rows = []
     for classes, size in cases:
@@ -93,7 +94,7 @@ def separation_errors(
             if noise:
                 random = generator(seed, k, classes, size)
                 gradients = tuple(g + noise * torch.randn(g.shape, generator=random) for g in gradients)
-            for offset in OFFSETS:
+            for offset in offsets:
                 plain = "full" if offset == "self-consistent" else offset
                 found = separate(
                     gradients[0],
