@@ -247,28 +247,20 @@ def compared(
     the attack has), seconds (of the call, per batch), attack; and the first images: "truth" and NAME [n, C, H, W], in
     the order of their labels.
     """
-    device, tables, shown = victim.head.weight.device, {name: [] for name in attacks}, {}
-    together = max(1, client.MEMORY_BUDGET // (4 * victim.head.weight.nbytes))
-    for first in range(0, len(images), together):
-        x, y = images[first : first + together], truth[first : first + together]
-        update = client.share(victim, x.to(device), y.to(device), threat=threat, defense=defense, seed=seed + first)
-        target = _sorted(x, y.argsort(dim=1, stable=True))
-        if first == 0:
-            shown["truth"] = target.flatten(0, 1)[:SHOWN]
-        for name, attack in attacks.items():
-            found = attack(victim, update, seed=seed + first)
-            order = found.labels.cpu().argsort(dim=1, stable=True)
-            placed = _sorted(found.images.cpu(), order)
-            table = _quality(placed, target)
-            table["trial"] += first
-            lost = torch.zeros_like(order).bool() if found.lost is None else found.lost.cpu().gather(1, order)
-            table["lost"] = lost.flatten().numpy()
-            overlap = metrics.label_overlap(found.labels.cpu(), y)
-            table["labels"] = overlap.repeat_interleave(x.shape[1]).numpy()
-            table["seconds"] = found.seconds / len(x)
-            tables[name].append(table.assign(attack=name))
-            shown.setdefault(name, placed.flatten(0, 1)[:SHOWN])
-    return shown | {"scores": pd.concat([t for parts in tables.values() for t in parts], ignore_index=True)}
+    device, tables = victim.head.weight.device, []
+    update = client.share(victim, images.to(device), truth.to(device), threat=threat, defense=defense, seed=seed)
+    target = _sorted(images, truth.argsort(dim=1, stable=True))
+    shown = {"truth": target.flatten(0, 1)[:SHOWN]}
+    for name, attack in attacks.items():
+        found = attack(victim, update, seed=seed)
+        order = found.labels.cpu().argsort(dim=1, stable=True)
+        placed = _sorted(found.images.cpu(), order)
+        lost = torch.zeros_like(order).bool() if found.lost is None else found.lost.cpu().gather(1, order)
+        overlap = metrics.label_overlap(found.labels.cpu(), truth).repeat_interleave(truth.shape[1])
+        columns = {"lost": lost.flatten().numpy(), "labels": overlap.numpy(), "seconds": found.seconds / len(images)}
+        tables.append(_quality(placed, target).assign(**columns, attack=name))
+        shown[name] = placed.flatten(0, 1)[:SHOWN]
+    return shown | {"scores": pd.concat(tables, ignore_index=True)}
 
 
 def _sorted(images: Tensor, order: Tensor) -> Tensor:
