@@ -7,7 +7,9 @@ from typing import Any
 
 from reprolib.attacks.analytic import AnalyticRecovery
 from reprolib.attacks.dlg import DLG
+from reprolib.attacks.fgla import FGLA
 from reprolib.attacks.gradinversion import GradInversion
+from reprolib.attacks.hcgla import HCGLA
 from reprolib.attacks.idlg import IDLG
 from reprolib.attacks.ig import InvertingGradients
 from reprolib.attacks.lti import LearningToInvert
@@ -18,6 +20,8 @@ from reprolib.closed_form import linear_inputs
 
 __all__ = [
     "DLG",
+    "FGLA",
+    "HCGLA",
     "IDLG",
     "AnalyticRecovery",
     "GradInversion",
