@@ -7,6 +7,7 @@ from typing import Any
 
 from reprolib.attacks.analytic import AnalyticRecovery
 from reprolib.attacks.dlg import DLG
+from reprolib.attacks.ggl import GGL
 from reprolib.attacks.gradinversion import GradInversion
 from reprolib.attacks.idlg import IDLG
 from reprolib.attacks.ig import InvertingGradients
@@ -18,6 +19,7 @@ from reprolib.closed_form import linear_inputs
 
 __all__ = [
     "DLG",
+    "GGL",
     "IDLG",
     "AnalyticRecovery",
     "GradInversion",
