@@ -60,7 +60,8 @@ def controls(
     the class, out of `public`, under the same network; a random sample of the prior; a random image of the class; the
     class's and the public set's mean image; and the floor, the image of the prior that is nearest to the client's.
     options: LeNet's, for `models.build`. Returns "scores", a row a (control, trial) with mse, psnr, ssim, identified
-    (among `images`) and chance, and under each control's name its first images [n, C, H, W], the client's under "truth".
+    (among `images`) and chance, and its first images [n, C, H, W] under each control's name, the client's under
+    "truth".
     Source: sheet `ggl.md`, sections 7 and 9.3 (E5).
     """
     x, y = images.batches(1, count, seed=seed)
