@@ -377,6 +377,7 @@ def test_pruning_at_a_rate_is_the_percentile(share):  # 8.7
         assert 1 - share - 1 / n <= (kept != 0).double().mean() <= 1 - share + 2 / n
     if share == 0:
         assert torch.equal(found, g)
+    assert torch.equal(pruned_at(g, torch.tensor([share], dtype=torch.float64)), found)
     mixed = pruned_at(g, torch.tensor([0.0, share, 0.5], dtype=torch.float64))
     assert torch.equal(mixed[0], g[0]) and torch.equal(mixed[1], found[1])
 
@@ -420,6 +421,9 @@ def test_an_informed_attacker_uses_the_defenses_reading():
         for knows in (False, True)
     )
     assert metrics.mse(informed.images, x).mean() * 3 < metrics.mse(plain.images, x).mean()
+    for alone in (NormOfUpdate(0.5), RateOfUpdate(0.9), RateOfUpdate(0.9, rate_of="tensor")):  # one trial, many rows
+        update = client.share(model, x[:1], y[:1], defense=alone, threat=TOLD)
+        assert replace(SMALL, evaluations=24)(model, update).objective.isfinite().all()
     both = Compose([NormOfUpdate(0.5), GaussianNoise(1e-3)])
     update = client.share(model, x, y, defense=both, threat=TOLD)
     assert both.counter(model, update).of_the_mean is not None

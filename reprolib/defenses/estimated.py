@@ -81,13 +81,15 @@ def zero_shares(gradients: dict[str, Tensor], of: Share = "tensor") -> dict[str,
 
 
 def pruned_at(gradients: Tensor, shares: Tensor) -> Tensor:
-    """Zero, in each of N gradients [N, *param], what is below the quantile of its magnitudes; shares: [N] in [0, 1].
+    """Zero, in each of N gradients [N, *param], what is below the quantile of its magnitudes.
+
+    shares: [N] in [0, 1], or [1], one for all.
 
     The quantile is interpolated linearly, as `numpy.percentile`'s and `torch.quantile`'s, the latter of which takes no
     more than 16 million entries; entries that equal it are kept. Differentiable in the entries that stay.
     """
     magnitudes = gradients.detach().abs().flatten(1)
-    threshold = torch.empty_like(magnitudes[:, 0])
+    threshold, shares = torch.empty_like(magnitudes[:, 0]), shares.expand(len(gradients))
     for share in shares.unique().tolist():  # rows of one trial share theirs
         rows = shares == share
         place = share * (magnitudes.shape[1] - 1)

@@ -127,10 +127,11 @@ def race(
     device: torch.device,
     **options: Any,
 ) -> pd.DataFrame:
-    """Attacks over the gradients of the victim that they spent: a row an (attack, mark, trial).
+    """Attacks over the gradients of the victim that they spent: a row an (attack, spent, trial).
 
-    marks: numbers of evaluations at which to look, those within each attack's budget. Columns: attack, mark, trial,
-    psnr, and distance: the squared distance to the shared gradient over its squared length, whatever the attack's own
+    marks: numbers of evaluations at which to look, those within each attack's budget, rounded down to whole generations
+    (and up to one). Columns: attack, spent (at the most, where a trial converged), trial, psnr, and distance: the
+    squared distance to the shared gradient over its squared length, whatever the attack's own
     distance is divided by. options: LeNet's.
     """
     x, _ = images.batches(1, count, seed=seed)
@@ -139,12 +140,12 @@ def race(
     length = torch.cat([sum(g.flatten(1).square().sum(1) for g in update.gradients.values()) for update in updates])
     rows = []
     for name, attack in attacks.items():
-        at = {max(1, mark * attack.iterations // attack.evaluations): mark for mark in marks}
-        at = {step: mark for step, mark in at.items() if mark <= attack.evaluations}
-        history = attack_together(attack, victims, updates, seed, tuple(at)).history
+        each = attack.population if attack.optimizer == "cma" else 1
+        steps = sorted({min(max(1, mark // each), attack.iterations) for mark in marks if mark <= attack.evaluations})
+        history = attack_together(attack, victims, updates, seed, steps).history
         parts = len(updates[0].gradients) if attack.reduction == "mean_tensors" else 1
-        for step, value, shown in zip(history.iterations, history.objective, history.images, strict=True):
-            columns = {"attack": name, "mark": at[step], "trial": range(count)}
+        for spent, value, shown in zip(history.evaluations, history.objective, history.images, strict=True):
+            columns = {"attack": name, "spent": int(spent.max()), "trial": range(count)}
             columns |= {"psnr": metrics.psnr(shown[:, 0].cpu(), x[:, 0]).double().numpy()}
             rows.append(pd.DataFrame(columns | {"distance": (parts * value / length).cpu().numpy()}))
     return pd.concat(rows, ignore_index=True)
