@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reprolib import client, labels, matching, metrics, models, priors
+from reprolib import client, data, experiments, generators, labels, matching, metrics, models, priors
 from reprolib.attacks import GGL
 from reprolib.attacks.ggl import _Search
 from reprolib.client import LocalTraining, ThreatModel
@@ -26,6 +26,7 @@ from reprolib.defenses import (
 )
 from reprolib.defenses.clipping import clipped
 from reprolib.defenses.estimated import pruned_at, zero_shares
+from reprolib.experiments.ggl import of_equal_length
 from reprolib.matching import Observation
 from reprolib.models import Ensemble
 from reprolib.optimizers import cma_es, ramp
@@ -514,3 +515,83 @@ def test_an_update_that_does_not_fit_is_refused():
         replace(SMALL, distance="cosine")(model, nothing)
     with pytest.raises(ValueError, match="rate_of must be one of 'update', 'tensor', got 'layer'"):
         RateOfUpdate(0.5, rate_of="layer")
+
+
+# --- the chapter's experiments
+
+
+class Coder(Prior):
+    def encode(self, images):
+        return self.hidden.weight[0, 0] * images.flatten(1)[:, :LATENT], None
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits", "test", 60), data.load("digits", "train", 60)
+
+
+def test_controls_have_what_they_say(digits):
+    images, public = digits
+    own = replace(SMALL, generator=prior(shape=images.image_shape), evaluations=24)
+    found = experiments.controls(own, images, public, 3, 0, torch.device("cpu"))
+    scores = found["scores"]
+    names = list(scores.control.unique())
+    assert names[:3] == ["gradient", "Gaussian of equal length", "gradient of another image"] and names[-1] == "floor"
+    assert (scores.groupby("control").trial.apply(list).map(len) == 3).all()
+    y = images.batches(1, 3, seed=0)[1][:, 0]
+    mean = torch.stack([public.images[public.labels == label].mean(0) for label in y])
+    torch.testing.assert_close(found["mean image of the class"], mean)
+    known = {picture.numpy().tobytes() for picture in public.images}
+    assert all(picture.numpy().tobytes() in known for picture in found["random image of the class"])
+    share = experiments.of_the_picture(scores, "mean image")
+    error = {name: part.mse.to_numpy() for name, part in scores.groupby("control")}
+    away = error["mean image"] - error["floor"]
+    assert share == pytest.approx((error["mean image"] - error["gradient"]) / away)
+
+
+def test_a_gaussian_vector_has_the_gradients_length():
+    model, (x, y) = victim(), batch(2)
+    update = client.share(model, x, y)
+    noise = of_equal_length(update, torch.Generator().manual_seed(0))
+    for gradients in (update.gradients, noise.gradients):
+        lengths = sum(g.flatten(1).square().sum(1) for g in gradients.values())
+        torch.testing.assert_close(lengths, sum(g.flatten(1).square().sum(1) for g in update.gradients.values()))
+    assert noise.gradients["head.weight"].mean().abs() < noise.gradients["head.weight"].std()
+
+
+def test_races_planted_images_and_readings(digits):
+    images, device = digits[0], torch.device("cpu")
+    own = replace(SMALL, generator=prior(shape=images.image_shape), evaluations=36)
+    adam = replace(GGL.adam(own.generator), evaluations=4)
+    rows = experiments.race({"cma": own, "adam": adam}, images, 2, [2, 4, 13, 36], 0, device)
+    assert rows[rows.attack == "cma"].spent.unique().tolist() == [12, 36]
+    assert rows[rows.attack == "adam"].spent.unique().tolist() == [3, 4]
+    assert rows.distance.between(0, 10).all() and len(rows) == 8
+    found = experiments.planted({"cma": own}, own.generator, 2, CLASSES, 0, device)
+    assert found.columns.tolist() == ["trial", "mse", "psnr", "evaluations", "attack"] and len(found) == 2
+    cases = {"none": None, "clipped": Clipping(1e-3), "pruned": TopK(0.5), "Soteria": Soteria(50)}
+    told = experiments.readings(images, 2, cases, 0, device).set_index("case")
+    assert told.shared["clipped"].tolist() == pytest.approx([1e-3] * 2) and told.cosine["clipped"].min() > 0.999
+    assert (told.zeros["pruned"] >= 0.49).all() and told.zeros["none"].max() < 0.01
+    assert told["columns"]["Soteria"].tolist() == pytest.approx([0.5] * 2, abs=0.02)
+
+
+def test_the_landscape_is_lowest_where_informed_and_clean_agree(digits):
+    images = digits[0]
+    own = replace(SMALL, generator=Coder(shape=images.image_shape).eval(), evaluations=24)
+    cases = {"no defense": None, "Soteria": Soteria(50), "clipping": NormOfUpdate(1e-3)}
+    scene = experiments.landscape(own, images, 2, cases, 5, 0, torch.device("cpu"))
+    ranks = scene["ranks"].set_index(["case", "attacker"])["rank"]
+    assert (ranks["no defense", "plain"] > 0.999).all() and len(ranks) == 10
+    assert scene["clipping, informed"].shape == (1, 5, 5) and scene["clipping, informed"].max() == 1
+    assert (
+        scene["path"].distance.between(0, 1).all() and (scene["path"].groupby(["case", "attacker"]).size() == 5).all()
+    )
+
+
+def test_a_prior_without_the_class_is_trained_on_as_many_images(digits):
+    images, public = digits
+    recipe = generators.VAERecipe(1, latent_dim=LATENT, width=4, batch_size=16)
+    adam = replace(GGL.adam(SMALL.generator), evaluations=3)
+    rows = experiments.held_out(adam, recipe, public, images, [0, 1], 2, 0, torch.device("cpu"))
+    assert rows.prior.tolist() == ["all classes"] * 2 + ["without theirs"] * 2 and rows.psnr.notna().all()
