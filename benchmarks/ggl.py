@@ -48,7 +48,7 @@ def scorers(model: nn.Module, generator: nn.Module, update: SharedUpdate, label:
         return torch.stack([of_image(image[None]) for image in generator(latents)])
 
     def batch(latents: Tensor) -> Tensor:
-        return matching.values(latents, torch.zeros(len(latents), dtype=torch.long))
+        return matching.alone(latents, torch.zeros(len(latents), dtype=torch.long))
 
     return {"batch": batch, "loop": loop, "loop, images made at once": loop_of_victims}
 

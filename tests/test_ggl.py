@@ -198,10 +198,10 @@ def test_values_are_those_of_the_differentiated_objective(distance, monkeypatch)
     points = torch.randn(9, LATENT, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     trials = torch.tensor([0, 1, 1, 0, 0, 1, 0, 1, 1])
     expected, _ = search.matching(0)(points, trials)
-    torch.testing.assert_close(search.matching(0).values(points, trials), expected)
+    torch.testing.assert_close(search.matching(0).alone(points, trials), expected)
     monkeypatch.setitem(matching.BLOCK, "cpu", 2)
-    torch.testing.assert_close(search.matching(0).values(points, trials), expected)
-    torch.testing.assert_close(search.matching(0).values(points[:1], trials[:1]), expected[:1])
+    torch.testing.assert_close(search.matching(0).alone(points, trials), expected)
+    torch.testing.assert_close(search.matching(0).alone(points[:1], trials[:1]), expected[:1])
 
 
 def test_the_same_seed_gives_the_same_latents_and_other_generators_are_left_alone():  # 8.10

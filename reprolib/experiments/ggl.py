@@ -234,7 +234,7 @@ def landscape(
                     lambda z, _, prior=prior, soft=soft: (prior(z)[:, None], soft.expand(len(z), -1, -1)),
                 )
                 values, way = (
-                    objective.values(z, torch.zeros(len(z), dtype=torch.long, device=device)).cpu()
+                    objective.alone(z, torch.zeros(len(z), dtype=torch.long, device=device)).cpu()
                     for z in (plane, line)
                 )
                 clean = values if clean is None else clean
