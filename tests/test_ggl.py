@@ -572,7 +572,9 @@ def test_races_planted_images_and_readings(digits):
     cases = {"none": None, "clipped": Clipping(1e-3), "pruned": TopK(0.5), "Soteria": Soteria(50)}
     told = experiments.readings(images, 2, cases, 0, device).set_index("case")
     assert told.shared["clipped"].tolist() == pytest.approx([1e-3] * 2) and told.cosine["clipped"].min() > 0.999
-    assert (told.zeros["pruned"] > told.zeros["none"]).all()  # some are zero anyway: kernels that meet the border alone
+    assert (
+        told.zeros["pruned"].min() > told.zeros["none"].max()
+    )  # some are zero anyway: kernels that meet the border alone
     assert told["columns"]["Soteria"].tolist() == pytest.approx([0.5] * 2, abs=0.02)
 
 
