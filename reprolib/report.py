@@ -47,7 +47,7 @@ def write_pages(root: str | os.PathLike) -> None:
     papers = _papers(root)
     generated = root / "book" / "_generated"
     for name in ("picture", "summary", "scoreboard"):
-        text = _TEMPLATES.from_string(globals()[f"_{name.upper()}"]).render(papers=papers, picture=_picture(papers))
+        text = _TEMPLATES.from_string(globals()[f"_{name.upper()}"]).render(papers=papers, pictures=_pictures(papers))
         _write(generated / f"{name}.md", text)
     for paper in papers:
         if paper.stem is None:
@@ -260,10 +260,16 @@ def _page_notes(page: Path) -> tuple[str, str]:
     return (f"last run failed: {stale['reason']}" if stale else ""), ledger
 
 
-def _picture(papers: list[Paper]) -> Figure | None:
-    """The strip of a reconstruction for the first page: of the reference run where it has one."""
+FIRST_PAGE = ("strip", "every-attack")
+"""Names of the figures for the first page: a reconstruction over the iterations, and all attacks on the same images."""
+
+
+def _pictures(papers: list[Paper]) -> list[Figure]:
+    """The figures of the first page, as far as there are any: of the reference run where it has one."""
     runs = [paper.reference for paper in papers] + [paper.run for paper in papers]
-    return next((figure for run in runs for figure in run.figures if figure.path.stem == "strip"), None)
+    figures = [figure for run in runs for figure in run.figures]
+    found = (next((figure for figure in figures if figure.path.stem == name), None) for name in FIRST_PAGE)
+    return [figure for figure in found if figure is not None]
 
 
 def _write(path: Path, text: str) -> None:
@@ -306,7 +312,7 @@ _TEMPLATES.globals |= {"badge": _badge, "linked": _linked, "NOTES": _NOTES}
 _TEMPLATES.filters |= {"markdown": _markdown, "raw_text": _in_raw, "root_path": _root_path}
 
 _PICTURE = """\
-{% if picture %}
+{% for picture in pictures %}
 ```{figure} {{ picture.path | root_path }}
 :alt: {{ picture.caption | tojson }}
 
@@ -314,7 +320,7 @@ _PICTURE = """\
 ```
 {% else %}
 <!-- No run has a strip of a reconstruction yet. -->
-{% endif %}
+{% endfor %}
 """
 
 _COUNTS = """\

@@ -247,3 +247,24 @@ class _Returns:
     def __call__(self, model, update, seed):
         zeros = torch.zeros(2)
         return attacks.Reconstruction(self.truth, update.labels, zeros, zeros.long(), zeros.long(), zeros.bool(), 0.0)
+
+
+def test_the_gallery_attacks_the_same_images_under_each_victim(digits):
+    lenet = models.build("lenet", 10, digits.image_shape, 0)
+    bn = models.build("resnetbn8", 10, digits.image_shape, 0, width=4)
+    short = {
+        "DLG": (SHORT, lenet),
+        "GradInversion": (replace(attacks.GradInversion.paper(), iterations=2, warmup=1, group_every=1), bn),
+    }
+    found = experiments.every_attack(digits, short, seed=1, device=torch.device("cpu"), pool=digits)
+    assert list(found) == ["truth", "DLG", "GradInversion", "scores"]
+    x, y = digits.batches(1, 8, seed=1)
+    assert torch.equal(found["truth"], x[:, 0])
+    alone = SHORT(
+        lenet,
+        client.share(lenet, x, y, threat=client.ThreatModel(labels="known")),
+        seed=experiments.network_seed(1, 0),
+    )
+    assert torch.equal(found["DLG"], alone.images[:, 0])
+    rows = found["scores"].query("attack == 'DLG'")
+    assert rows.psnr.tolist() == pytest.approx(metrics.psnr(alone.images[:, 0], x[:, 0]).tolist())

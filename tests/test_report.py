@@ -63,7 +63,7 @@ def write_claims(root, paper, title, bound=0.9):
     (root / "claims" / f"{paper}.yml").write_text(CLAIMS.format(paper=paper, title=title, bound=bound))
 
 
-def add_run(root, paper, profile, kind="runs", data="cifar10", right=127, n=128, side=8, time=None):
+def add_run(root, paper, profile, kind="runs", data="cifar10", right=127, n=128, side=8, time=None, figure="strip"):
     ledger = claims.Ledger(claims.load(root / "claims" / f"{paper}.yml"), profile, {"photos": "cifar10"})
     ledger.record("label_accuracy", wilson(right, n), n, data)
     ledger.record("protected", wilson(0, n), n, data)
@@ -71,7 +71,7 @@ def add_run(root, paper, profile, kind="runs", data="cifar10", right=127, n=128,
     pictures = folder if kind == "reference" else folder / paper
     pictures.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(pictures / "strip.png")
+    Image.fromarray(noise).save(pictures / f"{figure}.png")
     provenance = results.provenance("cpu", 0, {data: "0123"})
     record = {
         "paper": paper,
@@ -79,10 +79,10 @@ def add_run(root, paper, profile, kind="runs", data="cifar10", right=127, n=128,
         **ledger.payload(),
         "figures": [
             {
-                "name": "strip",
+                "name": figure,
                 "number": 1,
                 "caption": f"From {profile}: noise `becomes` an image.",
-                "file": "strip.png",
+                "file": f"{figure}.png",
             },
             {"name": "slider", "number": 2, "caption": "No file."},
         ],
@@ -162,6 +162,10 @@ def test_the_picture_comes_from_the_reference_run_where_there_is_one(root):
     assert "/results/runs/cpu/dlg/strip.png" in page(root, "picture")
     add_run(root, "idlg", "gpu", "reference")
     assert "/results/reference/idlg/strip.png" in page(root, "picture")
+    assert "every-attack" not in page(root, "picture")
+    add_run(root, "dlg", "gpu", "reference", figure="every-attack")
+    shown = page(root, "picture")
+    assert shown.index("/idlg/strip.png") < shown.index("/dlg/every-attack.png")
 
 
 def test_this_run_is_the_newest_and_smoke_only_without_another(root):

@@ -2,6 +2,7 @@
 
 from reprolib.experiments.defenses import attack_encoded, denoised, without_noise
 from reprolib.experiments.dlg import follow
+from reprolib.experiments.gallery import every_attack
 from reprolib.experiments.ggl import (
     attackers,
     controls,
@@ -45,6 +46,7 @@ __all__ = [
     "count_labels",
     "denoised",
     "evaluations_to",
+    "every_attack",
     "examine_soteria",
     "follow",
     "head_gradients",

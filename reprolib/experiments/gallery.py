@@ -1,0 +1,44 @@
+"""Every attack of the book on the same images: the figure of the first page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from reprolib import client, metrics
+from reprolib.client import ThreatModel
+from reprolib.data import ImageSet
+from reprolib.experiments.networks import SHOWN, network_seed
+
+
+def every_attack(
+    images: ImageSet, attacks: Mapping[str, tuple[Any, nn.Module]], seed: int, device: torch.device, pool: ImageSet
+) -> dict[str, Any]:
+    """SHOWN single images, each attacked on its own gradient by every attack, against the victim given with it.
+
+    attacks: name -> (attack, victim). The attacker knows the label and, where the victim has batch norm, its running
+    statistics. Returns "truth" and each name, [SHOWN, C, H, W] in [0, 1], and "scores": a row an (attack, image) with
+    `metrics.score`'s columns, those before them the attack's name and the seconds of all images together.
+    """
+    x, y = images.batches(1, SHOWN, seed=seed)
+    found: dict[str, Tensor | pd.DataFrame] = {"truth": x[:, 0]}
+    tables = []
+    for name, (attack, victim) in attacks.items():
+        victim = victim.to(device)
+        threat = ThreatModel(labels="known", batch_norm="running" if _normed(victim) else "none")
+        update = client.share(victim, x.to(device), y.to(device), threat=threat, seed=network_seed(seed, 0))
+        result = attack(victim, update, seed=network_seed(seed, 0))
+        found[name] = result.images[:, 0].cpu()
+        scores = metrics.score(result, x, y, pool)
+        scores.insert(0, "attack", name)
+        scores.insert(1, "seconds", result.seconds)
+        tables.append(scores)
+    return found | {"scores": pd.concat(tables, ignore_index=True)}
+
+
+def _normed(victim: nn.Module) -> bool:
+    return any(isinstance(module, nn.BatchNorm2d) for module in victim.modules())
