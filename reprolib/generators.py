@@ -82,9 +82,9 @@ GeneratorRecipe = DecoderRecipe | VAERecipe | WGANRecipe
 
 RECIPES: dict[str, GeneratorRecipe] = {
     "decoder-cifar10": DecoderRecipe(4),
-    "decoder-trained-cifar10": DecoderRecipe(4, checkpoint="convnet8-cifar10"),
+    "decoder-trained-cifar10": DecoderRecipe(2, checkpoint="convnet8-cifar10"),
     "decoder-pooled-cifar10": DecoderRecipe(
-        4, victim={"name": "convnet8", "seed": 0, "pooled": True}, decoder={"pooled": True}
+        2, victim={"name": "convnet8", "seed": 0, "pooled": True}, decoder={"pooled": True}
     ),
     "vae-cifar10": VAERecipe(12),
     "wgan-cifar10": WGANRecipe(20, width=32, learning_rate=2e-4),

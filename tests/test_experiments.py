@@ -254,7 +254,7 @@ def test_the_gallery_attacks_the_same_images_under_each_victim(digits):
     bn = models.build("resnetbn8", 10, digits.image_shape, 0, width=4)
     short = {
         "DLG": (SHORT, lenet),
-        "GradInversion": (replace(attacks.GradInversion.paper(), iterations=2, warmup=1, group_every=1), bn),
+        "GradInversion": (replace(attacks.GradInversion.paper(), iterations=2, warmup=1, batch_norm=0.0), bn),
     }
     found = experiments.every_attack(digits, short, seed=1, device=torch.device("cpu"), pool=digits)
     assert list(found) == ["truth", "DLG", "GradInversion", "scores"]

@@ -20,17 +20,16 @@ def every_attack(
 ) -> dict[str, Any]:
     """SHOWN single images, each attacked on its own gradient by every attack, against the victim given with it.
 
-    attacks: name -> (attack, victim). The attacker knows the label and, where the victim has batch norm, its running
-    statistics. Returns "truth" and each name, [SHOWN, C, H, W] in [0, 1], and "scores": a row an (attack, image) with
-    `metrics.score`'s columns, those before them the attack's name and the seconds of all images together.
+    attacks: name -> (attack, victim). The attacker knows the label and no batch-norm statistics. Returns "truth" and
+    each name, [SHOWN, C, H, W] in [0, 1], and "scores": a row an (attack, image) with `metrics.score`'s columns, those
+    before them the attack's name and the seconds of all images together.
     """
     x, y = images.batches(1, SHOWN, seed=seed)
     found: dict[str, Tensor | pd.DataFrame] = {"truth": x[:, 0]}
     tables = []
     for name, (attack, victim) in attacks.items():
         victim = victim.to(device)
-        threat = ThreatModel(labels="known", batch_norm="running" if _normed(victim) else "none")
-        update = client.share(victim, x.to(device), y.to(device), threat=threat, seed=network_seed(seed, 0))
+        update = client.share(victim, x.to(device), y.to(device), threat=ThreatModel(labels="known"))
         result = attack(victim, update, seed=network_seed(seed, 0))
         found[name] = result.images[:, 0].cpu()
         scores = metrics.score(result, x, y, pool)
@@ -38,7 +37,3 @@ def every_attack(
         scores.insert(1, "seconds", result.seconds)
         tables.append(scores)
     return found | {"scores": pd.concat(tables, ignore_index=True)}
-
-
-def _normed(victim: nn.Module) -> bool:
-    return any(isinstance(module, nn.BatchNorm2d) for module in victim.modules())
