@@ -358,6 +358,13 @@ def cosine(gradients: dict[str, Tensor], observation: Observation, trials: Tenso
     return 1 - inner / (own.sqrt() * theirs.sqrt())
 
 
+def require_direction(observation: Observation) -> None:
+    """Errors: ValueError for a gradient of length zero, which the cosine cannot be taken with."""
+    length = sum(g.flatten(1).square().sum(1) for g in observation.target.values())
+    if (length == 0).any():
+        raise ValueError(f"the gradient of trial {int((length == 0).nonzero()[0])} is zero: it has no direction")
+
+
 def norms(gradients: dict[str, Tensor], observation: Observation, trials: Tensor) -> Tensor:
     """The sum of the parameters' distances, each a norm and not its square, of the named trials: [R].
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,14 @@ def psnr_dim0(reconstructed: Tensor, images: Tensor) -> float:
     _same_shape(reconstructed, images)
     found = _shown(reconstructed).double(), _shown(images).double()
     return float(peak_signal_noise_ratio(*found, data_range=1.0, dim=0))
+
+
+def psnr_ggl(reconstructed: Tensor, images: Tensor) -> Tensor:
+    """PSNR as GGL's tables print it: images moved to [-1, 1], but a peak of 1. It is `psnr` less 20 log10(2) = 6.0206.
+
+    For comparisons with that paper alone. reconstructed, images: [N, C, H, W] in [0, 1]. Returns [N].
+    """
+    return psnr(reconstructed, images) - 20 * math.log10(2)
 
 
 def ssim(reconstructed: Tensor, images: Tensor) -> Tensor:

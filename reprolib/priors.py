@@ -161,3 +161,21 @@ def _affinely_moved(images: Tensor, target: Tensor, steps: int = 40) -> Tensor:
 def _norm(values: Tensor) -> Tensor:
     """The Euclidean norm of each row of a tensor [R, ...], with a slope of zero and not NaN at zero: [R]."""
     return values.square().flatten(1).sum(1).clamp(min=torch.finfo(values.dtype).tiny).sqrt()
+
+
+# --- priors on a generator's latent -----------------------------------------------------------------------------------
+
+
+def moment_divergence(latents: Tensor) -> Tensor:
+    """-(1 + log s^2 - m^2 - s^2) / 2 with the mean m and population std s of each latent's own entries, summed: [R].
+
+    latents: [R, B, k]. At least 0, and 0 where m = 0 and s = 1: it holds two moments of k numbers and no more. The
+    constant 1e-10 keeps it finite at a latent of zeros, where it is 11. Source: GGL's code; sheet `ggl.md`, 4.1.
+    """
+    mean, variance = latents.mean(2), latents.var(2, correction=0)
+    return -0.5 * (1 + (variance + 1e-10).log() - mean.square() - variance).sum(1)
+
+
+def norm_excess(latents: Tensor) -> Tensor:
+    """(|z|^2 - k)^2 of each latent, summed: [R]. latents: [R, B, k]. Source: GGL, section 3.2; its code lacks the k."""
+    return (latents.square().sum(2) - latents.shape[2]).square().sum(1)

@@ -8,6 +8,7 @@ from typing import Any
 from reprolib.attacks.analytic import AnalyticRecovery
 from reprolib.attacks.dlg import DLG
 from reprolib.attacks.fgla import FGLA
+from reprolib.attacks.ggl import GGL
 from reprolib.attacks.gradinversion import GradInversion
 from reprolib.attacks.hcgla import HCGLA
 from reprolib.attacks.idlg import IDLG
@@ -22,6 +23,7 @@ __all__ = [
     "DLG",
     "FGLA",
     "HCGLA",
+    "GGL",
     "IDLG",
     "AnalyticRecovery",
     "GradInversion",

@@ -128,11 +128,7 @@ class InvertingGradients:
         if update.defense is not None:
             observation = update.defense.counter(model, update)
         if self.objective == "cosine":
-            length = sum(g.flatten(1).square().sum(1) for g in observation.target.values())
-            if (length == 0).any():
-                raise ValueError(
-                    f"the gradient of trial {int((length == 0).nonzero()[0])} is zero: it has no direction"
-                )
+            matching.require_direction(observation)
         problem = _Problem(self, model, update, observation, given, seed)
         chunk, runs = update.trials, []
         if self.optimizer == "lbfgs":

@@ -32,8 +32,8 @@ class Reconstruction:
     matching objective at `raw`. evaluations: [T], gradients of the objective spent, over all starts. starts: [T], how
     many dummy images were tried. diverged: [T], the chosen start ended with an objective that is not finite.
     seconds: wall time of the whole call. candidates: [T, S, B, C, H, W], what S searches that ran side by side ended
-    at, for attacks that let them agree. lost: [T, B], images of which the update
-    says nothing, for attacks that can tell.
+    at, for attacks that let them agree. lost: [T, B], images of which the update says nothing, for attacks that can
+    tell. latents: [T, B, k], what a generator made `raw` of.
     """
 
     raw: Tensor
@@ -46,6 +46,7 @@ class Reconstruction:
     history: History | None = None
     candidates: Tensor | None = None
     lost: Tensor | None = None
+    latents: Tensor | None = None
 
     @property
     def images(self) -> Tensor:
@@ -57,9 +58,10 @@ def keep_better(best: Reconstruction, again: Reconstruction) -> Reconstruction:
     value = best.objective.masked_fill(best.diverged, math.inf)
     better = again.objective.masked_fill(again.diverged, math.inf) < value
     chosen = {}
-    for name in ("raw", "labels", "objective", "diverged"):
-        chosen[name] = getattr(best, name).clone()
-        chosen[name][better] = getattr(again, name)[better]
+    for name in ("raw", "labels", "objective", "diverged", "latents"):
+        if getattr(best, name) is not None:
+            chosen[name] = getattr(best, name).clone()
+            chosen[name][better] = getattr(again, name)[better]
     spent = best.evaluations + again.evaluations
     return Reconstruction(**chosen, evaluations=spent, starts=again.starts, seconds=0.0, history=best.history)
 

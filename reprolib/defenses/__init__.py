@@ -15,6 +15,7 @@ from reprolib.defenses.clipping import Clipping
 from reprolib.defenses.compose import Compose
 from reprolib.defenses.dpsgd import DPSGD, reconstruction_bound
 from reprolib.defenses.dual_pruning import DualPruning
+from reprolib.defenses.estimated import KeptEntries, NormOfUpdate, RateOfUpdate
 from reprolib.defenses.graddefense import GradDefense
 from reprolib.defenses.mixing import IntraInstaHide, MixUp
 from reprolib.defenses.noise import GaussianNoise, LaplaceNoise
@@ -41,10 +42,13 @@ __all__ = [
     "GradDefense",
     "IntraInstaHide",
     "KeptColumns",
+    "KeptEntries",
     "LaplaceNoise",
     "MixUp",
+    "NormOfUpdate",
     "Outpost",
     "PartialPerturbation",
+    "RateOfUpdate",
     "Rescale",
     "SignCompression",
     "Soteria",
@@ -63,8 +67,11 @@ _KNOWN: dict[str, type[Defense]] = {
         LaplaceNoise,
         CastPrecision,
         TopK,
+        KeptEntries,
+        RateOfUpdate,
         Rescale,
         Clipping,
+        NormOfUpdate,
         SignCompression,
         DualPruning,
         DPSGD,

@@ -54,8 +54,11 @@ class Clipping(Defense):
         )
 
 
-def clipped(gradients: dict[str, Tensor], max_norm: float, scope: Scope = "global") -> dict[str, Tensor]:
-    """Each of N gradients shortened to max_norm where it is longer: name -> [N, *param], differentiable."""
+def clipped(gradients: dict[str, Tensor], max_norm: float | Tensor, scope: Scope = "global") -> dict[str, Tensor]:
+    """Each of N gradients shortened to max_norm where it is longer: name -> [N, *param], differentiable.
+
+    max_norm: one length above 0 for all, or [N], one for each.
+    """
     squares = {name: g.flatten(1).square().sum(1) for name, g in gradients.items()}
     if scope == "global":
         squares = dict.fromkeys(squares, sum(squares.values()))

@@ -18,6 +18,17 @@ from reprolib.experiments.fgla import (
     unseen_classes,
 )
 from reprolib.experiments.gallery import every_attack
+from reprolib.experiments.ggl import (
+    attackers,
+    controls,
+    held_out,
+    landscape,
+    of_the_picture,
+    planted,
+    race,
+    readings,
+    watch,
+)
 from reprolib.experiments.gradinversion import mode_mismatch
 from reprolib.experiments.ig import read_first_layer, trace
 from reprolib.experiments.labels import count_labels, head_gradients, predict_labels, read_labels
@@ -56,7 +67,9 @@ __all__ = [
     "attack_encoded",
     "attack_group",
     "attack_networks",
+    "attackers",
     "closed_form",
+    "controls",
     "cost_of_the_truth",
     "count_labels",
     "denoised",
@@ -65,16 +78,23 @@ __all__ = [
     "examine_soteria",
     "follow",
     "head_gradients",
+    "held_out",
     "in_order",
+    "landscape",
     "mode_mismatch",
     "network_seed",
     "noise_after_training",
     "noise_at_truth",
     "noise_by_layer",
     "objective_curves",
+    "of_the_picture",
+    "planted",
     "predict_labels",
+    "race",
     "read_first_layer",
     "read_labels",
+    "readings",
     "trace",
+    "watch",
     "without_noise",
 ]

@@ -225,7 +225,14 @@ def shared(
     return victim, client.share(victim, x, y, threat=threat, defense=defense, seed=own + 50_000 * draw)
 
 
-def attack_together(attack: Any, victims: Sequence[torch.nn.Module], updates: Sequence[SharedUpdate], seed: int) -> Any:
+def attack_together(
+    attack: Any,
+    victims: Sequence[torch.nn.Module],
+    updates: Sequence[SharedUpdate],
+    seed: int,
+    snapshots: Sequence[int] = (),
+) -> Any:
     """The reconstruction from updates of one trial each, every one under a network of its own."""
     together = Ensemble.of(victims, 1)
-    return attack(together, SharedUpdate.join(updates, together), seed=network_seed(seed, 0))
+    joined = SharedUpdate.join(updates, together)
+    return attack(together, joined, seed=network_seed(seed, 0), snapshots=snapshots)
