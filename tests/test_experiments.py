@@ -127,7 +127,7 @@ def test_labels_of_batches_are_counted(digits):
     rows = experiments.count_labels(digits, sizes=(2, 12), batches=3, seed=0)
     assert set(rows[rows.batch == 2].rule) == set(labels.COUNT_RULES)
     assert not {"yin", "yin_sum"} & set(rows[rows.batch == 12].rule)  # more images than digits
-    assert rows.right.between(0, 1).all() and len(rows) == 3 * (5 + 3)
+    assert rows.right.between(0, 1).all() and len(rows) == 3 * (6 + 4)
 
 
 def test_seeds_of_networks_do_not_meet():
