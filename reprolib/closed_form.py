@@ -38,3 +38,8 @@ def linear_inputs(weight_gradient: Tensor, bias_gradient: Tensor, rows: Rows = "
         scaled = scaled * torch.nn.functional.one_hot(scaled.abs().argmax(1), scaled.shape[1])
     mixed = (scaled[:, None] @ weight_gradient)[:, 0]
     return mixed / (scaled.square().sum(1) * size)[:, None]
+
+
+def rows_of_labels(weight_gradient: Tensor, given: Tensor) -> Tensor:
+    """Each image's row of a head's weight gradient: [T, K, F] and labels [T, B] to [T, B, F]."""
+    return weight_gradient[torch.arange(len(given), device=given.device)[:, None], given]

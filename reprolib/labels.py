@@ -131,12 +131,20 @@ def _bias_corrected(weight: Tensor, bias: Tensor | None, batch_size: int) -> Ten
     return _greedy(bias + present * impact[:, None], impact, present, batch_size)
 
 
+def _uniform(weight: Tensor, bias: Tensor | None, batch_size: int) -> Tensor:
+    """N (1/K - g_c) of class c, rounded to a sum of N: exact where every softmax is uniform (FGLA's sheet, 4.4)."""
+    bias = _required(bias, "uniform")
+    expected = batch_size * (1 / bias.shape[1] - bias)
+    return _greedy(-expected, torch.ones_like(bias[:, 0]), torch.zeros_like(bias, dtype=torch.int64), batch_size)
+
+
 _COUNT_RULES: dict[str, Callable[[Tensor, Tensor | None, int], Tensor]] = {
     "bias_negative": _bias_negative,
     "yin": _yin,
     "yin_sum": _yin_sum,
     "wainakh": _wainakh,
     "bias_corrected": _bias_corrected,
+    "uniform": _uniform,
 }
 COUNT_RULES = tuple(_COUNT_RULES)
 
@@ -148,7 +156,8 @@ def infer_counts(
 
     weight_gradient: [T, K, F], bias_gradient: [T, K] or None, gradients of the last layer for the mean loss.
     rule: "bias_negative" (presence only, never a false one on a clean gradient), "yin" and "yin_sum" (distinct labels
-    assumed), "wainakh", "bias_corrected". Except for the first, the counts of a trial sum to batch_size.
+    assumed), "wainakh", "bias_corrected", "uniform" (an untrained head). Except for the first, the counts of a trial
+    sum to batch_size.
     Errors: ValueError for an unknown rule, other shapes, NaN, batch_size below 1, a missing bias, and "yin" with more
     samples than classes. Source: sheet `idlg.md` section 7.
     """

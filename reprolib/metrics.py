@@ -54,6 +54,18 @@ def psnr(reconstructed: Tensor, images: Tensor) -> Tensor:
     return ratio.clamp(max=PSNR_CAP)
 
 
+def psnr_dim0(reconstructed: Tensor, images: Tensor) -> float:
+    """FGLA's published PSNR in dB: of each pixel's error over the batch, then the mean over pixels; [N, C, H, W] twice.
+
+    To be set beside published values and for nothing else: by Jensen it is never below the PSNR of the whole batch,
+    half a decibel above at N = 8 even for white errors, and +inf where one pixel is met in all images.
+    Source: sheet `fgla.md`, section 5.7.
+    """
+    _same_shape(reconstructed, images)
+    found = _shown(reconstructed).double(), _shown(images).double()
+    return float(peak_signal_noise_ratio(*found, data_range=1.0, dim=0))
+
+
 def psnr_ggl(reconstructed: Tensor, images: Tensor) -> Tensor:
     """PSNR as GGL's tables print it: images moved to [-1, 1], but a peak of 1. It is `psnr` less 20 log10(2) = 6.0206.
 
@@ -183,8 +195,8 @@ def score(reconstruction: Any, images: Tensor, labels: Tensor, pool: Tensor | Im
     Batches are matched once (`match_batches`), and every column uses that assignment.
 
     Columns: trial, image, label, label_inferred, label_correct, mse (raw pixels), mse_clamped, psnr and ssim (clamped),
-    objective, evaluations, diverged; with a pool also rank, identified, chance. A diverged trial is a row like any
-    other, with mse = +inf where its pixels are not finite.
+    objective, evaluations, diverged; lost, from attacks that count it; with a pool also rank, identified, chance. A
+    diverged trial is a row like any other, with mse = +inf where its pixels are not finite.
     """
     raw = reconstruction.raw.detach().cpu()
     images, labels = images.detach().cpu(), labels.detach().cpu()
@@ -219,6 +231,8 @@ def score(reconstruction: Any, images: Tensor, labels: Tensor, pool: Tensor | Im
             "diverged": per_image(reconstruction.diverged),
         }
     )
+    if reconstruction.lost is not None:
+        table["lost"] = reconstruction.lost.cpu().gather(1, order).flatten().numpy()
     if pool is not None:
         ranks, candidates = identify(shown, truth, pool if isinstance(pool, Tensor) else pool.images)
         table["rank"], table["identified"], table["chance"] = (

@@ -22,6 +22,7 @@ class Outcome:
         self.objective = torch.arange(trials, dtype=torch.float32)
         self.evaluations = torch.full((trials,), 40)
         self.diverged = torch.zeros(trials, dtype=torch.bool)
+        self.lost = None
 
 
 @dataclass

@@ -7,8 +7,10 @@ from typing import Any
 
 from reprolib.attacks.analytic import AnalyticRecovery
 from reprolib.attacks.dlg import DLG
+from reprolib.attacks.fgla import FGLA
 from reprolib.attacks.ggl import GGL
 from reprolib.attacks.gradinversion import GradInversion
+from reprolib.attacks.hcgla import HCGLA
 from reprolib.attacks.idlg import IDLG
 from reprolib.attacks.ig import InvertingGradients
 from reprolib.attacks.lti import LearningToInvert
@@ -19,6 +21,8 @@ from reprolib.closed_form import linear_inputs
 
 __all__ = [
     "DLG",
+    "FGLA",
+    "HCGLA",
     "GGL",
     "IDLG",
     "AnalyticRecovery",

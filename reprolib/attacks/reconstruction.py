@@ -32,7 +32,8 @@ class Reconstruction:
     matching objective at `raw`. evaluations: [T], gradients of the objective spent, over all starts. starts: [T], how
     many dummy images were tried. diverged: [T], the chosen start ended with an objective that is not finite.
     seconds: wall time of the whole call. candidates: [T, S, B, C, H, W], what S searches that ran side by side ended
-    at, for attacks that let them agree. latents: [T, B, k], what a generator made `raw` of.
+    at, for attacks that let them agree. lost: [T, B], images of which the update says nothing, for attacks that can
+    tell. latents: [T, B, k], what a generator made `raw` of.
     """
 
     raw: Tensor
@@ -44,6 +45,7 @@ class Reconstruction:
     seconds: float
     history: History | None = None
     candidates: Tensor | None = None
+    lost: Tensor | None = None
     latents: Tensor | None = None
 
     @property

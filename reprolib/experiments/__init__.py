@@ -2,6 +2,21 @@
 
 from reprolib.experiments.defenses import attack_encoded, denoised, without_noise
 from reprolib.experiments.dlg import follow
+from reprolib.experiments.fgla import (
+    blends,
+    compared,
+    decoded,
+    draw,
+    fresh_head,
+    heads_in_training,
+    masked_searches,
+    natural,
+    pipeline,
+    restored_labels,
+    separation_errors,
+    speed,
+    unseen_classes,
+)
 from reprolib.experiments.gallery import every_attack
 from reprolib.experiments.ggl import (
     attackers,
@@ -35,6 +50,19 @@ from reprolib.experiments.precode import (
 from reprolib.experiments.soteria import cost_of_the_truth, examine_soteria
 
 __all__ = [
+    "masked_searches",
+    "unseen_classes",
+    "speed",
+    "separation_errors",
+    "restored_labels",
+    "pipeline",
+    "natural",
+    "heads_in_training",
+    "fresh_head",
+    "draw",
+    "decoded",
+    "compared",
+    "blends",
     "Attacked",
     "attack_encoded",
     "attack_group",

@@ -20,6 +20,7 @@ from reprolib.models.bottleneck import draw_noise, leave_out_penalty, no_noise, 
 from reprolib.models.convbig import ConvBig
 from reprolib.models.convnet import ConvNet
 from reprolib.models.convnet8 import ConvNet8
+from reprolib.models.dcgan import DCGAN
 from reprolib.models.decoder import Decoder
 from reprolib.models.dlg_resnet import DLGResNet20, DLGResNet56
 from reprolib.models.ensemble import Ensemble
@@ -64,7 +65,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "convbig": ConvBig,
 }
 
-GENERATORS: dict[str, Callable[..., nn.Module]] = {"decoder": Decoder, "wgan": WGAN, "vae": VAE}
+GENERATORS: dict[str, Callable[..., nn.Module]] = {"dcgan": DCGAN, "decoder": Decoder, "wgan": WGAN, "vae": VAE}
 """What attacks with a learned prior bring: features or latent vectors to images."""
 
 

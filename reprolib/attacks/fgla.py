@@ -1,0 +1,278 @@
+"""FGLA: features separated in closed form, then decoded. Xue, Yang, Ge, Li, Xu and Li, INFOCOM 2023."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from reprolib import client, labels, models
+from reprolib.attacks.reconstruction import Reconstruction
+from reprolib.client import SharedUpdate
+from reprolib.closed_form import rows_of_labels
+from reprolib.models import Ensemble
+
+Offset = Literal["none", "official", "full"]
+MissingOffset = Literal["raise", "none"]
+
+_LABEL_RULES = {"minimum": "yin", "sign": "bias_corrected", "count": "uniform"}
+
+
+@dataclass(frozen=True, eq=False)
+class Separation:
+    """Features read off a head's gradient: features [T, B, F], and lost [T, B], of which nothing is left (zeros)."""
+
+    features: Tensor
+    lost: Tensor
+
+
+def separate(
+    weight_gradient: Tensor,
+    bias_gradient: Tensor | None,
+    given: Tensor,
+    offset: Offset = "official",
+    missing_offset: MissingOffset = "raise",
+    impute_bias: bool = False,
+) -> Separation:
+    """What entered a linear layer, image by image, from its gradient for the mean cross-entropy, for T trials at once.
+
+    weight_gradient: [T, K, F], bias_gradient: [T, K] or None. given: [T, B], the labels. Image k is
+    (gW[y_k] - off_W) / (gb[y_k] - off_b), both offsets kappa times the mean over the rows of absent classes: what the
+    other images leave in row y_k. offset: kappa 0 ("none"), (B - 1) / B ("official", the paper's) or 1 ("full", exact
+    for a uniform softmax). Images of one class all come out as their mean.
+    missing_offset: where every class is present, "raise", or take "none" for that trial. impute_bias: where gb[y] is
+    zero or there is no bias, divide by -n / B for n images of the class, which a uniform softmax makes exact.
+    A row or a bias entry that compression set to zero loses its images: they are counted, never NaN. Where it emptied
+    all absent rows, the bias has no offset either: one without the other would scale the features down.
+    Errors: ValueError for other shapes or settings, labels out of range, a missing bias that is not imputed, and a
+    trial without absent classes.
+    Source: sheet `fgla.md`, sections 4.2, 4.3 and 4.8.
+    """
+    _check_separation(weight_gradient, bias_gradient, given, offset, missing_offset, impute_bias)
+    size = given.shape[1]
+    kappa = {"none": 0.0, "official": (size - 1) / size, "full": 1.0}[offset]
+    absent = torch.ones(weight_gradient.shape[:2], dtype=torch.bool, device=given.device).scatter_(1, given, False)
+    missing = absent.sum(1) == 0
+    if kappa and missing_offset == "raise" and missing.any():
+        raise ValueError(
+            f"every class is present in trial {int(missing.nonzero()[0])}: no absent row to estimate the offset "
+            f"from; use missing_offset='none', or offset='none'"
+        )
+    share = kappa * absent.to(weight_gradient) / absent.sum(1, keepdim=True).clamp(min=1)
+    off_weight = share[:, None] @ weight_gradient
+    rows = rows_of_labels(weight_gradient, given)
+    same = (given[:, :, None] == given[:, None]).sum(2)
+    imputed = -same.to(weight_gradient) / size
+    empty = (rows == 0).all(2)
+    if bias_gradient is None:
+        divisor, zeroed = imputed, torch.zeros_like(empty)
+    else:
+        off_bias = (share * bias_gradient).sum(1, keepdim=True) * (off_weight != 0).any(2)
+        entries = bias_gradient.gather(1, given)
+        zeroed = entries == 0
+        divisor = entries - off_bias
+        if impute_bias:
+            divisor, zeroed = torch.where(zeroed, imputed, divisor), torch.zeros_like(zeroed)
+    features = (rows - off_weight) / divisor[:, :, None]
+    lost = empty | zeroed | ~features.isfinite().all(2)
+    return Separation(features.masked_fill(lost[:, :, None], 0.0), lost)
+
+
+def head_gradients(features: Tensor, given: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The head's gradient for the mean cross-entropy in closed form: weight [T, K, F], bias [T, K].
+
+    features: [T, B, F], given: [T, B] labels; weight: [K, F], bias: [K]. Source: sheet `fgla.md`, section 4.1.
+    """
+    errors = _errors(features, given, weight, bias)
+    return errors.mT @ features, errors.sum(1)
+
+
+def refine(
+    features: Tensor, weight_gradient: Tensor, given: Tensor, weight: Tensor, bias: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Make separated features agree with the gradient: features [T, B, F], and their relative residual [T].
+
+    The head's weight gradient is E^T F, E = (softmax(F W^T + b) - Y) / B [B, K], and the server knows W and b: so
+    compute E from F, solve for F, `steps` times. Of all iterates, the start among them, each trial keeps that of the
+    smallest residual |gW - E^T F| / |gW|, because under a trained head the iteration leaves the solution.
+    This is the book's extension, not the paper's. Source: sheet `fgla.md`, section 4.9.
+    """
+    best, residual = features, _residual(features, weight_gradient, given, weight, bias)
+    for _ in range(steps):
+        features = torch.linalg.pinv(_errors(features, given, weight, bias).mT) @ weight_gradient
+        found = _residual(features, weight_gradient, given, weight, bias)
+        better = found < residual
+        best = torch.where(better[:, None, None], features, best)
+        residual = torch.where(better, found, residual)
+        if not features.isfinite().all():
+            break
+    return best, residual
+
+
+@dataclass(frozen=True)
+class FGLA:
+    """Separate the features of a batch from the head's gradient and decode each by a network trained beforehand.
+
+    No search: one pass over the head's gradient and one forward pass of the decoder. The decoder belongs to one state
+    of the victim's trunk; that the head is untrained makes the separation good. The defaults are the paper's formula
+    with the decoder in evaluation mode.
+
+    decoder: from `models.build_generator("decoder", ...)`, features [N, F] to images [N, C, H, W] in [0, 1].
+    offset, missing_offset, impute_bias: as `separate`'s. refine_steps: as `refine`'s. labels: the rule for an update
+    that carries none: "minimum" (B different classes), "sign" (negative bias gradients, then the greedy rule) or
+    "count" (an untrained head). decoder_mode: "train" normalises by the batch that is decoded, as the released code
+    does, which never calls `.eval()`.
+    """
+
+    decoder: nn.Module = field(repr=False)
+    offset: Offset = "official"
+    missing_offset: MissingOffset = "raise"
+    refine_steps: int = 0
+    impute_bias: bool = False
+    labels: Literal["minimum", "sign", "count"] = "minimum"
+    decoder_mode: client.Mode = "eval"
+
+    _known: ClassVar[dict[str, tuple[str, ...]]] = {
+        "offset": get_args(Offset),
+        "missing_offset": get_args(MissingOffset),
+        "labels": tuple(_LABEL_RULES),
+        "decoder_mode": get_args(client.Mode),
+    }
+
+    @classmethod
+    def official(cls, decoder: nn.Module) -> FGLA:
+        """As the released code runs it, the decoder in training mode."""
+        return cls(decoder, decoder_mode="train")
+
+    @classmethod
+    def self_consistent(cls, decoder: nn.Module) -> FGLA:
+        """With all that the server knows: the exact offset, 20 refinements and imputed bias entries."""
+        return cls(decoder, offset="full", missing_offset="none", refine_steps=20, impute_bias=True)
+
+    def __post_init__(self) -> None:
+        for name, known in self._known.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(map(repr, known))}")
+        if not isinstance(self.refine_steps, int) or self.refine_steps < 0:
+            raise ValueError(f"refine_steps={self.refine_steps!r}: expected an integer of at least 0")
+
+    def __call__(
+        self, model: nn.Module, update: SharedUpdate, seed: int = 0, progress: bool | None = None
+    ) -> Reconstruction:
+        """Reconstruct the batch behind each trial; seed and progress are taken and not used: nothing is drawn.
+
+        objective of the result: the relative residual of the head's weight gradient (`refine`). lost: images whose
+        row or bias entry compression emptied; they show the decoder's picture of zero features. Labels that repeat
+        within a batch blend its images, which a warning says.
+        Errors: ValueError for an update of another model, one with NaN or of several local steps, an ensemble, a
+        decoder of another trunk, feature size or image size, and a head without bias unless `impute_bias`; besides
+        those of `separate` and of `labels.of_update` (a batch larger than the classes).
+        """
+        began = time.perf_counter()
+        self._check(model, update)
+        given = labels.of_update(update, _LABEL_RULES[self.labels]) if update.labels is None else update.labels
+        if repeated := sum(len(own.unique()) < len(own) for own in given):
+            warnings.warn(
+                f"labels repeat in {repeated} of {update.trials} batches: their images come out as one blend a class",
+                stacklevel=2,
+            )
+        gradients = update.as_gradients()
+        weight_gradient, bias_gradient = gradients["head.weight"], gradients.get("head.bias")
+        found = separate(weight_gradient, bias_gradient, given, self.offset, self.missing_offset, self.impute_bias)
+        weight = model.head.weight.detach()
+        bias = weight.new_zeros(len(weight)) if model.head.bias is None else model.head.bias.detach()
+        parts = [  # one trial at a time: a residual is as large as the head's gradient
+            refine(
+                *(part[t : t + 1] for part in (found.features, weight_gradient, given)), weight, bias, self.refine_steps
+            )
+            for t in range(update.trials)
+        ]
+        features, residual = (torch.cat(part) for part in zip(*parts, strict=True))
+        none = torch.zeros(update.trials, dtype=torch.int64, device=features.device)
+        return Reconstruction(
+            raw=self.decode(features),
+            labels=given,
+            objective=residual,
+            evaluations=none,
+            starts=none + 1,
+            diverged=none.bool(),
+            seconds=time.perf_counter() - began,
+            lost=found.lost,
+        )
+
+    def decode(self, features: Tensor) -> Tensor:
+        """Features [T, B, F] to images [T, B, C, H, W], without gradient; every trial is a batch of its own."""
+        network = self.decoder
+        if self.decoder_mode == "train" or network.training:
+            network = client.worker(network, self.decoder_mode)
+        with torch.no_grad():
+            return torch.stack([network(own) for own in features])
+
+    def _check(self, model: nn.Module, update: SharedUpdate) -> None:
+        if isinstance(model, Ensemble):
+            raise ValueError("a decoder belongs to one trunk, but this is an ensemble: attack one network at a time")
+        update.check(model)
+        if update.local is not None and (steps := update.local.steps(update.batch_size)) > 1:
+            raise ValueError(
+                f"FGLA reads one gradient, but this update is the weight difference of {steps} local steps: share "
+                "without `local`, or with a single step"
+            )
+        if model.head.in_features != self.decoder.features:
+            raise ValueError(
+                f"decoder takes {self.decoder.features} features, the model's head has {model.head.in_features}: it "
+                "was made for another victim, or another width or pooling"
+            )
+        if tuple(self.decoder.image_shape) != tuple(update.image_shape):
+            raise ValueError(
+                f"decoder gives images of {tuple(self.decoder.image_shape)}, the update's are {update.image_shape}"
+            )
+        if self.decoder.trunk and self.decoder.trunk != (trunk := models.trunk_fingerprint(model)):
+            raise ValueError(
+                f"decoder was trained for the trunk {self.decoder.trunk}, this model's is {trunk}: a decoder inverts "
+                "one state of the weights; train another"
+            )
+
+
+def _errors(features: Tensor, given: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(softmax - one-hot) / B of each image: [T, B, K]."""
+    probabilities = (features @ weight.T + bias).softmax(2)
+    return (probabilities - torch.nn.functional.one_hot(given, len(weight))) / given.shape[1]
+
+
+def _residual(features: Tensor, weight_gradient: Tensor, given: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    found, _ = head_gradients(features, given, weight, bias)
+    length = weight_gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(found.dtype).tiny)
+    return (weight_gradient - found).flatten(1).norm(dim=1) / length
+
+
+def _check_separation(
+    weight_gradient: Tensor,
+    bias_gradient: Tensor | None,
+    given: Tensor,
+    offset: str,
+    missing_offset: str,
+    impute_bias: bool,
+) -> None:
+    for name, value, known in (("offset", offset, Offset), ("missing_offset", missing_offset, MissingOffset)):
+        if value not in get_args(known):
+            raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(map(repr, get_args(known)))}")
+    if weight_gradient.ndim != 3:
+        raise ValueError(
+            f"weight_gradient must have shape [trials, classes, features], got {list(weight_gradient.shape)}"
+        )
+    trials, classes, _ = weight_gradient.shape
+    if bias_gradient is None and not impute_bias:
+        raise ValueError(
+            "the head has no bias, by whose gradient the features are divided: impute_bias=True takes -1/B instead, "
+            "which holds for an untrained head"
+        )
+    if bias_gradient is not None and bias_gradient.shape != (trials, classes):
+        raise ValueError(f"bias_gradient must have shape {[trials, classes]}, got {list(bias_gradient.shape)}")
+    if given.ndim != 2 or len(given) != trials or given.dtype != torch.int64:
+        raise ValueError(f"labels must be int64 of shape [{trials}, batch], got {given.dtype} {list(given.shape)}")
+    if given.numel() == 0 or given.min() < 0 or given.max() >= classes:
+        raise ValueError(f"labels must lie in 0..{classes - 1} for this head, got {given.tolist()}")

@@ -1,0 +1,426 @@
+"""FGLA's and HCGLA's experiments: features separated, decoded, compressed, and set beside searches."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reprolib import client, labels, metrics, models
+from reprolib.attacks.fgla import FGLA, head_gradients, refine, separate
+from reprolib.attacks.hcgla import HCGLA, fit_generator
+from reprolib.client import SharedUpdate, ThreatModel, generator
+from reprolib.data import ImageSet
+from reprolib.defenses import Defense
+from reprolib.experiments.networks import SHOWN, in_order, network_seed
+from reprolib.generators import DecoderRecipe, fit_decoder
+
+Sampler = Literal["distinct", "relabel", "natural"]
+OFFSETS = ("none", "official", "full", "self-consistent")
+
+
+def fresh_head(model: nn.Module, classes: int, seed: int) -> nn.Module:
+    """The model with a new, untrained head for so many classes, drawn as torch does; its trunk is the same."""
+    fresh = copy.deepcopy(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        fresh.head = nn.Linear(model.head.in_features, classes)
+    fresh.head.to(model.head.weight)
+    fresh.num_classes = classes
+    return fresh
+
+
+def draw(images: ImageSet, size: int, count: int, sampler: Sampler, classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """`count` batches of `size` images, [T, B, C, H, W], and labels [T, B].
+
+    sampler: "distinct" keeps the true labels and draws images whose labels differ; "natural" takes images as they
+    come, with repeated labels; "relabel" gives the images of a batch different labels among `classes`, at random, which
+    says nothing false of an untrained head. Errors: ValueError for an unknown sampler, more images than classes to
+    relabel, and those of `ImageSet.batches`.
+    """
+    if sampler not in ("distinct", "relabel", "natural"):
+        raise ValueError(f"sampler={sampler!r} is unknown; use 'distinct', 'relabel' or 'natural'")
+    x, y = images.batches(size, count, seed=seed, distinct_labels=sampler == "distinct")
+    if sampler == "relabel":
+        if size > classes:
+            raise ValueError(f"sampler='relabel': {size} images cannot have different labels among {classes} classes")
+        y = torch.stack([torch.randperm(classes, generator=generator(seed, t, size))[:size] for t in range(count)])
+    return x, y
+
+
+# --- the separation alone
+
+
+def separation_errors(
+    trunk: nn.Module,
+    images: ImageSet,
+    cases: Sequence[tuple[int, int]],
+    draws: int,
+    seed: int,
+    refine_steps: int,
+    smoothing: float = 0.0,
+    with_bias: bool = True,
+    noise: float = 0.0,
+    offsets: Sequence[str] = OFFSETS,
+) -> pd.DataFrame:
+    """How far separated features are from the true ones, without any decoder: a row a (case, draw, offset).
+
+    cases: (classes, images in the batch); every draw takes a new head, new images and different labels. The head's
+    gradient is computed in closed form. smoothing: of the client's labels. with_bias: False leaves the bias gradient
+    out, so that -1/B is imputed. noise: standard deviation of Gaussian noise on every entry.
+    Columns: classes, batch, draw, offset (of `offsets`), error (median over the batch, relative), cosine (mean).
+    """
+    rows = []
+    for classes, size in cases:
+        x, y = draw(images, size, draws, "relabel", classes, seed)
+        for k in range(draws):
+            head = fresh_head(trunk, classes, network_seed(seed, k)).head
+            f = models.penultimate(trunk, x[k])[None]
+            weight, bias = head.weight.detach(), head.bias.detach()
+            errors = (
+                (f @ weight.T + bias).softmax(2)
+                - (1 - smoothing) * F.one_hot(y[k, None], classes)
+                - smoothing / classes
+            )
+            gradients = errors.mT @ f / size, errors.sum(1) / size
+            if noise:
+                random = generator(seed, k, classes, size)
+                gradients = tuple(g + noise * torch.randn(g.shape, generator=random) for g in gradients)
+            for offset in offsets:
+                plain = "full" if offset == "self-consistent" else offset
+                found = separate(
+                    gradients[0],
+                    gradients[1] if with_bias else None,
+                    y[k, None],
+                    plain,
+                    "none",
+                    impute_bias=not with_bias,
+                ).features
+                if offset == "self-consistent":
+                    found, _ = refine(found, gradients[0], y[k, None], weight, bias, refine_steps)
+                rows.append({"classes": classes, "batch": size, "draw": k, "offset": offset} | _off(found[0], f[0]))
+    return pd.DataFrame(rows)
+
+
+def heads_in_training(
+    trunk: nn.Module,
+    public: ImageSet,
+    images: ImageSet,
+    steps: Sequence[int],
+    size: int,
+    batches: int,
+    seed: int,
+    refine_steps: int,
+    learning_rate: float = 0.01,
+) -> pd.DataFrame:
+    """What training does to the separation: a row a (steps, batch, offset), the trunk left as it is.
+
+    The head learns the true classes by SGD with momentum on batches of 64 for so many steps. Columns: steps, batch,
+    offset, error, cosine; confidence (median probability of the label); sign, minimum (share of labels restored).
+    """
+    x, y = images.batches(size, batches, seed=seed, distinct_labels=True)
+    victim, known = fresh_head(trunk, public.num_classes, seed), models.penultimate(trunk, public.images)
+    private = torch.stack([models.penultimate(trunk, batch) for batch in x])
+    head, rows, done = victim.head.requires_grad_(True), [], 0
+    optimizer = torch.optim.SGD(head.parameters(), lr=learning_rate, momentum=0.9)
+    for count in sorted(steps):
+        for step in range(done, count):
+            index = torch.randint(len(known), (64,), generator=generator(seed, step, 1))
+            optimizer.zero_grad()
+            F.cross_entropy(head(known[index]), public.labels[index]).backward()
+            optimizer.step()
+        done = count
+        weight, bias = head.weight.detach(), head.bias.detach()
+        gradients = head_gradients(private, y, weight, bias)
+        sure = (private @ weight.T + bias).softmax(2).gather(2, y[:, :, None])[:, :, 0].median(1).values
+        counts = {rule: labels.infer_counts(*gradients, size, rule) for rule in ("bias_negative", "yin")}
+        truth = F.one_hot(y, public.num_classes).sum(1)
+        right = {rule: torch.minimum(found, truth).sum(1) / size for rule, found in counts.items()}
+        for offset in OFFSETS:
+            plain = "full" if offset == "self-consistent" else offset
+            found = separate(*gradients, y, plain, "none").features
+            if offset == "self-consistent":
+                found, _ = refine(found, gradients[0], y, weight, bias, refine_steps)
+            for k in range(batches):
+                row = {"steps": count, "batch": k, "offset": offset} | _off(found[k], private[k])
+                row |= {"confidence": sure[k].item(), "sign": right["bias_negative"][k].item()}
+                rows.append(row | {"minimum": right["yin"][k].item()})
+    return pd.DataFrame(rows)
+
+
+def _off(found: Tensor, truth: Tensor) -> dict[str, float]:
+    """Median relative error and mean cosine of features [B, F]."""
+    error = (found - truth).norm(dim=1) / truth.norm(dim=1).clamp(min=1e-12)
+    return {"error": error.median().item(), "cosine": F.cosine_similarity(found, truth).mean().item()}
+
+
+def speed(
+    victim: nn.Module, attack: FGLA, images: ImageSet, sizes: Sequence[int], batches: int, seed: int
+) -> pd.DataFrame:
+    """Seconds that a batch takes, stage by stage: a row a (batch size, batch, stage), the fastest of five repeats.
+
+    Stages: "separation" and "decoder", after a first pass, loading and checking left out.
+    """
+    rows, device = [], victim.head.weight.device
+    for size in sizes:
+        x, y = draw(images, size, batches, "relabel", victim.num_classes, seed)
+        for k in range(batches):
+            update = client.share(victim, x[k, None].to(device), y[k, None].to(device))
+            gradients, given = update.gradients, y[k, None].to(device)
+            weight, bias = gradients["head.weight"], gradients["head.bias"]
+            f = separate(weight, bias, given, attack.offset).features
+            stages = {
+                "separation": lambda w=weight, b=bias, g=given: separate(w, b, g, attack.offset),
+                "decoder": lambda f=f: attack.decode(f),
+            }
+            for stage, run in stages.items():
+                rows.append({"batch": size, "draw": k, "stage": stage, "seconds": _fastest(run, device)})
+    return pd.DataFrame(rows)
+
+
+def _fastest(run: Any, device: torch.device, repeats: int = 5) -> float:
+    """Seconds of the fastest repeat after a first one: the others were held up by something else."""
+    seconds = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])
+
+
+# --- decoded
+
+
+def decoded(
+    victim: nn.Module,
+    attacks: Mapping[str, FGLA],
+    images: Tensor,
+    truth: Tensor,
+    mean: Tensor,
+    seed: int,
+    threat: ThreatModel | None = None,
+    defense: Defense | None = None,
+) -> dict[str, Any]:
+    """Attack batches with variants of FGLA: `compared`, with two more rows an image, which bound what it can do.
+
+    "oracle" is the first attack's decoder on the true features, as the client computed them: what is missing to it is
+    the separation's fault, what it misses is the decoder's. "mean image" is `mean`, the public images'.
+    """
+    threat = threat or ThreatModel(labels="known")
+    found = compared(victim, attacks, images, truth, seed, threat, defense)
+    first = next(iter(attacks.values()))
+    device = victim.head.weight.device
+    worker = client.worker(victim, threat.mode)
+    f = torch.stack([models.penultimate(worker, batch.to(device)) for batch in images])
+    references = {"oracle": first.decode(f).cpu(), "mean image": mean.expand_as(images)}
+    tables = [found["scores"]]
+    for name, shown in references.items():
+        order = truth.argsort(dim=1, stable=True)
+        tables.append(_quality(_sorted(shown, order), _sorted(images, order)).assign(attack=name))
+        found[name] = _sorted(shown, order).flatten(0, 1)[:SHOWN]
+    return found | {"scores": pd.concat(tables, ignore_index=True)}
+
+
+def compared(
+    victim: nn.Module,
+    attacks: Mapping[str, Any],
+    images: Tensor,
+    truth: Tensor,
+    seed: int,
+    threat: ThreatModel,
+    defense: Defense | None = None,
+) -> dict[str, Any]:
+    """Attack the same updates with each of several attacks; labels decide which image answers to which.
+
+    images: [T, B, C, H, W], truth: [T, B], their labels for the head. Returns "scores", a row an (attack, image):
+    trial, image, psnr, ssim, psnr_whole and psnr_dim0 (of the batch), lost, labels (share of the batch's labels that
+    the attack has), seconds (of the call, per batch), attack; and the first images: "truth" and NAME [n, C, H, W], in
+    the order of their labels.
+    """
+    device, tables = victim.head.weight.device, []
+    update = client.share(victim, images.to(device), truth.to(device), threat=threat, defense=defense, seed=seed)
+    target = _sorted(images, truth.argsort(dim=1, stable=True))
+    shown = {"truth": target.flatten(0, 1)[:SHOWN]}
+    for name, attack in attacks.items():
+        found = attack(victim, update, seed=seed)
+        order = found.labels.cpu().argsort(dim=1, stable=True)
+        placed = _sorted(found.images.cpu(), order)
+        lost = torch.zeros_like(order).bool() if found.lost is None else found.lost.cpu().gather(1, order)
+        overlap = metrics.label_overlap(found.labels.cpu(), truth).repeat_interleave(truth.shape[1])
+        columns = {"lost": lost.flatten().numpy(), "labels": overlap.numpy(), "seconds": found.seconds / len(images)}
+        tables.append(_quality(placed, target).assign(**columns, attack=name))
+        shown[name] = placed.flatten(0, 1)[:SHOWN]
+    return shown | {"scores": pd.concat(tables, ignore_index=True)}
+
+
+def _sorted(images: Tensor, order: Tensor) -> Tensor:
+    return images[torch.arange(len(images))[:, None], order]
+
+
+def _quality(found: Tensor, truth: Tensor) -> pd.DataFrame:
+    """A row an image of reconstructions that stand in the order of the truth, [T, B, C, H, W] both."""
+    trials, size = truth.shape[:2]
+    flat = found.flatten(0, 1), truth.flatten(0, 1)
+    whole = -10 * (found - truth).double().square().flatten(1).mean(1).clamp(min=1e-12).log10()
+    dim0 = [metrics.psnr_dim0(*pair) for pair in zip(found, truth, strict=True)]
+    return pd.DataFrame(
+        {
+            "trial": np.repeat(np.arange(trials), size),
+            "image": np.tile(np.arange(size), trials),
+            "psnr": metrics.psnr(*flat).double().numpy(),
+            "ssim": metrics.ssim(*flat).double().numpy(),
+            "psnr_whole": whole.repeat_interleave(size).numpy(),
+            "psnr_dim0": np.repeat(dim0, size),
+        }
+    )
+
+
+def blends(victim: nn.Module, attack: FGLA, images: ImageSet, size: int, pairs: int, seed: int) -> dict[str, Any]:
+    """What becomes of two images of one class in a batch of `size`: "rows", a row a pair, and the first ones' pictures.
+
+    The first two images of every batch get the same label, all others different ones. Columns of the rows: distance
+    (MSE) of what the attack shows to the decoded mean of both features ("blend") and to each picture's own decoding
+    ("parent"), and blended, whether it is nearest to the blend. Pictures [n, C, H, W]: first, second, found, blend.
+    """
+    x, y = draw(images, size, pairs, "relabel", victim.num_classes, seed)
+    y[:, 1] = y[:, 0]
+    update = client.share(victim, x, y, threat=ThreatModel(labels="known"))
+    found = attack(victim, update).images
+    f = torch.stack([models.penultimate(victim, batch[:2]) for batch in x])
+    own, blend = attack.decode(f), attack.decode(f.mean(1, keepdim=True))[:, 0]
+    to_blend = metrics.mse(found[:, 0], blend)
+    to_parent = torch.stack([metrics.mse(found[:, 0], own[:, i]) for i in (0, 1)]).amin(0)
+    rows = pd.DataFrame({"blend": to_blend.numpy(), "parent": to_parent.numpy()})
+    pictures = {"first": x[:, 0], "second": x[:, 1], "found": found[:, 0], "blend": blend}
+    return {name: shown[:SHOWN] for name, shown in pictures.items()} | {
+        "rows": rows.assign(blended=rows.blend < rows.parent)
+    }
+
+
+def natural(victim: nn.Module, attack: FGLA, images: ImageSet, size: int, batches: int, seed: int) -> pd.DataFrame:
+    """Batches as they come, labels repeated: a row an image with its PSNR, by whether its label occurs again.
+
+    An image is scored against the reconstruction assigned to it (Hungarian), because labels no longer tell which.
+    """
+    x, y = draw(images, size, batches, "natural", victim.num_classes, seed)
+    update = client.share(victim, x, y, threat=ThreatModel(labels="known"))
+    placed = in_order(attack(victim, update).images, x)
+    repeated = ((y[:, :, None] == y[:, None]).sum(2) > 1).flatten()
+    psnr = metrics.psnr(placed.flatten(0, 1), x.flatten(0, 1)).double()
+    trial = torch.arange(batches).repeat_interleave(size)
+    return pd.DataFrame({"trial": trial.numpy(), "repeated": repeated.numpy(), "psnr": psnr.numpy()})
+
+
+def restored_labels(
+    trunk: nn.Module,
+    images: ImageSet,
+    cases: Sequence[tuple[int, int]],
+    draws: int,
+    seed: int,
+    sampler: Sampler = "relabel",
+) -> pd.DataFrame:
+    """The share of a batch's labels that FGLA's rules restore from untrained heads: a row a (case, draw, rule)."""
+    rows = []
+    for classes, size in cases:
+        x, y = draw(images, size, draws, sampler, classes, seed)
+        for k in range(draws):
+            head = fresh_head(trunk, classes, network_seed(seed, k)).head
+            gradients = head_gradients(
+                models.penultimate(trunk, x[k])[None], y[k, None], head.weight.detach(), head.bias.detach()
+            )
+            truth = F.one_hot(y[k, None], classes).sum(1)
+            for name, rule in (("minimum", "yin"), ("sign", "bias_corrected"), ("count", "uniform")):
+                counts = labels.infer_counts(*gradients, size, rule)
+                right = torch.minimum(counts, truth).sum().item() / size
+                rows.append({"classes": classes, "batch": size, "draw": k, "rule": name, "right": right})
+    return pd.DataFrame(rows)
+
+
+def feature_maps(features: Tensor, sides: tuple[int, int, int]) -> Tensor:
+    """Features [N, F] as pictures [N, 1, h, w]: means over the channels of `sides` (c, h, w), each scaled to [0, 1]."""
+    maps = features.view(-1, *sides).mean(1, keepdim=True)
+    low, high = maps.amin((1, 2, 3), keepdim=True), maps.amax((1, 2, 3), keepdim=True)
+    return (maps - low) / (high - low).clamp(min=1e-12)
+
+
+def pipeline(
+    victim: nn.Module, attack: FGLA, images: Tensor, truth: Tensor, sides: tuple[int, int, int]
+) -> dict[str, Tensor]:
+    """One batch on its way through the attack: pictures [B, ...] of images, features, separated features, result."""
+    update: SharedUpdate = client.share(victim, images[None], truth[None], threat=ThreatModel(labels="known"))
+    found = separate(update.gradients["head.weight"], update.gradients["head.bias"], truth[None], attack.offset)
+    return {
+        "the client's images": images,
+        "their features": feature_maps(models.penultimate(victim, images), sides),
+        "separated features": feature_maps(found.features[0], sides),
+        "decoded": attack.decode(found.features)[0],
+    }
+
+
+def unseen_classes(
+    trunk: nn.Module, recipe: DecoderRecipe, public: ImageSet, images: ImageSet, hidden: Sequence[int], count: int
+) -> dict[str, Any]:
+    """Two decoders on as many images, one of which never saw the `hidden` classes, on `count` test images of these.
+
+    Returns "rows", a row an image: the PSNR of the decoded true features under "all" and "without"; and pictures
+    [n, C, H, W]: truth, all, without.
+    """
+    seen = ~torch.isin(public.labels, torch.tensor(hidden))
+    kept = int(seen.sum())
+    parts = {"all": torch.arange(len(public))[:kept], "without": seen.nonzero()[:, 0]}
+    private = images.images[torch.isin(images.labels, torch.tensor(hidden))][:count]
+    rows, pictures = {}, {"truth": private[:SHOWN]}
+    for name, index in parts.items():
+        chosen = replace(public, images=public.images[index], labels=public.labels[index])
+        inverse = fit_decoder(recipe, trunk, chosen, progress=False)
+        with torch.no_grad():
+            found = inverse(models.penultimate(trunk, private))
+        rows[name], pictures[name] = metrics.psnr(found, private).double().numpy(), found[:SHOWN]
+    return pictures | {"rows": pd.DataFrame(rows)}
+
+
+def masked_searches(
+    victim: nn.Module,
+    public: ImageSet,
+    images: Tensor,
+    truth: Tensor,
+    defense: Defense,
+    iterations: int,
+    epochs: int,
+    width: int,
+    seed: int,
+) -> dict[str, Any]:
+    """HCGLA on single images, and what is left of it without its parts: `compared`, with the mean image's rows.
+
+    The generator learns from `public` first. Also pictures of the first image's search: "strip" [S, C, H, W],
+    after the iterations "steps".
+    """
+    model = fit_generator(victim, public, defense, epochs=epochs, width=width, seed=seed)
+    full = replace(HCGLA.official(model), iterations=iterations)
+    forms = {
+        "HCGLA": full,
+        "its start": replace(full, iterations=0),
+        "no mask": replace(full, mask="none"),
+        "random start": replace(full, generator=None, start="random"),
+        "masked DLG": replace(HCGLA.masked_dlg(), iterations=iterations),
+        "mean of all rows": replace(HCGLA.single(model), iterations=0),
+    }
+    threat = ThreatModel(labels="known")
+    found = compared(victim, forms, images, truth, seed, threat, defense)
+    mean = public.mean_image.expand_as(images)
+    references = _quality(mean, images).assign(attack="mean image")
+    update = client.share(victim, images[:1], truth[:1], threat=threat, defense=defense, seed=seed)
+    steps = sorted({round(i) for i in np.linspace(0, iterations, min(7, iterations + 1))})
+    history = full(victim, update, seed=seed, snapshots=steps).history
+    scores = pd.concat([found["scores"], references], ignore_index=True)
+    return found | {"scores": scores, "strip": history.images[:, 0, 0].clamp(0, 1), "steps": steps}
