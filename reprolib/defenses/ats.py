@@ -140,6 +140,15 @@ def accuracy_score(model: nn.Module, images: Tensor, policy: str, generator: tor
     return float(-((values + 1e-5).log() + 1 / (values + 1e-5)).sum())
 
 
+def draw_policies(count: int, seed: int) -> list[str]:
+    """`count` different policies of one to three places in LIBRARY, each place drawn anew: candidates for `search`."""
+    random, found = client.generator(seed, 0), {}
+    while len(found) < count:
+        length = 1 + int(torch.randint(3, (), generator=random))
+        found["-".join(map(str, torch.randint(len(LIBRARY), (length,), generator=random).tolist()))] = None
+    return list(found)
+
+
 def search(
     trained: nn.Module, untrained: nn.Module, images: Tensor, labels: Tensor, candidates: Sequence[str], seed: int
 ) -> list[tuple[str, float, float]]:
