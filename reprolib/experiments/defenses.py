@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -227,16 +228,18 @@ def search_policies(
 ) -> dict[str, Any]:
     """ATS's search: a network is trained briefly, and every candidate gets its two scores there.
 
-    scored: images for the accuracy score; the privacy score takes the first five. Returns "table", a row a policy that
-    the search keeps, most private first: policy, privacy (low is private), accuracy (high is good); and, for attacks on
-    it, the weights of the trained network (a ReLU LeNet with torch's initialisation), a tensor a parameter.
+    scored: images for the accuracy score; the privacy score takes the first five. Returns "table", a row a policy, most
+    private first: policy, privacy (low is private), accuracy (high is good) and kept, whether its accuracy score is in
+    the better half (the released limit belongs to another network and number of images); and, for attacks on it, the
+    weights of the trained network (a ReLU LeNet with torch's initialisation), a tensor a parameter.
     Source: sheet `defenses.md`, section 4.11.
     """
     untrained, trained = (policy_victim(train_images, seed) for _ in range(2))
     utility.train(trained, train_images, steps, TRAINED_AT, seed=seed)
-    some = slice(0, scored)
-    rows = ats.search(trained, untrained, train_images.images[some], train_images.labels[some], candidates, seed)
+    x, y = train_images.images[:scored], train_images.labels[:scored]
+    rows = ats.search(trained, untrained, x, y, candidates, seed, least=-math.inf)
     table = pd.DataFrame(rows, columns=["policy", "privacy", "accuracy"])
+    table["kept"] = table.accuracy >= table.accuracy.median()
     return {"table": table} | {name: p.detach() for name, p in trained.named_parameters()}
 
 
