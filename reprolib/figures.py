@@ -266,7 +266,7 @@ def tradeoff(table: pd.DataFrame, x: str, y: str, label: str, xlabel: str, ylabe
     """
     ends = [f"{column}_{end}" for column in (x, y) for end in ("low", "high")]
     _columns(table, x, y, label, *ends)
-    figure, axes = _plain(4.6)
+    figure, axes = _plain(3.8 + 0.075 * len(table))  # the legend takes a line for three
     reached, front = np.inf, []
     for _, row in table.sort_values([x, y], ascending=[False, True]).iterrows():
         if row[y] < reached:
@@ -283,7 +283,7 @@ def tradeoff(table: pd.DataFrame, x: str, y: str, label: str, xlabel: str, ylabe
         )  # fmt: skip
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.04, 1.04))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.set_major_formatter(PercentFormatter(1.0))
     _legend(figure, axes, label)
     return figure
 
