@@ -281,7 +281,9 @@ def tradeoff(table: pd.DataFrame, x: str, y: str, label: str, xlabel: str, ylabe
             row[x], row[y], xerr=bars[0], yerr=bars[1], fmt=marker, color=colour, markersize=7, alpha=0.85,
             capsize=2, linewidth=1.1, label=str(row[label]),
         )  # fmt: skip
-    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.04, 1.04))
+    # an interval of two seeds may be wider than all that is to be seen
+    margin = max(0.03, 0.15 * (table[x].max() - table[x].min()))
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.04, 1.04), xlim=(table[x].min() - margin, table[x].max() + margin))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0))
     _legend(figure, axes, label)

@@ -74,6 +74,8 @@ def test_the_front_of_a_tradeoff_holds_what_nothing_beats():
     assert set(zip(*front.get_data(orig=True), strict=True)) == {points["best"], points["private"]}
     looks = {(bar[0].get_color(), bar[0].get_marker()) for bar in axes.containers}
     assert len(looks) == len(points)  # a marker each
+    wide = figures.tradeoff(table.assign(x_low=-9.0, x_high=9.0), "x", "y", "name", "accuracy", "identified").axes[0]
+    assert wide.get_xlim() == pytest.approx((0.21, 0.99))  # the points, whatever their intervals
 
 
 def test_broken_and_diverged_runs_are_counted_not_dropped():
