@@ -118,13 +118,19 @@ def label_overlap(inferred: Tensor, labels: Tensor) -> Tensor:
     return torch.tensor(shares)
 
 
-def identify(reconstructed: Tensor, images: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
+def identify(
+    reconstructed: Tensor,
+    images: Tensor,
+    pool: Tensor,
+    seen_as: Callable[[Tensor], Tensor] = lambda candidates: candidates[None],
+) -> tuple[Tensor, Tensor]:
     """Rank of each truth among a pool of candidates, by MSE to the reconstruction; 1 identifies the image.
 
     reconstructed, images: [N, C, H, W] in [0, 1]. pool: [M, C, H, W], distractors of the same distribution; the truth
     joins them, and where the pool already holds it, it counts once. Ties count against the attacker, so that a grey
     or broken reconstruction identifies nothing. Returns ranks [N] and the number of candidates [N] (chance is one over
-    it), both int64.
+    it), both int64. seen_as: candidates -> [V, N, C, H, W], the forms in which a client may have trained on each; the
+    nearest form counts, for the truth as for all others.
     """
     _same_shape(reconstructed, images)
     if pool.dim() != 4 or pool.shape[1:] != images.shape[1:] or len(pool) == 0:
@@ -133,9 +139,11 @@ def identify(reconstructed: Tensor, images: Tensor, pool: Tensor) -> tuple[Tenso
         )
     guess, truth, others = (_shown(x).double().flatten(1) for x in (reconstructed, images, pool))
     known = torch.stack([(row == others).all(1) for row in truth])
+    forms = [[view.double().flatten(1) for view in seen_as(_shown(x))] for x in (pool, images)]
     # Differences, not the expanded square: a perfect reconstruction is at distance 0 and must not drown in rounding.
-    to_others = torch.cdist(guess, others, compute_mode="donot_use_mm_for_euclid_dist")
-    to_truth = (guess - truth).norm(dim=1, keepdim=True)
+    exact = "donot_use_mm_for_euclid_dist"
+    to_others = torch.stack([torch.cdist(guess, view, compute_mode=exact) for view in forms[0]]).amin(0)
+    to_truth = torch.stack([(guess - view).norm(dim=1, keepdim=True) for view in forms[1]]).amin(0)
     ranks = 1 + ((to_others <= to_truth) & ~known).sum(1)
     return ranks, 1 + (~known).sum(1)
 

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from reprolib import client, models
 from reprolib.client import generator
 from reprolib.data import ImageSet
-from reprolib.defenses import Defense, describe
+from reprolib.defenses import Defense, describe, with_feedback
 
 
 def train(
@@ -50,13 +50,11 @@ def train(
         client.loss(model, noise, x, targets).backward()
         if defense is not None:
             gradients = {name: p.grad for name, p in model.named_parameters()}
-            if withheld:
-                gradients = {name: g + withheld[name] for name, g in gradients.items()}
-            shared = defense.protect(gradients, model, x, y, random)
+            shared, left = with_feedback(defense, gradients, withheld, model, x, y, random)
             for name, p in model.named_parameters():
                 p.grad = shared[name]
             if error_feedback:
-                withheld = {name: g - shared[name] for name, g in gradients.items()}
+                withheld = left
         if not all(p.grad.isfinite().all() for p in model.parameters()):
             break
         optimizer.step()

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from reprolib import client, data, models, utility
 from reprolib.client import ThreatModel, share
 from reprolib.defenses import ATS, Compose, GaussianNoise, IntraInstaHide, MixUp, Outpost
-from reprolib.defenses.ats import LIBRARY, accuracy_score, privacy_score, search
-from reprolib.defenses.mixing import decode
+from reprolib.defenses.ats import LIBRARY, accuracy_score, draw_policies, privacy_score, search
+from reprolib.defenses.mixing import decode, decode_magnitudes
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +158,48 @@ def test_enough_mixtures_with_known_pairings_decode(photos):
         decode(encodings[:4], weights)
 
 
+def test_pairings_are_the_weights_that_an_encoding_was_made_with(photos):
+    own, places = MixUp(photos), torch.tensor([3, 3, 7])
+    targets = F.one_hot(photos.labels[places], photos.num_classes).float()
+    mixed, mixed_targets = own.encode(photos.images[places], targets, client.generator(5, 0))
+    weights = own.pairings(places, client.generator(5, 0)).float()
+    torch.testing.assert_close(weights.sum(1), torch.ones(3))
+    torch.testing.assert_close(torch.einsum("mn,nchw->mchw", weights, photos.images), mixed)
+    torch.testing.assert_close(weights @ F.one_hot(photos.labels, photos.num_classes).float(), mixed_targets)
+
+
+def encodings_of(private, rounds, noise=0.0):
+    """All rounds of one client under Intra-InstaHide, and the weights of its images in them."""
+    hidden, random = IntraInstaHide(private), client.generator(0, 1)
+    places = torch.arange(len(private)).repeat(rounds)
+    targets = F.one_hot(private.labels[places], private.num_classes).float()
+    encodings, _ = hidden.encode(private.images[places], targets, client.generator(0, 0))
+    encodings = encodings + noise * torch.randn(encodings.shape, generator=random)
+    return encodings, hidden.pairings(places, client.generator(0, 0))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.03])
+def test_magnitudes_decode_up_to_one_sign_for_the_whole_set(noise):
+    private = data.load("photos", "train", 6)
+    encodings, weights = encodings_of(private, 8, noise)
+    found = decode_magnitudes(encodings, weights, client.generator(0, 2))
+    errors = [((reading - private.images) ** 2).flatten(1).mean(1) for reading in (found, 1 - found)]
+    nearer = min(errors, key=lambda error: error.mean())
+    assert (nearer < 0.01).all() and max(e.mean() for e in errors) > 0.02
+    # plain least squares, as for MixUp, leaves nothing of the images
+    assert ((decode(encodings, weights.float()) - private.images) ** 2).mean() > 2 * nearer.mean()
+
+
+def test_negative_images_have_the_same_magnitudes(photos):
+    private = data.load("photos", "train", 6)
+    encodings, weights = encodings_of(private, 4)
+    found = decode_magnitudes(encodings, weights, client.generator(0, 2))
+    again = decode_magnitudes(1 - encodings, weights, client.generator(0, 2))
+    torch.testing.assert_close(found, again)
+    with pytest.raises(ValueError, match="4 mixtures do not determine 6 images: decode more of them"):
+        decode_magnitudes(encodings[:4], weights[:4], client.generator(0, 2))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -254,3 +296,10 @@ def test_training_encodes_and_feeds_back_what_was_withheld(photos):
     assert torch.equal(weights(DualPruning(), steps=1), weights(DualPruning(), True, steps=1))
     assert not torch.equal(weights(DualPruning()), weights(DualPruning(), True))
     assert torch.equal(weights(None), weights(None, True))
+
+
+def test_drawn_policies_differ_and_can_be_used():
+    found = draw_policies(100, seed=0)
+    assert len(set(found)) == 100 and found == draw_policies(100, seed=0) != draw_policies(100, seed=1)
+    assert {policy.count("-") for policy in found} == {0, 1, 2}
+    ATS(found)  # refuses places outside the library

@@ -231,6 +231,11 @@ def test_the_bound_begins_at_the_prior_and_refuses_what_is_no_chance():
         reconstruction_bound(0.1, 0)
 
 
+def test_without_noise_its_name_promises_no_privacy():
+    assert str(DPSGD(1.0, 0.0)) == "clipping each image to 1"
+    assert str(DPSGD(1.0, 2.0)) == "DP-SGD, clipping to 1, noise multiplier 2"
+
+
 # --- order and bad settings -------------------------------------------------------------------------------------------
 
 

@@ -244,7 +244,7 @@ class _Returns:
     def __init__(self, images):
         self.truth = images.batches(1, 2, seed=0)[0]
 
-    def __call__(self, model, update, seed):
+    def __call__(self, model, update, seed, snapshots=()):
         zeros = torch.zeros(2)
         return attacks.Reconstruction(self.truth, update.labels, zeros, zeros.long(), zeros.long(), zeros.bool(), 0.0)
 
@@ -268,3 +268,72 @@ def test_the_gallery_attacks_the_same_images_under_each_victim(digits):
     assert torch.equal(found["DLG"], alone.images[:, 0])
     rows = found["scores"].query("attack == 'DLG'")
     assert rows.psnr.tolist() == pytest.approx(metrics.psnr(alone.images[:, 0], x[:, 0]).tolist())
+
+
+# --- defenses ---------------------------------------------------------------------------------------------------------
+
+
+BRIEF = replace(SHORT, iterations=1, max_iter=3)
+
+
+def test_the_altered_candidates_identify_what_a_shift_hides(digits):
+    """An attacker who alters the candidates as the client would finds no less than one who does not."""
+    flip = defenses.ATS(("0",), augment=False)  # inverts: the original is then the farthest from what it was made of
+    attack = replace(SHORT, iterations=15, labels="known")
+    rows = experiments.attack_encoded(
+        attack, digits, flip, 4, 0, digits, client.ThreatModel(labels="known"), views=1, init="uniform"
+    )
+    assert rows.altered_identified.sum() >= 3 and not rows.original_identified.any()
+
+
+def test_a_network_can_be_given_to_encoded_attacks(digits):
+    shipped = models.build("lenet", digits.num_classes, digits.image_shape, seed=5)
+    threat = client.ThreatModel(labels="known")
+    attack = replace(BRIEF, labels="known")
+    one = experiments.attack_encoded(attack, digits, None, 2, 0, digits, threat, victim=shipped)
+    drawn = experiments.attack_encoded(attack, digits, None, 2, 0, digits, threat)
+    assert (one.mse != drawn.mse).all() and "altered_identified" not in one
+
+
+@pytest.mark.parametrize("kind", [defenses.MixUp, defenses.IntraInstaHide])
+def test_a_clients_encodings_are_collected_and_decoded(kind, digits):
+    found = experiments.decode_client(BRIEF, digits, 1, 4, 2, kind, seed=0, pool=digits)
+    assert found["scores"].client.tolist() == [1] * 4
+    assert {"encoding_psnr", "single_identified", "psnr", "identified"} <= set(found["scores"])
+    truth = digits.batches(4, 2, seed=0)[0][1]
+    assert torch.equal(found["truth"], truth)
+    assert found["decoded"].shape == found["encodings"].shape == truth.shape
+
+
+def test_an_update_with_a_residual_is_another_one_and_the_first_round_is_not(digits):
+    earlier, known, pruned = data.load("digits", "train", 60), replace(BRIEF, labels="known"), defenses.TopK(0.8)
+
+    def run(rounds, knows, defense=pruned):
+        return experiments.attack_after_feedback(known, digits, earlier, defense, rounds, 2, 0, digits, knows)
+
+    first = run(0, "defense")
+    assert first.mse.tolist() == run(0, "feedback").mse.tolist()
+    assert first.mse.tolist() != run(0, "nothing").mse.tolist()
+    later = run(2, "defense")
+    assert later.mse.tolist() != first.mse.tolist() != run(2, "feedback").mse.tolist()
+    with pytest.raises(ValueError, match="sets no bound to what a client withholds"):
+        run(2, "feedback", defenses.SignCompression("mean_abs"))
+
+
+def test_the_first_round_of_feedback_is_the_plain_attack(digits, ch):
+    known = replace(BRIEF, labels="known")  # before rounding grows
+    threat = client.ThreatModel(labels="known", defense_known=True)
+    defense = defenses.TopK(0.8)
+    plain = experiments.attack_networks(ch, "plain", known, digits, 2, 1, defense=defense, threat=threat, pool=digits)
+    rows = experiments.attack_after_feedback(known, digits, digits, defense, 0, 2, ch.seed, digits, "defense")
+    assert rows.mse.to_numpy() == pytest.approx(plain.scores.mse.to_numpy(), rel=1e-3)
+
+
+def test_policies_are_ranked_by_privacy_on_a_trained_network():
+    photos = data.load("photos", "train", 40)
+    found = experiments.search_policies(photos, ["21-13-3", "0", "2"], steps=2, seed=0, scored=8)
+    assert found["table"].privacy.is_monotonic_increasing
+    fresh = experiments.policy_victim(photos, 0)
+    assert not torch.equal(found["head.weight"], fresh.head.weight)
+    fresh.load_state_dict({name: v for name, v in found.items() if name != "table"}, strict=False)
+    assert torch.equal(found["head.weight"], fresh.head.weight)

@@ -31,6 +31,11 @@ def table():
     return pd.DataFrame(rows)
 
 
+def _both_ways(table):
+    ends = {"value_low": table.low, "value_high": table.high, "std_low": math.nan, "std_high": math.nan}
+    return table.assign(label=[f"defense {i}" for i in range(len(table))], **ends)
+
+
 def _every(images, table):
     curve = metrics.fidelity_curve([1e-5, 1e-3, math.inf]).assign(method="iDLG", data="MNIST")
     return {
@@ -40,6 +45,7 @@ def _every(images, table):
         "level": figures.curves(table, "std", "value", level=(0.3, "constant grey")),
         "panels": figures.panels(table, "std", {"value": "share", "low": "lower end"}, log=("low",)),
         "scatter": figures.scatter(table, "std", "value", "attack"),
+        "tradeoff": figures.tradeoff(_both_ways(table), "std", "value", "label", "accuracy", "identified"),
         "forest": figures.forest(table.assign(label=table["std"]), hue="attack", criterion=0.5, criterion_label="half"),
         "fidelity": figures.fidelity(curve, curve, hue="method", panel="data"),
         "histogram": figures.histogram({"DLG": [1e-12, 1e-3, math.nan, math.inf, 1e16]}, 1e-3),
@@ -57,6 +63,19 @@ def test_every_figure_fits_a_page_and_is_the_same_each_time(images, table):
 def test_figures_are_white_so_that_dark_pages_show_them(table):
     picture = Image.open(io.BytesIO(figures.png(figures.curves(table, "std", "value"), 60))).convert("RGBA")
     assert picture.getpixel((0, 0)) == (255, 255, 255, 255)
+
+
+def test_the_front_of_a_tradeoff_holds_what_nothing_beats():
+    points = {"best": (0.9, 0.5), "beaten": (0.8, 0.6), "private": (0.3, 0.0)}
+    rows = [{"x": x, "y": y, "name": name} for name, (x, y) in points.items()]
+    table = pd.DataFrame(rows).assign(x_low=0.2, x_high=0.95, y_low=0.0, y_high=0.7)
+    axes = figures.tradeoff(table, "x", "y", "name", "accuracy", "identified").axes[0]
+    front = next(line for line in axes.lines if line.get_label() == "front")
+    assert set(zip(*front.get_data(orig=True), strict=True)) == {points["best"], points["private"]}
+    looks = {(bar[0].get_color(), bar[0].get_marker()) for bar in axes.containers}
+    assert len(looks) == len(points)  # a marker each
+    wide = figures.tradeoff(table.assign(x_low=-9.0, x_high=9.0), "x", "y", "name", "accuracy", "identified").axes[0]
+    assert wide.get_xlim() == pytest.approx((0.21, 0.99))  # the points, whatever their intervals
 
 
 def test_broken_and_diverged_runs_are_counted_not_dropped():

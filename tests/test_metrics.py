@@ -162,6 +162,19 @@ def test_a_tie_identifies_nothing():
     assert ranks.item() == 4
 
 
+def test_a_candidate_counts_in_its_nearest_form():
+    random = torch.Generator().manual_seed(7)
+    truth, pool = torch.rand(4, 1, 8, 8, generator=random), torch.rand(50, 1, 8, 8, generator=random)
+    negative = 1 - truth
+    assert (metrics.identify(negative, truth, pool)[0] > 1).all()
+    both = metrics.identify(negative, truth, pool, lambda candidates: torch.stack([candidates, 1 - candidates]))
+    assert both[0].tolist() == [1] * 4 and both[1].tolist() == [51] * 4
+    # forms serve all candidates alike: one that comes out as anything else is a rival
+    rival = torch.cat([pool, 1 - negative[:1] + 1e-6])
+    tied = metrics.identify(negative, truth, rival, lambda candidates: (1 - candidates).round(decimals=2)[None])
+    assert tied[0][0] == 2
+
+
 def test_label_overlap_counts_repetitions():
     truth = torch.tensor([[1, 1, 2, 3], [0, 0, 0, 0]])
     guess = torch.tensor([[3, 1, 1, 1], [0, 1, 2, -1]])

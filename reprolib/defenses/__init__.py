@@ -16,6 +16,7 @@ from reprolib.defenses.compose import Compose
 from reprolib.defenses.dpsgd import DPSGD, reconstruction_bound
 from reprolib.defenses.dual_pruning import DualPruning
 from reprolib.defenses.estimated import KeptEntries, NormOfUpdate, RateOfUpdate
+from reprolib.defenses.feedback import AfterFeedback, with_feedback
 from reprolib.defenses.graddefense import GradDefense
 from reprolib.defenses.mixing import IntraInstaHide, MixUp
 from reprolib.defenses.noise import GaussianNoise, LaplaceNoise
@@ -31,6 +32,7 @@ __all__ = [
     "ATS",
     "DPSGD",
     "PRECODE",
+    "AfterFeedback",
     "CastPrecision",
     "Clipping",
     "Compose",
@@ -58,6 +60,7 @@ __all__ = [
     "pruned_features",
     "reconstruction_bound",
     "statistics",
+    "with_feedback",
 ]
 
 _KNOWN: dict[str, type[Defense]] = {

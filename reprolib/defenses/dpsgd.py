@@ -55,6 +55,8 @@ class DPSGD(Defense):
             raise ValueError(f"expected_batch must be an integer >= 1 or None, got {size!r}")
 
     def __str__(self) -> str:
+        if self.noise_multiplier == 0:
+            return f"clipping each image to {self.max_norm:g}"
         return f"DP-SGD, clipping to {self.max_norm:g}, noise multiplier {self.noise_multiplier:g}"
 
     @property

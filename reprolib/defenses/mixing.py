@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 from torch import Tensor
 
 from reprolib.data import ImageSet
@@ -57,12 +60,26 @@ class MixUp(Defense):
     def encode(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         if self.partners.image_shape != tuple(images.shape[1:]):
             raise ValueError(f"partners are of shape {self.partners.image_shape}, the images {tuple(images.shape[1:])}")
-        weights = self.weights(len(images), generator).to(images)
-        chosen = torch.randint(len(self.partners), (len(images), self.k - 1), generator=generator)
+        weights, chosen = self._draw(len(images), generator)
+        weights = weights.to(images)
         others = self.partners.images[chosen].to(images)
         labels = F.one_hot(self.partners.labels[chosen], targets.shape[1]).to(targets)
         mixed = weights[:, 0, None, None, None] * images + torch.einsum("bj,bjchw->bchw", weights[:, 1:], others)
         return mixed, weights[:, :1] * targets + torch.einsum("bj,bjk->bk", weights[:, 1:], labels)
+
+    def pairings(self, own: Tensor, generator: torch.Generator) -> Tensor:
+        """What `encode` draws for images with the places `own` [M] in the client's set: the weights [M, N] of all.
+
+        The oracle of `decode`, float64. generator: as it was when `encode` was called.
+        """
+        weights, chosen = self._draw(len(own), generator)
+        every = torch.zeros(len(own), len(self.partners), dtype=torch.float64)
+        return every.scatter_add_(1, torch.cat([own[:, None], chosen], 1), weights)
+
+    def _draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Weights [count, k] and the places [count, k - 1] of the partners."""
+        weights = self.weights(count, generator)
+        return weights, torch.randint(len(self.partners), (count, self.k - 1), generator=generator)
 
 
 @dataclass(frozen=True)
@@ -89,9 +106,72 @@ def decode(encodings: Tensor, weights: Tensor) -> Tensor:
     Errors: ValueError for shapes that do not fit and for weights that do not determine the images (rank below N).
     Source: the second stage of Carlini et al. 2021, as Huang et al. run it; sheet `defenses.md` section 4.12.
     """
+    _check_pairings(encodings, weights)
+    found = torch.linalg.lstsq(weights, encodings.flatten(1).to(weights)).solution
+    return found.view(-1, *encodings.shape[1:]).to(encodings)
+
+
+def decode_magnitudes(
+    encodings: Tensor, weights: Tensor, generator: torch.Generator, starts: int = 20, iterations: int = 60
+) -> Tensor:
+    """The N images behind M encodings of Intra-InstaHide whose pairings and weights are given: [N, C, H, W].
+
+    The random signs leave |mixture - CENTRE|. At each pixel and channel by itself, signs are guessed, the images that
+    fit them best computed, the signs read off those, and so on (alternating projections, the best of `starts`). That
+    leaves one sign a pixel that all N images share, which a spanning tree over neighbouring pixels and channels fixes:
+    neighbours resemble each other. One sign for the whole set remains, since an encoding is the same for an image as
+    for its negative: the result or 1 - result.
+    encodings: [M, C, H, W]. weights: [M, N]. generator: of the first guesses.
+    Errors: as `decode`. Source: the idea is Carlini et al.'s 2021, who fit |.| by gradient descent; sheet `defenses.md`
+    section 4.12. The spanning tree is this book's.
+    """
+    _check_pairings(encodings, weights)
+    sizes, weights = (encodings - CENTRE).abs().flatten(1).double().cpu(), weights.double().cpu()
+    inverse = torch.linalg.pinv(weights)
+    best, least = None, None
+    for start in range(starts):
+        # the first guess takes all mixtures to be bright
+        signs = torch.ones_like(sizes) if start == 0 else _signs(sizes.shape, generator)
+        for _ in range(iterations):
+            found = inverse @ (signs * sizes)
+            before, signs = signs, (weights @ found).sign()
+            if torch.equal(before, signs):
+                break
+        error = ((weights @ found).abs() - sizes).square().sum(0)
+        better = torch.ones_like(error, dtype=torch.bool) if best is None else error < least
+        best = found if best is None else torch.where(better, found, best)
+        least = error if least is None else torch.where(better, error, least)
+    values = best.view(-1, *encodings.shape[1:])
+    return (CENTRE + values * _common_signs(values)).to(encodings)
+
+
+def _signs(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    return torch.randint(2, shape, generator=generator).double() * 2 - 1
+
+
+def _common_signs(values: Tensor) -> Tensor:
+    """A sign for each pixel and channel [C, H, W] under which neighbours agree, from N images [N, C, H, W]."""
+    channels, height, width = values.shape[1:]
+    pixels = channels * height * width
+    place = np.arange(pixels).reshape(channels, height, width)
+    pairs = [(place[:, :, 1:], place[:, :, :-1]), (place[:, 1:], place[:, :-1])]
+    pairs += [(place[a], place[b]) for a in range(channels) for b in range(a)]
+    first, second = (np.concatenate([pair[side].ravel() for pair in pairs]) for side in (0, 1))
+    rows = F.normalize(values.flatten(1).T, dim=1).numpy()
+    alike = (rows[first] * rows[second]).sum(1)
+    # a tree of the pairs that leave least doubt; no edge may weigh 0, which would be none
+    cost = coo_array((1.001 - np.abs(alike), (first, second)), (pixels, pixels))
+    order, parents = breadth_first_order(minimum_spanning_tree(cost.tocsr()), 0, directed=False)
+    agree = coo_array((np.where(alike < 0, -1.0, 1.0), (first, second)), (pixels, pixels)).tocsr()
+    agree = (agree + agree.T).todok()
+    signs = np.ones(pixels)
+    for pixel in order[1:]:
+        signs[pixel] = signs[parents[pixel]] * agree[pixel, parents[pixel]]
+    return torch.from_numpy(signs).view(channels, height, width)
+
+
+def _check_pairings(encodings: Tensor, weights: Tensor) -> None:
     if weights.ndim != 2 or len(weights) != len(encodings):
         raise ValueError(f"weights must be [{len(encodings)}, N] like encodings, got {list(weights.shape)}")
     if torch.linalg.matrix_rank(weights) < weights.shape[1]:
         raise ValueError(f"{len(weights)} mixtures do not determine {weights.shape[1]} images: decode more of them")
-    found = torch.linalg.lstsq(weights, encodings.flatten(1).to(weights)).solution
-    return found.view(-1, *encodings.shape[1:]).to(encodings)

@@ -1,6 +1,14 @@
 """Experiments that chapters repeat, one file a chapter: attacks on many images, one attack followed, labels read."""
 
-from reprolib.experiments.defenses import attack_encoded, denoised, without_noise
+from reprolib.experiments.defenses import (
+    attack_after_feedback,
+    attack_encoded,
+    decode_client,
+    denoised,
+    policy_victim,
+    search_policies,
+    without_noise,
+)
 from reprolib.experiments.dlg import follow
 from reprolib.experiments.fgla import (
     blends,
@@ -64,6 +72,7 @@ __all__ = [
     "compared",
     "blends",
     "Attacked",
+    "attack_after_feedback",
     "attack_encoded",
     "attack_group",
     "attack_networks",
@@ -72,6 +81,7 @@ __all__ = [
     "controls",
     "cost_of_the_truth",
     "count_labels",
+    "decode_client",
     "denoised",
     "evaluations_to",
     "every_attack",
@@ -89,11 +99,13 @@ __all__ = [
     "objective_curves",
     "of_the_picture",
     "planted",
+    "policy_victim",
     "predict_labels",
     "race",
     "read_first_layer",
     "read_labels",
     "readings",
+    "search_policies",
     "trace",
     "watch",
     "without_noise",
