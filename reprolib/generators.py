@@ -87,7 +87,7 @@ RECIPES: dict[str, GeneratorRecipe] = {
         2, victim={"name": "convnet8", "seed": 0, "pooled": True}, decoder={"pooled": True}
     ),
     "vae-cifar10": VAERecipe(12),
-    "wgan-cifar10": WGANRecipe(20, width=32, learning_rate=2e-4),
+    "wgan-cifar10": WGANRecipe(12, width=32, learning_rate=2e-4),
 }
 
 
