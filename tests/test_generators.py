@@ -122,7 +122,7 @@ def test_what_cannot_be_trained_or_opened_is_refused(photos, tmp_path):
         models.build_generator("wgan", (1, 28, 28), 0)
     with pytest.raises(ValueError, match="latent_dim=0, width=32: expected integers of at least 1"):
         models.build_generator("vae", (3, 32, 32), 0, latent_dim=0)
-    with pytest.raises(ValueError, match="unknown generator 'gan': expected one of decoder, wgan, vae"):
+    with pytest.raises(ValueError, match="unknown generator 'gan': expected one of .*decoder, wgan, vae"):
         models.build_generator("gan", (3, 32, 32), 0)
     with pytest.raises(ValueError, match="unknown option 'depth' of 'vae': expected one of latent_dim, width, data"):
         models.build_generator("vae", (3, 32, 32), 0, depth=3)
