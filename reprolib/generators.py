@@ -129,15 +129,12 @@ def fit_decoder(
     victim: nn.Module,
     images: ImageSet,
     device: torch.device | str = "cpu",
-    *,
-    name: str = "decoder",
-    unfinished: Path | None = None,
-    progress: bool | None = None,
+    **running: Any,
 ) -> nn.Module:
     """A decoder of the victim's features, trained on these public images.
 
-    unfinished, progress, errors: as `training.run_epochs`; ValueError too for a decoder whose input is not the size of
-    the victim's features.
+    running: name, unfinished and progress of `training.run_epochs`, with its errors.
+    Errors: ValueError for a decoder whose input is not the size of the victim's features.
     """
     device = torch.device(device)
     model = models.build_generator(
@@ -166,22 +163,16 @@ def fit_decoder(
         return loss.item()
 
     stateful = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    training.run_epochs(
-        step, stateful, recipe, images, name=name, device=device, unfinished=unfinished, progress=progress
-    )
-    return _finished(model)
+    return _finished(model, step, stateful, recipe, images, device, running)
 
 
 def fit_vae(
     recipe: VAERecipe,
     images: ImageSet,
     device: torch.device | str = "cpu",
-    *,
-    name: str = "VAE",
-    unfinished: Path | None = None,
-    progress: bool | None = None,
+    **running: Any,
 ) -> nn.Module:
-    """A VAE of these public images. unfinished, progress, errors: as `training.run_epochs`."""
+    """A VAE of these public images. running: as `fit_decoder`'s."""
     device = torch.device(device)
     sizes = {"latent_dim": recipe.latent_dim, "width": recipe.width, "data": images.name}
     model = models.build_generator("vae", images.image_shape, recipe.seed, **sizes)
@@ -202,22 +193,16 @@ def fit_vae(
         return loss.item()
 
     stateful = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    training.run_epochs(
-        step, stateful, recipe, images, name=name, device=device, unfinished=unfinished, progress=progress
-    )
-    return _finished(model)
+    return _finished(model, step, stateful, recipe, images, device, running)
 
 
 def fit_wgan(
     recipe: WGANRecipe,
     images: ImageSet,
     device: torch.device | str = "cpu",
-    *,
-    name: str = "WGAN",
-    unfinished: Path | None = None,
-    progress: bool | None = None,
+    **running: Any,
 ) -> nn.Module:
-    """A WGAN's generator for these public images. unfinished, progress, errors: as `training.run_epochs`."""
+    """A WGAN's generator for these public images. running: as `fit_decoder`'s."""
     device = torch.device(device)
     sizes = {"latent_dim": recipe.latent_dim, "width": recipe.width, "data": images.name}
     model = models.build_generator("wgan", images.image_shape, recipe.seed, **sizes)
@@ -248,10 +233,7 @@ def fit_wgan(
         return distance.item()
 
     stateful = {"model": model, "critic": critic, "make": make, "judge": judge}
-    training.run_epochs(
-        step, stateful, recipe, images, name=name, device=device, unfinished=unfinished, progress=progress
-    )
-    return _finished(model)
+    return _finished(model, step, stateful, recipe, images, device, running)
 
 
 def shipped(name: str, folder: Path | None = None) -> nn.Module:
@@ -373,5 +355,16 @@ def _stepped(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
-def _finished(model: nn.Module) -> nn.Module:
+def _finished(
+    model: nn.Module,
+    step: Any,
+    stateful: Mapping[str, Any],
+    recipe: GeneratorRecipe,
+    images: ImageSet,
+    device: torch.device,
+    running: Mapping[str, Any],
+) -> nn.Module:
+    """The model after all its epochs, on the CPU, in evaluation mode and without gradients."""
+    name = running.get("name", model.architecture["name"])
+    training.run_epochs(step, stateful, recipe, images, device=device, **{**running, "name": name})
     return model.cpu().to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
