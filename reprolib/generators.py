@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import copy
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reprolib import data, metrics, models, training
+from reprolib import client, data, metrics, models, training
 from reprolib.client import generator
 from reprolib.data import ImageSet
 from reprolib.models.latent import Critic
 
 SEARCH_STEPS = 300
-"""Adam's steps of `nearest`: the error of the best of them falls by less than 2 % in 300 more."""
+"""Adam's steps of `nearest`. On 48 test images 300 more lower the error by 0.01 % for the shipped VAE, which starts at
+its encoder's answer, and by 12 % for the shipped WGAN: its floor is an upper bound."""
 
 
 @dataclass(frozen=True)
@@ -113,17 +114,6 @@ def victim_of(recipe: DecoderRecipe, num_classes: int, image_shape: tuple[int, i
     return models.build(num_classes=num_classes, image_shape=image_shape, **recipe.victim)
 
 
-def features(victim: nn.Module, images: Tensor) -> Tensor:
-    """What enters the head of a victim, in the mode it is in, for images [N, C, H, W]: [N, F], with gradient."""
-    seen: list[Tensor] = []
-    handle = victim.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        victim(images)
-    finally:
-        handle.remove()
-    return seen[0]
-
-
 def fit_decoder(
     recipe: DecoderRecipe,
     victim: nn.Module,
@@ -145,19 +135,18 @@ def fit_decoder(
             f"decoder={dict(recipe.decoder)!r} reads {model.features} features, the victim's head "
             f"{victim.head.in_features}: give channels and size of the victim's feature map"
         )
-    worker = _frozen(victim, recipe.mode).to(device)
+    if recipe.mode not in get_args(client.Mode):
+        raise ValueError(f"mode={recipe.mode!r}: expected eval or train")
+    worker = client.worker(victim, recipe.mode).to(device)
     model = model.to(device, memory_format=torch.channels_last).requires_grad_(True).train()
     optimizer, schedule = _adam(model, recipe, len(images))
     pixels = images.images.to(device)
-    with torch.no_grad():
-        # a drawn trunk's features are a hundredth of what the decoder's layers are made for
-        model.scale.copy_(features(worker, pixels[: recipe.batch_size]).square().mean().sqrt())
+    # a drawn trunk's features are a hundredth of what the decoder's layers are made for
+    model.scale.copy_(models.penultimate(worker, pixels[: recipe.batch_size]).square().mean().sqrt())
 
     def step(batch: Tensor, number: int, random: torch.Generator) -> float:
         x = pixels[batch]
-        with torch.no_grad():
-            seen = features(worker, x)
-        loss = F.mse_loss(model(seen), x)
+        loss = F.mse_loss(model(models.penultimate(worker, x)), x)
         _stepped(optimizer, loss)
         schedule.step()
         return loss.item()
@@ -206,9 +195,7 @@ def fit_wgan(
     device = torch.device(device)
     sizes = {"latent_dim": recipe.latent_dim, "width": recipe.width, "data": images.name}
     model = models.build_generator("wgan", images.image_shape, recipe.seed, **sizes)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(recipe.seed + 1)
-        critic = Critic(images.image_shape, recipe.width)
+    critic = models.drawn(lambda: Critic(images.image_shape, recipe.width), recipe.seed + 1)
     model, critic = (part.to(device, memory_format=torch.channels_last).train() for part in (model, critic))
     model.requires_grad_(True)
     make, judge = (
@@ -273,10 +260,9 @@ def train(
     if isinstance(recipe, DecoderRecipe):
         victim = victim_of(recipe, public.num_classes, public.image_shape)
         model = fit_decoder(recipe, victim, public, device, **given)
+        worker = client.worker(victim, recipe.mode)
         with torch.no_grad():
-            found = torch.cat(
-                [model(features(_frozen(victim, recipe.mode), part)) for part in x.split(recipe.batch_size)]
-            )
+            found = torch.cat([model(models.penultimate(worker, part)) for part in x.split(recipe.batch_size)])
     else:
         model = (fit_vae if isinstance(recipe, VAERecipe) else fit_wgan)(recipe, public, device, **given)
         x = x[:128]
@@ -325,20 +311,17 @@ def samples(prior: nn.Module, count: int, seed: int = 0) -> Tensor:
 
 def check_disjoint(public: ImageSet, private: ImageSet) -> None:
     """Refuse a prior's training images among which a victim's image is. Raises ValueError with their number."""
-    known = {image.numpy().tobytes() for image in public.images}
-    both = sum(image.numpy().tobytes() in known for image in private.images)
+
+    def digest(image: Tensor) -> bytes:
+        return hashlib.sha256(image.numpy().tobytes()).digest()
+
+    known = {digest(image) for image in public.images}  # their pixels would take as much memory as the set again
+    both = sum(digest(image) in known for image in private.images)
     if both:
         raise ValueError(
             f"{both} of the {len(private)} private images of {private.name!r} are also among the public ones: a prior "
             "that was trained on its victims proves nothing; take them out"
         )
-
-
-def _frozen(victim: nn.Module, mode: str) -> nn.Module:
-    """A copy of the victim without gradients, its batch norm in this mode, its buffers its own."""
-    if mode not in ("eval", "train"):
-        raise ValueError(f"mode={mode!r}: expected eval or train")
-    return copy.deepcopy(victim).requires_grad_(False).train(mode == "train")
 
 
 def _adam(model: nn.Module, recipe: Any, images: int) -> tuple[torch.optim.Optimizer, Any]:

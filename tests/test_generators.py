@@ -41,7 +41,7 @@ def test_a_decoder_learns_to_undo_a_drawn_trunk(photos):
     decoder = generators.fit_decoder(replace(DECODER, epochs=25), victim, photos)
     x = photos.images[:32]
     with torch.no_grad():
-        found = decoder(generators.features(victim, x))
+        found = decoder(models.penultimate(victim, x))
     assert found.shape == x.shape and not decoder.training
     assert not any(parameter.requires_grad for parameter in decoder.parameters())
     grey = metrics.psnr(x.mean((2, 3), keepdim=True).expand_as(x), x).mean()

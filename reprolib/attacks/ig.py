@@ -172,7 +172,8 @@ class _Problem:
         self.std = getattr(network.normalize, "std", torch.ones(1)).to(self.device, self.dtype)
         self.pixels = update.batch_size * math.prod(update.image_shape)
         # behind the pixels, where the attacker looks for the bottleneck's noise too: its buffers, one after the other
-        joint = models.noise_shapes(network) if observation.noise == "joint" else {}
+        self.bottleneck = models.noise_shapes(network)
+        joint = self.bottleneck if observation.noise == "joint" else {}
         self.noise_shapes = {name: (update.batch_size, *shape) for name, shape in joint.items()}
 
     def images(self, x: Tensor) -> Tensor:
@@ -201,6 +202,8 @@ class _Problem:
 
     def noise(self, rows: Tensor) -> Callable[[Tensor, Tensor], list[dict[str, Tensor]]] | None:
         """The source of a bottleneck's noise, its streams at their beginning; None for a model without one."""
+        if not self.bottleneck:
+            return None
         if self.noise_shapes:
             return self.joint_noise
         streams = [generator(self.seed, trial, 0, 1) for trial in rows.tolist()]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from reprolib import client, labels, metrics
+from reprolib import client, labels, metrics, models
 from reprolib.attacks.reconstruction import Reconstruction
 from reprolib.client import SharedUpdate, generator
 from reprolib.data import ImageSet
@@ -141,10 +141,12 @@ class _Inverter:
         held_out = len(order) // HELD_OUT
         self.held_out, self.learned = order[:held_out], order[held_out:]
         pixels = update.batch_size * math.prod(update.image_shape)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(torch.randint(2**31, (), generator=self.random)))
-            layers = [nn.Linear(seen, attack.hidden), nn.ReLU(), nn.Linear(attack.hidden, attack.hidden), nn.ReLU()]
-            self.perceptron = nn.Sequential(*layers, nn.Linear(attack.hidden, pixels), nn.Sigmoid())
+
+        def layers() -> nn.Module:
+            hidden = [nn.Linear(seen, attack.hidden), nn.ReLU(), nn.Linear(attack.hidden, attack.hidden), nn.ReLU()]
+            return nn.Sequential(*hidden, nn.Linear(attack.hidden, pixels), nn.Sigmoid())
+
+        self.perceptron = models.drawn(layers, int(torch.randint(2**31, (), generator=self.random)))
         self.perceptron.to(self.device, self.dtype)
 
     @property

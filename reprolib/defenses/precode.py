@@ -97,10 +97,7 @@ class PRECODE(Defense):
         if self.before not in able:
             raise ValueError(f"before={self.before!r} is no layer that {self} can stand before: the model has {able}")
         shape = _input_shape(model, self.before)
-        # As in models.build: the layers' own initialisers draw from torch's global generator.
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.default_generator.manual_seed(int(models.fingerprint(model), 16) % 2**63)
-            layer = self._layer(shape, self.k, self.beta)
+        layer = models.drawn(lambda: self._layer(shape, self.k, self.beta), int(models.fingerprint(model), 16) % 2**63)
         larger = copy.deepcopy(model)
         larger.add_module(NAME, layer.to(next(model.parameters())).train(model.training))
         # parameters in the order in which they are passed

@@ -30,9 +30,7 @@ OFFSETS = ("none", "official", "full", "self-consistent")
 def fresh_head(model: nn.Module, classes: int, seed: int) -> nn.Module:
     """The model with a new, untrained head for so many classes, drawn as torch does; its trunk is the same."""
     fresh = copy.deepcopy(model)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        fresh.head = nn.Linear(model.head.in_features, classes)
+    fresh.head = models.drawn(lambda: nn.Linear(model.head.in_features, classes), seed)
     fresh.head.to(model.head.weight)
     fresh.num_classes = classes
     return fresh
@@ -95,17 +93,8 @@ def separation_errors(
                 random = generator(seed, k, classes, size)
                 gradients = tuple(g + noise * torch.randn(g.shape, generator=random) for g in gradients)
             for offset in offsets:
-                plain = "full" if offset == "self-consistent" else offset
-                found = separate(
-                    gradients[0],
-                    gradients[1] if with_bias else None,
-                    y[k, None],
-                    plain,
-                    "none",
-                    impute_bias=not with_bias,
-                ).features
-                if offset == "self-consistent":
-                    found, _ = refine(found, gradients[0], y[k, None], weight, bias, refine_steps)
+                given = gradients if with_bias else (gradients[0], None)
+                found = _separated(offset, given, y[k, None], weight, bias, refine_steps)
                 rows.append({"classes": classes, "batch": size, "draw": k, "offset": offset} | _off(found[0], f[0]))
     return pd.DataFrame(rows)
 
@@ -145,15 +134,22 @@ def heads_in_training(
         truth = F.one_hot(y, public.num_classes).sum(1)
         right = {rule: torch.minimum(found, truth).sum(1) / size for rule, found in counts.items()}
         for offset in OFFSETS:
-            plain = "full" if offset == "self-consistent" else offset
-            found = separate(*gradients, y, plain, "none").features
-            if offset == "self-consistent":
-                found, _ = refine(found, gradients[0], y, weight, bias, refine_steps)
+            found = _separated(offset, gradients, y, weight, bias, refine_steps)
             for k in range(batches):
                 row = {"steps": count, "batch": k, "offset": offset} | _off(found[k], private[k])
                 row |= {"confidence": sure[k].item(), "sign": right["bias_negative"][k].item()}
                 rows.append(row | {"minimum": right["yin"][k].item()})
     return pd.DataFrame(rows)
+
+
+def _separated(
+    offset: str, gradients: tuple[Tensor, Tensor | None], given: Tensor, weight: Tensor, bias: Tensor, steps: int
+) -> Tensor:
+    """Features [T, B, F] from the head's weight and bias gradient by one of OFFSETS; a missing bias is imputed."""
+    consistent = offset == "self-consistent"
+    how = "full" if consistent else offset
+    found = separate(*gradients, given, how, "none", impute_bias=gradients[1] is None).features
+    return refine(found, gradients[0], given, weight, bias, steps)[0] if consistent else found
 
 
 def _off(found: Tensor, truth: Tensor) -> dict[str, float]:

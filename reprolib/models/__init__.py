@@ -39,6 +39,7 @@ __all__ = [
     "build_generator",
     "card",
     "draw_noise",
+    "drawn",
     "fingerprint",
     "leave_out_penalty",
     "no_noise",
@@ -105,7 +106,7 @@ def build(
     known = _options("model", name, ARCHITECTURES, options, ("normalize",))
     normalize = None if normalize is None else _checked_normalize(normalize, image_shape[0])
     first = nn.Identity() if normalize is None else Normalize(*normalize)
-    model = _drawn(lambda: ARCHITECTURES[name](num_classes, image_shape, first, **options), seed)
+    model = drawn(lambda: ARCHITECTURES[name](num_classes, image_shape, first, **options), seed)
     model.image_shape = image_shape
     model.num_classes = num_classes
     model.architecture = {"name": name, "num_classes": num_classes, "image_shape": image_shape, **known, **options}
@@ -125,7 +126,7 @@ def build_generator(
     """
     image_shape = _checked_shape(image_shape)
     known = _options("generator", name, GENERATORS, options, ())
-    model = _drawn(lambda: GENERATORS[name](image_shape, **options), seed)
+    model = drawn(lambda: GENERATORS[name](image_shape, **options), seed)
     model.image_shape = image_shape
     model.architecture = {"name": name, "image_shape": image_shape, **known, **options}
     if checkpoint is not None:
@@ -133,8 +134,9 @@ def build_generator(
     return model.eval().requires_grad_(False)
 
 
-def _drawn(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    # The layers' own initialisers draw from torch's global generator: lend it this seed and give it back.
+def drawn(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """What `make` makes on the CPU, its weights drawn from `seed`; the global random state is left as it was."""
+    # the layers' own initialisers draw from torch's global generator: lend it this seed and give it back
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         return make()
