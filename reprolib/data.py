@@ -479,8 +479,9 @@ def choose(
 ) -> ImageSet:
     """Open the paper's set where it is under the data root, and otherwise the offline set of its kind.
 
-    The substitute has the paper's image shape, its own classes, and `asked` set to `name`. A set that is there and
-    broken, or there without the split, is an error, not a reason to substitute. Arguments and errors as in `load`.
+    The substitute has the paper's image shape, its own classes, and `asked` set to `name`; it is smaller, and one with
+    fewer than `count` images gives all it has. A set that is there and broken, or there without the split, is an error,
+    not a reason to substitute. Arguments and errors as in `load`.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
@@ -526,6 +527,8 @@ def _load_offline(
     name: str, shape: tuple[int, int, int], split: str, count: int | None, seed: int, asked: str
 ) -> ImageSet:
     images, labels, classes = OFFLINE_SETS[name].made(split, shape[-1])
+    if asked != name and count is not None:
+        count = min(count, len(images))
     index = _order(len(images), count, seed, f"{name!r} ({split})")
     images = images[index].expand(-1, shape[0], -1, -1).contiguous()
     title = OFFLINE_SETS[name].title

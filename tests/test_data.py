@@ -117,6 +117,12 @@ def test_choose_takes_the_papers_set_from_the_argument_or_the_environment(cifar_
     assert data.choose("svhn", count=2).substitute
 
 
+def test_a_substitute_with_fewer_images_than_asked_gives_all_it_has(tmp_path):
+    assert len(data.choose("cifar10", "train", 50000, root=tmp_path)) == len(data.load("photos", "train"))
+    with pytest.raises(ValueError, match="count=50000: 'photos' \\(train\\) holds 1654 images"):
+        data.load("photos", "train", 50000)
+
+
 def test_choose_does_not_paper_over_a_broken_or_missing_split(cifar_root):
     (cifar_root / "cifar10" / "test" / "cat" / "0.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="0.png"):
