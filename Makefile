@@ -9,7 +9,7 @@
 PYTHON  ?= python3
 PROFILE ?= cpu
 DEVICE  ?= auto
-JOBS    ?= 1
+JOBS    ?= 2
 DATA    ?= $(REPROLIB_DATA)
 
 .PHONY: book test serve report clean

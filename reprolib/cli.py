@@ -70,7 +70,7 @@ def run(
     names: Names = None,
     profile: Profile = "cpu",
     device: Device = "auto",
-    jobs: Jobs = 1,
+    jobs: Jobs = 2,
     data: DataRoot = None,
     seed: Seed = 0,
     force: Force = False,
@@ -85,7 +85,7 @@ def run(
 def book(
     profile: Profile = "cpu",
     device: Device = "auto",
-    jobs: Jobs = 1,
+    jobs: Jobs = 2,
     data: DataRoot = None,
     seed: Seed = 0,
     force: Force = False,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from reprolib import client, data, metrics, models, training
 from reprolib.client import generator
+from reprolib.closed_form import rows_of_labels
 from reprolib.data import ImageSet
 from reprolib.models.latent import Critic
 
@@ -221,6 +222,52 @@ def fit_wgan(
 
     stateful = {"model": model, "critic": critic, "make": make, "judge": judge}
     return _finished(model, step, stateful, recipe, images, device, running)
+
+
+def fit_rows(
+    victim: nn.Module,
+    public: ImageSet,
+    defense: Any,
+    *,
+    name: str = "dcgan",
+    batch: int = 1,
+    epochs: int = 10,
+    minibatch: int = 64,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    **options: Any,
+) -> nn.Module:
+    """A generator that turns the victim's compressed rows gW[y] into images: Adam on the binary cross-entropy.
+
+    public: images that the attacker owns; they get random labels that differ within a batch, since the head is
+    untrained, and are shared once, `batch` at a time, under the defense. name, options: for `models.build_generator`.
+    In evaluation mode and without gradients, the victim's trunk noted in it.
+    Errors: ValueError for batches of more images than classes. Source: sheet `fgla.md`, section 4.11.
+    """
+    if batch > victim.num_classes:
+        raise ValueError(f"batch={batch} with different labels: the victim has {victim.num_classes} classes")
+    trunk = models.trunk_fingerprint(victim)
+    model = models.build_generator(name, public.image_shape, seed, trunk=trunk, **options).requires_grad_(True).train()
+    optimizer = torch.optim.Adam(model.parameters(), learning_rate)
+    parameter = next(victim.parameters())
+    model.to(parameter)
+    order = torch.randperm(len(public), generator=generator(seed, 0))
+    order, rows = order[: len(order) // batch * batch], []
+    for number, part in enumerate(order.view(-1, batch).split(16)):  # a head's gradients are large
+        random = generator(seed, number, 1)
+        given = torch.stack([torch.randperm(victim.num_classes, generator=random)[:batch] for _ in part])
+        images, given = public.images[part].to(parameter), given.to(parameter.device)
+        own = int(torch.randint(2**31, (), generator=random))
+        update = client.share(victim, images, given, defense=defense, seed=own)
+        rows.append(rows_of_labels(update.gradients["head.weight"], given).flatten(0, 1))
+    rows, images = torch.cat(rows), public.images[order]
+    for epoch in range(epochs):
+        for index in torch.randperm(len(rows), generator=generator(seed, epoch, 2)).split(minibatch):
+            loss = F.binary_cross_entropy(model(rows[index.to(rows.device)]), images[index].to(parameter))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model.eval().requires_grad_(False)
 
 
 def shipped(name: str, folder: Path | None = None) -> nn.Module:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from reprolib import attacks, client, data, metrics, models
-from reprolib.attacks.hcgla import fit_generator
 from reprolib.client import LocalTraining, ThreatModel
 from reprolib.defenses import TopK
+from reprolib.generators import fit_rows
 from reprolib.models import Ensemble
 
 KNOWN = ThreatModel(labels="known")
@@ -110,16 +110,16 @@ def test_the_published_generator():
 def test_a_generator_learns_from_compressed_rows(victim):
     photos = data.load("photos", "train", count=8)
     settings = {"minibatch": 8, "learning_rate": 3e-2, "width": 2}
-    model = fit_generator(victim, photos, TopK(0.98), epochs=25, **settings)
+    model = fit_rows(victim, photos, TopK(0.98), epochs=25, **settings)
     assert model.trunk == models.trunk_fingerprint(victim) and not model.training
     x, y = photos.images[:, None], torch.arange(8)[:, None]
     update = client.share(victim, x, y, threat=KNOWN, defense=TopK(0.98))
-    untrained = fit_generator(victim, photos, TopK(0.98), epochs=0, **settings)
+    untrained = fit_rows(victim, photos, TopK(0.98), epochs=0, **settings)
     error = [
         metrics.mse(attacks.HCGLA(own, iterations=0)(victim, update).images, x).mean() for own in (model, untrained)
     ]
     assert error[0] < 0.8 * error[1]
-    again, same = (fit_generator(victim, photos, TopK(0.98), epochs=1, **settings) for _ in range(2))
+    again, same = (fit_rows(victim, photos, TopK(0.98), epochs=1, **settings) for _ in range(2))
     assert models.fingerprint(again) == models.fingerprint(same)
 
 
@@ -134,19 +134,19 @@ def test_bad_input_is_refused(victim, generator):
             attack,
             other,
             client.share(other, x, y, threat=KNOWN),
-            "generator was trained for the trunk .* train another",
+            "decoder was trained for the trunk .* train another",
         ),
         (attack, victim, client.share(victim, x, y), "HCGLA is given the labels: share with ThreatModel"),
         (attack, victim, client.share(victim, x, y, threat=KNOWN, local=LocalTraining(2, 2, 0.1)), "of 2 local steps"),
         (attacks.HCGLA.single(generator), victim, update, "start='mean_of_rows' is for single images.*batch_size=2"),
-        (attacks.HCGLA(wide), victim, update, "generator takes rows of 12, the model's head has 768 features"),
+        (attacks.HCGLA(wide), victim, update, "decoder takes 12 features, the model's head has 768"),
     ]
     for own, model, shared, message in cases:
         with pytest.raises(ValueError, match=message):
             own(model, shared)
     together = Ensemble.of([victim, other], 1)
     joined = client.SharedUpdate.join([client.share(m, x[:1], y[:1], threat=KNOWN) for m in (victim, other)], together)
-    with pytest.raises(ValueError, match="a generator belongs to one network, but this is an ensemble"):
+    with pytest.raises(ValueError, match="a decoder belongs to one trunk, but this is an ensemble"):
         attack(together, joined)
     for make, message in (
         (lambda: attacks.HCGLA(), "start='generated' goes with a generator"),
@@ -154,7 +154,7 @@ def test_bad_input_is_refused(victim, generator):
         (lambda: attacks.HCGLA(generator, mask="conv"), "mask='conv' is unknown; use one of 'all', 'head', 'none'"),
         (lambda: attacks.HCGLA(generator, iterations=-1), "iterations=-1: expected an integer of at least 0"),
         (lambda: models.build_generator("dcgan", (3, 16, 16), 0), "this generator gives images of 32 x 32 pixels"),
-        (lambda: fit_generator(victim, data.load("photos", count=8), None, batch=60), "the victim has 50 classes"),
+        (lambda: fit_rows(victim, data.load("photos", count=8), None, batch=60), "the victim has 50 classes"),
     ):
         with pytest.raises(ValueError, match=message):
             make()

@@ -14,7 +14,6 @@ from reprolib import client, labels, models
 from reprolib.attacks.reconstruction import Reconstruction
 from reprolib.client import SharedUpdate
 from reprolib.closed_form import rows_of_labels
-from reprolib.models import Ensemble
 
 Offset = Literal["none", "official", "full"]
 MissingOffset = Literal["raise", "none"]
@@ -213,27 +212,12 @@ class FGLA:
             return torch.stack([network(own) for own in features])
 
     def _check(self, model: nn.Module, update: SharedUpdate) -> None:
-        if isinstance(model, Ensemble):
-            raise ValueError("a decoder belongs to one trunk, but this is an ensemble: attack one network at a time")
+        models.check_inverse(self.decoder, model, update.image_shape)
         update.check(model)
         if update.local is not None and (steps := update.local.steps(update.batch_size)) > 1:
             raise ValueError(
                 f"FGLA reads one gradient, but this update is the weight difference of {steps} local steps: share "
                 "without `local`, or with a single step"
-            )
-        if model.head.in_features != self.decoder.features:
-            raise ValueError(
-                f"decoder takes {self.decoder.features} features, the model's head has {model.head.in_features}: it "
-                "was made for another victim, or another width or pooling"
-            )
-        if tuple(self.decoder.image_shape) != tuple(update.image_shape):
-            raise ValueError(
-                f"decoder gives images of {tuple(self.decoder.image_shape)}, the update's are {update.image_shape}"
-            )
-        if self.decoder.trunk and self.decoder.trunk != (trunk := models.trunk_fingerprint(model)):
-            raise ValueError(
-                f"decoder was trained for the trunk {self.decoder.trunk}, this model's is {trunk}: a decoder inverts "
-                "one state of the weights; train another"
             )
 
 

@@ -7,18 +7,17 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from reprolib import client, models
+from reprolib import models
 from reprolib.attacks.reconstruction import History, Reconstruction
 from reprolib.client import SharedUpdate, generator
 from reprolib.closed_form import rows_of_labels
-from reprolib.data import ImageSet
 from reprolib.matching import Matching, Observation
 from reprolib.models import Ensemble
 from reprolib.optimizers import LBFGS, lbfgs
@@ -32,11 +31,11 @@ class HCGLA:
     shared gradient is not zero. If the update grants the defense, its `counter` takes the mask's place: of a pruned
     entry one then also knows how large it can have been. The defaults are the released mini-batch script's.
 
-    generator: rows [N, F] of the head's weight gradient to images in [0, 1] (`fit_generator`), not divided by the bias
-    gradient. start: "generated" from each label's row; "mean_of_rows" decodes every row of the head and averages, for
-    single images; "random" is DLG's normal start, without generator. mask: of "all" tensors, of the "head"'s weight
-    alone (the code's for ResNets), or "none", which is DLG with the label given. iterations: outer steps; learning_rate
-    to history_size: as `LBFGS`. iterate: the "last" or the "best" by objective.
+    generator: rows [N, F] of the head's weight gradient, not divided by the bias gradient, to images in [0, 1]
+    (`generators.fit_rows`). start: "generated" from each label's row; "mean_of_rows" decodes every row of the head and
+    averages, for single images; "random" is DLG's normal start, without generator. mask: of "all" tensors, of the
+    "head"'s weight alone (the code's for ResNets), or "none", which is DLG with the label given. iterations: outer
+    steps; learning_rate to history_size: as `LBFGS`. iterate: the "last" or the "best" by objective.
 
     Not rebuilt: the DnCNN that filters the result, and the released code's slips: its DLG branch never optimises the
     dummy label, and its PSNR takes images in [0, 1] for 255 grey levels, 48 dB too many.
@@ -176,23 +175,8 @@ class HCGLA:
             raise ValueError("HCGLA is given the labels: share with ThreatModel(labels='known')")
         if self.start == "mean_of_rows" and update.batch_size > 1:
             raise ValueError(f"start='mean_of_rows' is for single images, this update's batch_size={update.batch_size}")
-        if self.generator is None:
-            return
-        if isinstance(model, Ensemble):
-            raise ValueError("a generator belongs to one network, but this is an ensemble: attack one at a time")
-        if self.generator.features != model.head.in_features:
-            raise ValueError(
-                f"generator takes rows of {self.generator.features}, the model's head has {model.head.in_features} "
-                "features: it was made for another victim"
-            )
-        if tuple(self.generator.image_shape) != tuple(update.image_shape):
-            raise ValueError(
-                f"generator gives images of {tuple(self.generator.image_shape)}, the update's are {update.image_shape}"
-            )
-        if self.generator.trunk and self.generator.trunk != (trunk := models.trunk_fingerprint(model)):
-            raise ValueError(
-                f"generator was trained for the trunk {self.generator.trunk}, this model's is {trunk}: train another"
-            )
+        if self.generator is not None:
+            models.check_inverse(self.generator, model, update.image_shape)
 
     def _history(self, update: SharedUpdate, taken: list[tuple[int, Tensor, Tensor, Tensor]]) -> History:
         iterations, points, values, evaluations = zip(*taken, strict=True)
@@ -205,49 +189,3 @@ class HCGLA:
             images=torch.stack([x.view(shape) for x in points]),
             soft_labels=soft.expand(len(points), *soft.shape),
         )
-
-
-def fit_generator(
-    victim: nn.Module,
-    public: ImageSet,
-    defense: Any,
-    *,
-    name: str = "dcgan",
-    batch: int = 1,
-    epochs: int = 10,
-    minibatch: int = 64,
-    learning_rate: float = 1e-3,
-    seed: int = 0,
-    **options: Any,
-) -> nn.Module:
-    """A generator that turns the victim's compressed rows gW[y] into images: Adam on the binary cross-entropy.
-
-    public: images that the attacker owns; they get random labels that differ within a batch, since the head is
-    untrained, and are shared once, `batch` at a time, under the defense. name, options: for `models.build_generator`.
-    In evaluation mode and without gradients, the victim's trunk noted in it.
-    Errors: ValueError for batches of more images than classes. Source: sheet `fgla.md`, section 4.11.
-    """
-    if batch > victim.num_classes:
-        raise ValueError(f"batch={batch} with different labels: the victim has {victim.num_classes} classes")
-    trunk = models.trunk_fingerprint(victim)
-    model = models.build_generator(name, public.image_shape, seed, trunk=trunk, **options).requires_grad_(True).train()
-    optimizer = torch.optim.Adam(model.parameters(), learning_rate)
-    parameter = next(victim.parameters())
-    model.to(parameter)
-    order = torch.randperm(len(public), generator=generator(seed, 0))
-    order, rows = order[: len(order) // batch * batch], []
-    for number, part in enumerate(order.view(-1, batch).split(16)):  # a head's gradients are large
-        random = generator(seed, number, 1)
-        given = torch.stack([torch.randperm(victim.num_classes, generator=random)[:batch] for _ in part])
-        images, given = public.images[part].to(parameter), given.to(parameter.device)
-        own = int(torch.randint(2**31, (), generator=random))
-        update = client.share(victim, images, given, defense=defense, seed=own)
-        rows.append(rows_of_labels(update.gradients["head.weight"], given).flatten(0, 1))
-    rows, images = torch.cat(rows), public.images[order]
-    for epoch in range(epochs):
-        for index in torch.randperm(len(rows), generator=generator(seed, epoch, 2)).split(minibatch):
-            loss = F.binary_cross_entropy(model(rows[index.to(rows.device)]), images[index].to(parameter))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return model.eval().requires_grad_(False)

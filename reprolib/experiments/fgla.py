@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from reprolib import client, labels, metrics, models
 from reprolib.attacks.fgla import FGLA, head_gradients, refine, separate
-from reprolib.attacks.hcgla import HCGLA, fit_generator
+from reprolib.attacks.hcgla import HCGLA
 from reprolib.client import SharedUpdate, ThreatModel, generator
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense
 from reprolib.experiments.networks import SHOWN, in_order, network_seed
-from reprolib.generators import DecoderRecipe, fit_decoder
+from reprolib.generators import DecoderRecipe, fit_decoder, fit_rows
 
 Sampler = Literal["distinct", "relabel", "natural"]
 OFFSETS = ("none", "official", "full", "self-consistent")
@@ -401,7 +401,7 @@ def masked_searches(
     The generator learns from `public` first. Also pictures of the first image's search: "strip" [S, C, H, W],
     after the iterations "steps".
     """
-    model = fit_generator(victim, public, defense, epochs=epochs, width=width, seed=seed)
+    model = fit_rows(victim, public, defense, epochs=epochs, width=width, seed=seed)
     full = replace(HCGLA.official(model), iterations=iterations)
     forms = {
         "HCGLA": full,
