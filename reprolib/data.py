@@ -357,13 +357,18 @@ def _photos(split: str, size: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
 
 def _boxes(region: Image.Image, count: int) -> list[tuple[int, int, int, int]]:
     """At most `count` squares that show something and differ: every scale, on a grid of a quarter of their side."""
-    boxes = [
-        (left, top, left + side, top + side)
-        for side in TILE_SIDES
-        for top in range(0, region.height - side + 1, side // 4)
-        for left in range(0, region.width - side + 1, side // 4)
-    ]
-    tiles = torch.stack([_pixels(region.resize((32, 32), Image.Resampling.BOX, box)) for box in boxes])
+    boxes, tiles = [], []
+    for side in TILE_SIDES:
+        step = side // 4
+        rows, columns = (region.height - side) // step + 1, (region.width - side) // step + 1
+        if min(rows, columns) < 1:
+            continue
+        boxes += [(c * step, r * step, c * step + side, r * step + side) for r in range(rows) for c in range(columns)]
+        # one shrunken picture holds all tiles of a scale, at 8 pixels a step
+        whole = (columns + 3, rows + 3)
+        small = region.resize([8 * n for n in whole], Image.Resampling.BOX, (0, 0, *(step * n for n in whole)))
+        tiles.append(_pixels(small).unfold(1, 32, 8).unfold(2, 32, 8).flatten(1, 2).transpose(0, 1))
+    tiles = torch.cat(tiles)
     shown = (tiles.mean(1).flatten(1).std(1) > FLAT).nonzero().flatten()
     return [boxes[shown[index]] for index in _spread(tiles[shown], count).tolist()]
 
