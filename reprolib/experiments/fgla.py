@@ -290,10 +290,11 @@ def blends(victim: nn.Module, attack: FGLA, images: ImageSet, size: int, pairs: 
     """
     x, y = draw(images, size, pairs, "relabel", victim.num_classes, seed)
     y[:, 1] = y[:, 0]
-    update = client.share(victim, x, y, threat=ThreatModel(labels="known"))
-    found = attack(victim, update).images
-    f = torch.stack([models.penultimate(victim, batch[:2]) for batch in x])
-    own, blend = attack.decode(f), attack.decode(f.mean(1, keepdim=True))[:, 0]
+    device = victim.head.weight.device
+    update = client.share(victim, x.to(device), y.to(device), threat=ThreatModel(labels="known"))
+    found = attack(victim, update).images.cpu()
+    f = torch.stack([models.penultimate(victim, batch[:2].to(device)) for batch in x])
+    own, blend = attack.decode(f).cpu(), attack.decode(f.mean(1, keepdim=True))[:, 0].cpu()
     to_blend = metrics.mse(found[:, 0], blend)
     to_parent = torch.stack([metrics.mse(found[:, 0], own[:, i]) for i in (0, 1)]).amin(0)
     rows = pd.DataFrame({"blend": to_blend.numpy(), "parent": to_parent.numpy()})
@@ -309,8 +310,9 @@ def natural(victim: nn.Module, attack: FGLA, images: ImageSet, size: int, batche
     An image is scored against the reconstruction assigned to it (Hungarian), because labels no longer tell which.
     """
     x, y = draw(images, size, batches, "natural", victim.num_classes, seed)
-    update = client.share(victim, x, y, threat=ThreatModel(labels="known"))
-    placed = in_order(attack(victim, update).images, x)
+    device = victim.head.weight.device
+    update = client.share(victim, x.to(device), y.to(device), threat=ThreatModel(labels="known"))
+    placed = in_order(attack(victim, update).images.cpu(), x)
     repeated = ((y[:, :, None] == y[:, None]).sum(2) > 1).flatten()
     psnr = metrics.psnr(placed.flatten(0, 1), x.flatten(0, 1)).double()
     trial = torch.arange(batches).repeat_interleave(size)
@@ -364,7 +366,13 @@ def pipeline(
 
 
 def unseen_classes(
-    trunk: nn.Module, recipe: DecoderRecipe, public: ImageSet, images: ImageSet, hidden: Sequence[int], count: int
+    trunk: nn.Module,
+    recipe: DecoderRecipe,
+    public: ImageSet,
+    images: ImageSet,
+    hidden: Sequence[int],
+    count: int,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Two decoders on as many images, one of which never saw the `hidden` classes, on `count` test images of these.
 
@@ -378,9 +386,9 @@ def unseen_classes(
     rows, pictures = {}, {"truth": private[:SHOWN]}
     for name, index in parts.items():
         chosen = replace(public, images=public.images[index], labels=public.labels[index])
-        inverse = fit_decoder(recipe, trunk, chosen, progress=False)
+        inverse = fit_decoder(recipe, trunk, chosen, device, progress=False)
         with torch.no_grad():
-            found = inverse(models.penultimate(trunk, private))
+            found = inverse(models.penultimate(trunk, private).to(device)).cpu()
         rows[name], pictures[name] = metrics.psnr(found, private).double().numpy(), found[:SHOWN]
     return pictures | {"rows": pd.DataFrame(rows)}
 
@@ -415,7 +423,10 @@ def masked_searches(
     found = compared(victim, forms, images, truth, seed, threat, defense)
     mean = public.mean_image.expand_as(images)
     references = _quality(mean, images).assign(attack="mean image")
-    update = client.share(victim, images[:1], truth[:1], threat=threat, defense=defense, seed=seed)
+    device = victim.head.weight.device
+    update = client.share(
+        victim, images[:1].to(device), truth[:1].to(device), threat=threat, defense=defense, seed=seed
+    )
     steps = sorted({round(i) for i in np.linspace(0, iterations, min(7, iterations + 1))})
     history = full(victim, update, seed=seed, snapshots=steps).history
     scores = pd.concat([found["scores"], references], ignore_index=True)
