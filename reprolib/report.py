@@ -7,6 +7,7 @@ line in the place where its content would stand.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -260,16 +261,20 @@ def _page_notes(page: Path) -> tuple[str, str]:
     return (f"last run failed: {stale['reason']}" if stale else ""), ledger
 
 
-FIRST_PAGE = ("strip", "every-attack")
-"""Names of the figures for the first page: a reconstruction over the iterations, and all attacks on the same images."""
+FIRST_PAGE = {"strip": claims.PROFILES, "every-attack": ("gpu", "paper")}
+"""Figures for the first page, and the profiles whose figure may stand there: a reconstruction over the iterations, and
+all attacks on the same images, which a run of a few iterations would show unfinished, not as strong as they are."""
 
 
 def _pictures(papers: list[Paper]) -> list[Figure]:
     """The figures of the first page, as far as there are any: of the reference run where it has one."""
     runs = [paper.reference for paper in papers] + [paper.run for paper in papers]
-    figures = [figure for run in runs for figure in run.figures]
-    found = (next((figure for figure in figures if figure.path.stem == name), None) for name in FIRST_PAGE)
-    return [figure for figure in found if figure is not None]
+    found = []
+    for name, profiles in FIRST_PAGE.items():
+        fitting = (run for run in runs if run.record is not None and run.record["profile"] in profiles)
+        figures = (figure for run in fitting for figure in run.figures if figure.path.stem == name)
+        found += itertools.islice(figures, 1)
+    return found
 
 
 def _write(path: Path, text: str) -> None:

@@ -162,6 +162,7 @@ def test_the_picture_comes_from_the_reference_run_where_there_is_one(root):
     assert "/results/runs/cpu/dlg/strip.png" in page(root, "picture")
     add_run(root, "idlg", "gpu", "reference")
     assert "/results/reference/idlg/strip.png" in page(root, "picture")
+    add_run(root, "dlg", "cpu", figure="every-attack")
     assert "every-attack" not in page(root, "picture")
     add_run(root, "dlg", "gpu", "reference", figure="every-attack")
     shown = page(root, "picture")
