@@ -134,19 +134,19 @@ def test_bad_input_is_refused(victim, generator):
             attack,
             other,
             client.share(other, x, y, threat=KNOWN),
-            "decoder was trained for the trunk .* train another",
+            "generator was trained for the trunk .* train another",
         ),
         (attack, victim, client.share(victim, x, y), "HCGLA is given the labels: share with ThreatModel"),
         (attack, victim, client.share(victim, x, y, threat=KNOWN, local=LocalTraining(2, 2, 0.1)), "of 2 local steps"),
         (attacks.HCGLA.single(generator), victim, update, "start='mean_of_rows' is for single images.*batch_size=2"),
-        (attacks.HCGLA(wide), victim, update, "decoder takes 12 features, the model's head has 768"),
+        (attacks.HCGLA(wide), victim, update, "generator takes 12 features, the model's head has 768"),
     ]
     for own, model, shared, message in cases:
         with pytest.raises(ValueError, match=message):
             own(model, shared)
     together = Ensemble.of([victim, other], 1)
     joined = client.SharedUpdate.join([client.share(m, x[:1], y[:1], threat=KNOWN) for m in (victim, other)], together)
-    with pytest.raises(ValueError, match="a decoder belongs to one trunk, but this is an ensemble"):
+    with pytest.raises(ValueError, match="a generator belongs to one trunk, but this is an ensemble"):
         attack(together, joined)
     for make, message in (
         (lambda: attacks.HCGLA(), "start='generated' goes with a generator"),

@@ -212,7 +212,7 @@ class FGLA:
             return torch.stack([network(own) for own in features])
 
     def _check(self, model: nn.Module, update: SharedUpdate) -> None:
-        models.check_inverse(self.decoder, model, update.image_shape)
+        models.check_inverse(self.decoder, model, update.image_shape, "decoder")
         update.check(model)
         if update.local is not None and (steps := update.local.steps(update.batch_size)) > 1:
             raise ValueError(

@@ -176,7 +176,7 @@ class HCGLA:
         if self.start == "mean_of_rows" and update.batch_size > 1:
             raise ValueError(f"start='mean_of_rows' is for single images, this update's batch_size={update.batch_size}")
         if self.generator is not None:
-            models.check_inverse(self.generator, model, update.image_shape)
+            models.check_inverse(self.generator, model, update.image_shape, "generator")
 
     def _history(self, update: SharedUpdate, taken: list[tuple[int, Tensor, Tensor, Tensor]]) -> History:
         iterations, points, values, evaluations = zip(*taken, strict=True)

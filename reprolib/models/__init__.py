@@ -161,20 +161,20 @@ def trunk_fingerprint(model: nn.Module) -> str:
     return _digest({name: value for name, value in model.state_dict().items() if not name.startswith("head.")})
 
 
-def check_inverse(network: nn.Module, victim: nn.Module | Ensemble, image_shape: Sequence[int]) -> None:
-    """Raise ValueError unless `network`, a decoder or generator, was made for this victim's head, trunk and images."""
+def check_inverse(network: nn.Module, victim: nn.Module | Ensemble, image_shape: Sequence[int], what: str) -> None:
+    """Raise ValueError unless `network` was made for this victim's head, trunk and images; `what` is its name there."""
     if isinstance(victim, Ensemble):
-        raise ValueError("a decoder belongs to one trunk, but this is an ensemble: attack one network at a time")
+        raise ValueError(f"a {what} belongs to one trunk, but this is an ensemble: attack one network at a time")
     if network.features != victim.head.in_features:
         raise ValueError(
-            f"decoder takes {network.features} features, the model's head has {victim.head.in_features}: it was made "
+            f"{what} takes {network.features} features, the model's head has {victim.head.in_features}: it was made "
             "for another victim, or another width or pooling"
         )
     if tuple(network.image_shape) != tuple(image_shape):
-        raise ValueError(f"decoder gives images of {tuple(network.image_shape)}, the update's are {tuple(image_shape)}")
+        raise ValueError(f"{what} gives images of {tuple(network.image_shape)}, the update's are {tuple(image_shape)}")
     if network.trunk and network.trunk != (trunk := trunk_fingerprint(victim)):
         raise ValueError(
-            f"decoder was trained for the trunk {network.trunk}, this model's is {trunk}: a decoder inverts one state "
+            f"{what} was trained for the trunk {network.trunk}, this model's is {trunk}: a {what} inverts one state "
             "of the weights; train another"
         )
 
