@@ -258,9 +258,10 @@ class Chapter:
         when left out.
         """
         number = self._number(name, caption)
-        write_atomic(self._folder("runs") / f"{name}.png", figures.png_within(figure, PICTURE_LIMIT))
+        drawn = figures.png(figure)
+        write_atomic(self._folder("runs") / f"{name}.png", figures.png_within(figure, PICTURE_LIMIT, drawn))
         self._figures[name]["file"] = f"{name}.png"
-        picture = _picture(figures.png(figure), alt or caption)
+        picture = _picture(drawn, alt or caption)
         self._captioned(f"fig-{name}", picture, f"<b>Figure {number}.</b> {html.escape(caption)}", name, alt or caption)
 
     def interactive(self, content: str, name: str, caption: str) -> None:

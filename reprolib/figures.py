@@ -46,13 +46,14 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
     return buffer.getvalue()
 
 
-def png_within(figure: Figure, limit: int) -> bytes:
+def png_within(figure: Figure, limit: int, whole: bytes) -> bytes:
     """The figure as a PNG of at most `limit` bytes: in 256 colours and at lower resolution where it has to be.
 
+    whole: its `png`, which the caller has drawn anyway.
     Raises ValueError when not even 40 dots an inch fit.
     """
-    for dpi in (150, 120, 100, 80, 60, 40):
-        whole = png(figure, dpi)
+    for dpi in (None, 120, 100, 80, 60, 40):
+        whole = whole if dpi is None else png(figure, dpi)
         if len(whole) <= limit:
             return whole
         buffer = io.BytesIO()

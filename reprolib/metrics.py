@@ -171,28 +171,28 @@ def identify_in_class(
     images: Tensor,
     labels: Tensor,
     gallery: ImageSet,
-    features: Callable[[Tensor], Tensor] | None = None,
+    features: Callable[[Tensor], Tensor],
+    gallery_features: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Whether the nearest image of the same class is the original one: hits [N] bool, and the chance of each [N].
 
-    The candidates are the gallery's images of the label and the original itself, once. Distance: of pixels, or one
-    minus the cosine of `features`. Ties count against the attacker. The mean of the hits is the image identification
-    precision (IIP) of Yin et al. 2021.
+    The candidates are the gallery's images of the label and the original itself, once. Distance: one minus the cosine
+    of the features. Ties count against the attacker. The mean of the hits is the image identification precision (IIP)
+    of Yin et al. 2021.
+    features: images -> [N, F]. gallery_features: `features(gallery.images)`, where many calls share it.
     """
     _same_shape(reconstructed, images)
     guess, truth = _shown(reconstructed), _shown(images)
+    if gallery_features is None:
+        gallery_features = features(gallery.images)
+    found, own = features(guess), features(truth)
     hits, chances = [], []
     for i, label in enumerate(labels.tolist()):
-        others = gallery.images[gallery.labels == label]
-        others = others[(others != truth[i]).flatten(1).any(1)]
-        every = torch.cat([guess[i : i + 1], truth[i : i + 1], others])
-        if features is None:
-            away = (every[1:] - every[:1]).double().square().flatten(1).sum(1)
-        else:
-            found = features(every)
-            away = 1 - cosine_similarity(found[1:], found[:1])
+        others = (gallery.labels == label) & (gallery.images != truth[i]).flatten(1).any(1)
+        candidates = torch.cat([own[i : i + 1], gallery_features[others]])
+        away = 1 - cosine_similarity(candidates, found[i : i + 1])
         hits.append(bool((away[0] < away[1:]).all()))
-        chances.append(1 / (1 + len(others)))
+        chances.append(1 / len(candidates))
     return torch.tensor(hits), torch.tensor(chances, dtype=torch.float64)
 
 

@@ -97,12 +97,12 @@ def test_a_grid_names_its_rows_and_shows_grey_images_grey(images):
 def test_a_picture_is_made_to_fit(images):
     figure = figures.reconstruction_grid({"truth": images})
     whole = figures.png(figure)
-    assert len(figures.png_within(figure, 10**6)) == len(whole)
-    small = figures.png_within(figure, len(whole) // 2)
+    assert len(figures.png_within(figure, 10**6, whole)) == len(whole)
+    small = figures.png_within(figure, len(whole) // 2, whole)
     assert len(small) <= len(whole) // 2
     Image.open(io.BytesIO(small)).verify()
     with pytest.raises(ValueError, match="limit=100: the figure takes"):
-        figures.png_within(figure, 100)
+        figures.png_within(figure, 100, whole)
 
 
 def test_the_slider_needs_no_network_and_no_script(images):

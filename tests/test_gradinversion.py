@@ -359,10 +359,16 @@ def test_identification_in_class_and_its_chance():
 
     digits = data.load("digits", "test", 200)
     x, y = digits.images[:20], digits.labels[:20]
-    hits, chance = metrics.identify_in_class(x, x, y, digits)
+
+    def pixels(images):
+        return images.double().flatten(1) - 0.5
+
+    hits, chance = metrics.identify_in_class(x, x, y, digits, pixels)
     assert hits.all() and chance[0].item() == pytest.approx(1 / (digits.labels == y[0]).sum().item())
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
-    assert metrics.identify_in_class(noise, x, y, digits)[0].double().mean() < 0.3
+    assert metrics.identify_in_class(noise, x, y, digits, pixels)[0].double().mean() < 0.3
+    shared = metrics.identify_in_class(noise, x, y, digits, pixels, pixels(digits.images))
+    assert shared[0].equal(metrics.identify_in_class(noise, x, y, digits, pixels)[0]) and shared[1].equal(chance)
     grey = torch.full_like(x, 0.5)
     model = models.build("lenet", 10, digits.image_shape, seed=0)
     hits, _ = metrics.identify_in_class(x, x, y, digits, lambda images: models.penultimate(model, images))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pandas as pd
@@ -175,9 +176,15 @@ def attack_group(
 
         scores["registered"] = metrics.registered_psnr(found, originals).double().numpy()
         scores["features"] = metrics.feature_distance(found, originals, features).double().numpy()
-        hits, chance = metrics.identify_in_class(found, originals, truth.flatten(), pool, features)
+        seen = _gallery_features(judge, pool)
+        hits, chance = metrics.identify_in_class(found, originals, truth.flatten(), pool, features, seen)
         scores["in_class"], scores["in_class_chance"] = hits.numpy(), chance.numpy()
     return {"scores": scores, "truth": images.flatten(0, 1)[:SHOWN], "shown": placed.flatten(0, 1)[:SHOWN]}
+
+
+@lru_cache(maxsize=1)  # a chapter judges every attack by one network among one gallery
+def _gallery_features(judge: torch.nn.Module, pool: ImageSet) -> Tensor:
+    return models.penultimate(judge, pool.images)
 
 
 def in_order(raw: Tensor, images: Tensor) -> Tensor:
