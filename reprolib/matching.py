@@ -344,7 +344,7 @@ def cosine(gradients: dict[str, Tensor], observation: Observation, trials: Tenso
     Entries of weight 0 do not count, nor do entries known only to be small (target 0, positive slack: pruned ones).
     Source: Geiping et al. 2020, equation 4; sheet `ig.md`, section 4.1.
     """
-    inner, own, theirs = 0.0, 0.0, 0.0
+    ours, theirs = [], []
     for name, gradient in gradients.items():
         target = _rows(observation.target[name], trials)
         if observation.weight is not None and name in observation.weight:
@@ -352,10 +352,11 @@ def cosine(gradients: dict[str, Tensor], observation: Observation, trials: Tenso
             gradient, target = gradient * seen, target * seen
         if observation.slack is not None and name in observation.slack:
             gradient = gradient * ~((target == 0) & (_rows(observation.slack[name], trials) > 0))
-        gradient, target = gradient.flatten(1), target.flatten(1)
-        inner = inner + (gradient * target).sum(1)
-        own, theirs = own + gradient.square().sum(1), theirs + target.square().sum(1)
-    return 1 - inner / (own.sqrt() * theirs.sqrt())
+        ours.append(gradient.flatten(1))
+        theirs.append(target.flatten(1))
+    dummy, shared = torch.cat(ours, 1), torch.cat(theirs, 1)  # three products in all, not three a parameter
+    inner, own, given = (torch.linalg.vecdot(a, b) for a, b in ((dummy, shared), (dummy, dummy), (shared, shared)))
+    return 1 - inner / (own.sqrt() * given.sqrt())
 
 
 def require_direction(observation: Observation) -> None:
