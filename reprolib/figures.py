@@ -212,9 +212,9 @@ def curves(
         axes.plot(group[x], group[y], color=colour, marker=marker if len(group) <= 40 else None, label=name)
         if low and high:
             axes.fill_between(group[x], group[low], group[high], color=colour, alpha=0.18, linewidth=0)
-    if level is not None:
-        axes.axhline(level[0], color="0.25", linestyle="--", linewidth=1.2, label=level[1])
     axes.set(xscale=xscale, yscale=yscale, xlabel=xlabel or x, ylabel=ylabel or y)
+    if level is not None:  # after the scale: a line across fixes the limits of the other axis
+        axes.axhline(level[0], color="0.25", linestyle="--", linewidth=1.2, label=level[1])
     _legend(figure, axes, hue or (level and level[1]))
     return figure
 

@@ -94,6 +94,15 @@ def test_a_grid_names_its_rows_and_shows_grey_images_grey(images):
     assert figure.axes[0].images[0].cmap.name == "gray" and figure.axes[0].images[0].get_clim() == (0, 1)
 
 
+def test_a_level_leaves_the_scale_of_the_steps():
+    table = pd.DataFrame({"steps": [0, 10, 1000], "psnr": [27.0, 26.0, 14.0]})
+    limits = [
+        figures.curves(table, "steps", "psnr", xscale="symlog", level=level).axes[0].get_xlim()
+        for level in (None, (11, "grey"))
+    ]
+    assert limits[0] == limits[1] and limits[0][0] > -1
+
+
 def test_a_picture_is_made_to_fit(images):
     figure = figures.reconstruction_grid({"truth": images})
     whole = figures.png(figure)
