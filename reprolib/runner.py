@@ -46,12 +46,12 @@ PARAMETERS_TAG, INJECTED_TAG, STALE_TAG = "parameters", "injected-parameters", "
 SECONDS_BETWEEN_LINES = 60
 # Threads that wait by spinning, OpenMP's default, make a chapter on a busy machine many times slower; threads that
 # never spin make one on a quiet machine twice as slow: a short spin is as good as the better of the two. And glibc
-# hands each large tensor's memory back to the system at once, to ask for it anew a millisecond later: up to 1 GiB is
-# kept instead, a tenth of a chapter's time.
+# hands each large tensor's memory back to the system at once, to ask for it anew a millisecond later: tensors of up to
+# 32 MiB are kept instead, a tenth of a chapter's time. Larger ones would leave holes that nothing else fills.
 KERNEL_ENVIRONMENT = {
     "GOMP_SPINCOUNT": "20000",
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
 }
 
 
