@@ -45,14 +45,8 @@ DEVICES = ("auto", "cpu", "cuda")
 PARAMETERS_TAG, INJECTED_TAG, STALE_TAG = "parameters", "injected-parameters", "stale-page"
 SECONDS_BETWEEN_LINES = 60
 # Threads that wait by spinning, OpenMP's default, make a chapter on a busy machine many times slower; threads that
-# never spin make one on a quiet machine twice as slow: a short spin is as good as the better of the two. And glibc
-# hands each large tensor's memory back to the system at once, to ask for it anew a millisecond later: tensors of up to
-# 32 MiB are kept instead, a tenth of a chapter's time. Larger ones would leave holes that nothing else fills.
-KERNEL_ENVIRONMENT = {
-    "GOMP_SPINCOUNT": "20000",
-    "MALLOC_TRIM_THRESHOLD_": str(2**30),
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),
-}
+# never spin make one on a quiet machine twice as slow. A short spin is as good as the better of the two.
+SPINS = "20000"
 
 
 class Busy(RuntimeError):
@@ -346,7 +340,7 @@ def _execute(chapter: Chapter, parameters: Parameters, threads: int) -> float:
         parameters=asdict(replace(parameters, data_root="")),
         kernel_name="python3",
         kernel_manager_class=own_kernel(
-            OMP_NUM_THREADS=str(threads), REPROLIB_DATA=parameters.data_root, **KERNEL_ENVIRONMENT
+            OMP_NUM_THREADS=str(threads), GOMP_SPINCOUNT=SPINS, REPROLIB_DATA=parameters.data_root
         ),
         extra_arguments=["--log-level=ERROR"],  # of the kernel's own log, which warns of plain sockets on this machine
         shutdown_kernel="immediate",  # a chapter has saved everything when its last cell ends
