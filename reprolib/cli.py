@@ -6,6 +6,7 @@ Every error is one clear line: exit code 2 for a wrong argument, 1 for work that
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import shutil
 import subprocess
@@ -155,13 +156,13 @@ def train(
     device: Device = "auto",
     data: DataRoot = None,
 ) -> None:
-    """Train the victims and generators that ship in checkpoints/ again, each as its recipe says.
+    """Train the victims and generators that ship in checkpoints/ again, each as its recipe says, and compare.
 
     A kind alone, such as `decoder`, means all that ship of it; a generator's KIND-DATA any set, such as `vae-svhn`.
     """
     import torch
 
-    from reprolib import generators, training
+    from reprolib import generators, models, training
 
     device = _parameters("cpu", device, data, 0).device
     if device == "auto":
@@ -170,16 +171,32 @@ def train(
     for asked in names or ship:
         for name in [known for known in ship if known.startswith(f"{asked}-")] or [asked]:
             trained = training.train if name in training.RECIPES else generators.train
+            shipped = None
+            with suppress(OSError, ValueError):  # nothing there, or a damaged card: nothing to compare with
+                shipped = models.card(folder / f"{name}.safetensors")
             card = trained(name, data, device, folder)
-            if "test_accuracy" in card:
-                what, found, scale, unit = "right", card["test_accuracy"], 100, " %"
-            else:
-                what, found, scale, unit = "restored", card["test_psnr"], 1, " dB"
-            console.print(
-                f"{name}: {scale * found['value']:.1f}{unit} of {found['images']} test images {what} "
-                f"[{scale * found['low']:.1f}, {scale * found['high']:.1f}]",
-                soft_wrap=True,
-            )
+            console.print(f"{name}: {_quality(card)[1]}", soft_wrap=True)
+            if shipped is not None:
+                console.print(f"  before: {_again(shipped, card)}", soft_wrap=True)
+
+
+def _quality(card: dict) -> tuple[dict, str]:
+    """A checkpoint's measured interval, and the sentence that says it."""
+    what, measure, scale, unit = (
+        ("right", "test_accuracy", 100, " %") if "test_accuracy" in card else ("restored", "test_psnr", 1, " dB")
+    )
+    found = card[measure]
+    low, high = (scale * found[end] for end in ("low", "high"))
+    return found, f"{scale * found['value']:.1f}{unit} of {found['images']} test images {what} [{low:.1f}, {high:.1f}]"
+
+
+def _again(shipped: dict, card: dict) -> str:
+    """Whether a checkpoint trained again is as good as the one it replaces says."""
+    was, sentence = _quality(shipped)
+    if json.loads(json.dumps([card["recipe"], card["data"]])) != [shipped["recipe"], shipped["data"]]:
+        return f"{sentence}, by another recipe or on other images"
+    within = was["low"] <= _quality(card)[0]["value"] <= was["high"]
+    return f"{sentence}; the new figure lies {'within' if within else 'OUTSIDE'} this interval"
 
 
 @app.command()

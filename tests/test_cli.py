@@ -122,6 +122,38 @@ def test_data_lists_every_set_and_checks_one(book):
     assert result.exit_code == 0 and "no problem found" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("value", "epochs", "said"),
+    [
+        (0.52, 2, "50.0 % of 10 test images right [40.0, 60.0]; the new figure lies within this interval"),
+        (0.61, 2, "[40.0, 60.0]; the new figure lies OUTSIDE this interval"),
+        (0.52, 3, "[40.0, 60.0], by another recipe or on other images"),
+        (0.52, None, None),
+    ],
+)
+def test_training_again_is_compared_with_the_card_that_it_replaces(book, monkeypatch, value, epochs, said):
+    from reprolib import models, training
+
+    def card(value):
+        interval = {"value": value, "low": value - 0.1, "high": value + 0.1, "images": 10}
+        return {"recipe": {"epochs": 2, "rate": (1, 2)}, "data": {"train": "own"}, "test_accuracy": interval}
+
+    monkeypatch.setattr(cli.console, "width", 200)
+    monkeypatch.setitem(training.RECIPES, "own-photos", None)
+    monkeypatch.setattr(training, "train", lambda *given: card(value))
+    if epochs is not None:
+        shipped = card(0.5)
+        shipped["recipe"]["epochs"] = epochs
+        models.save_checkpoint(
+            models.build("lenet", 10, (3, 32, 32), 0), book / "checkpoints" / "own-photos.safetensors", shipped
+        )
+    result = call("train", "own-photos")
+    assert result.exit_code == 0, result.output
+    first, *rest = result.stdout.strip().splitlines()
+    assert first.startswith(f"own-photos: {100 * value:.1f} % of 10 test images right [")
+    assert (said in rest[0] and len(rest) == 1) if said else not rest
+
+
 def test_doctor_says_what_is_here_and_what_it_costs(book, monkeypatch):
     from reprolib import results
 
