@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -11,9 +12,11 @@ from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from reprolib import client, data, metrics, models, training
+from reprolib.atomic import write_atomic
 from reprolib.client import generator
 from reprolib.closed_form import rows_of_labels
 from reprolib.data import ImageSet
@@ -109,9 +112,18 @@ def recipe_of(name: str) -> GeneratorRecipe:
 
 
 def victim_of(recipe: DecoderRecipe, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    """The victim whose trunk the decoder undoes, in evaluation mode."""
+    """The victim whose trunk the decoder undoes, in evaluation mode.
+
+    Errors: ValueError for a shipped victim of other images.
+    """
     if recipe.checkpoint is not None:
-        return training.victim(recipe.checkpoint)
+        victim = training.victim(recipe.checkpoint)
+        if tuple(victim.image_shape) != tuple(image_shape):
+            raise ValueError(
+                f"{recipe.checkpoint!r} was trained on images of {tuple(victim.image_shape)}, {recipe.data!r} has "
+                f"{tuple(image_shape)}: a decoder of its trunk needs images of that shape"
+            )
+        return victim
     return models.build(num_classes=num_classes, image_shape=image_shape, **recipe.victim)
 
 
@@ -128,9 +140,8 @@ def fit_decoder(
     Errors: ValueError for a decoder whose input is not the size of the victim's features.
     """
     device = torch.device(device)
-    model = models.build_generator(
-        "decoder", images.image_shape, recipe.seed, trunk=models.trunk_fingerprint(victim), **recipe.decoder
-    )
+    origin = {"trunk": models.trunk_fingerprint(victim), "data": images.name}
+    model = models.build_generator("decoder", images.image_shape, recipe.seed, **origin, **recipe.decoder)
     if model.features != victim.head.in_features:
         raise ValueError(
             f"decoder={dict(recipe.decoder)!r} reads {model.features} features, the victim's head "
@@ -273,15 +284,19 @@ def fit_rows(
 def shipped(name: str, folder: Path | None = None) -> nn.Module:
     """The generator that ships under this name, in evaluation mode and without gradients.
 
-    Errors: ValueError for an unknown name or a checkpoint that its card does not describe, FileNotFoundError for one
-    that is not there, with the command that makes it.
+    Errors: ValueError for an unknown name, a checkpoint of another set than its name says and one that its card does
+    not describe, FileNotFoundError for one that is not there, with the command that makes it.
     """
-    folder = folder or training.FOLDER
-    recipe_of(name)
+    folder, recipe = folder or training.FOLDER, recipe_of(name)
     weights = folder / f"{name}.safetensors"
     if not weights.with_suffix(".json").is_file():
         raise FileNotFoundError(f"checkpoint {name!r} is missing in {folder}: `reprolib train {name}` trains it")
     options = dict(models.card(weights)["architecture"])
+    if options.get("data") != recipe.data:
+        raise ValueError(
+            f"checkpoint {name!r} was trained on {options.get('data')!r}, its name says {recipe.data!r}: "
+            f"`reprolib train {name}` trains it again"
+        )
     return models.build_generator(options.pop("name"), tuple(options.pop("image_shape")), 0, weights, **options)
 
 
@@ -297,7 +312,8 @@ def train(
     Killed at any moment, the next call goes on after the last finished epoch. The card's error is over test images: a
     decoder's of their true features, a prior's of the nearest image that it can give (`nearest`).
     Errors: ValueError for an unknown name and for images that are both public and private, FileNotFoundError where the
-    images are not under the data root.
+    images are not under the data root. Beside the weights and the card, NAME.png shows samples: a prior's, or
+    what a decoder makes of the features of the offline photographs, which stand above.
     """
     recipe, folder = recipe_of(name), folder or training.FOLDER
     public, private = (data.load(recipe.data, split, root=root) for split in ("train", "test"))
@@ -310,10 +326,12 @@ def train(
         worker = client.worker(victim, recipe.mode)
         with torch.no_grad():
             found = torch.cat([model(models.penultimate(worker, part)) for part in x.split(recipe.batch_size)])
+        shown = decoded_photographs(model, worker)
     else:
         model = (fit_vae if isinstance(recipe, VAERecipe) else fit_wgan)(recipe, public, device, **given)
         x = x[:128]
         found = nearest(model, x)
+        shown = samples(model, 16)
     error = metrics.bootstrap_mean(metrics.psnr(found, x))
     card = {
         "name": name,
@@ -325,9 +343,11 @@ def train(
             "test": private.source,
         },
         "test_psnr": {"value": error.value, "low": error.low, "high": error.high, "images": len(x)},
+        "samples": f"{name}.png",
         "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu",
         "torch": torch.__version__,
     }
+    write_atomic(folder / f"{name}.png", sheet(shown))
     models.save_checkpoint(model, folder / f"{name}.safetensors", card)
     given["unfinished"].unlink(missing_ok=True)
     return card
@@ -354,6 +374,25 @@ def samples(prior: nn.Module, count: int, seed: int = 0) -> Tensor:
     device = next(prior.parameters()).device
     with torch.no_grad():
         return prior(torch.randn(count, prior.latent_dim, generator=generator(seed, 0)).to(device))
+
+
+def decoded_photographs(decoder: nn.Module, victim: nn.Module) -> Tensor:
+    """Eight offline photographs in the size of the victim's images, and what the decoder makes of their features."""
+    channels, *sides = victim.image_shape
+    x = F.interpolate(data.load("photos", "test").images[:8], sides, mode="bilinear", antialias=True)
+    x = x if channels == 3 else x.mean(1, keepdim=True)
+    with torch.no_grad():
+        return torch.cat([x, decoder(models.penultimate(victim, x))])
+
+
+def sheet(images: Tensor, columns: int = 8, enlarged: int = 2) -> bytes:
+    """A PNG of images [N, C, H, W] in [0, 1], row by row, every pixel `enlarged` times as wide."""
+    rows = [torch.cat(list(row), dim=2) for row in images.split(columns)]
+    pixels = (torch.cat(rows, dim=1).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    picture = Image.fromarray(pixels.squeeze())
+    written = io.BytesIO()
+    picture.resize((picture.width * enlarged, picture.height * enlarged), Image.Resampling.NEAREST).save(written, "PNG")
+    return written.getvalue()
 
 
 def check_disjoint(public: ImageSet, private: ImageSet) -> None:

@@ -197,14 +197,16 @@ def test_rows_that_compression_emptied_are_counted():
     assert nothing.lost.all() and (nothing.features == 0).all()
 
 
-def test_no_offset_is_taken_from_a_bias_whose_rows_were_emptied():
+def test_a_feature_emptied_in_all_absent_rows_takes_no_offset_of_the_bias_either():
     f, given, weight, bias = synthetic(100, 400, 64)
     rows, entries = head_gradients(f, given, 0 * weight, 0 * bias)
     absent = torch.ones(100, dtype=torch.bool)
     absent[given[0]] = False
-    rows[0, absent] = 0
+    whole = separate(rows, entries, given, "full").features
+    rows[0, absent, :300] = 0
     found = separate(rows, entries, given, "full").features
-    assert torch.equal(found, separate(rows, entries, given, "none").features)
+    assert torch.equal(found[:, :, :300], separate(rows, entries, given, "none").features[:, :, :300])
+    assert torch.equal(found[:, :, 300:], whole[:, :, 300:])
 
 
 @pytest.mark.parametrize("scope", ["tensor", "weights", "global"])

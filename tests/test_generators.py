@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from reprolib import data, generators, metrics, models, training
 from reprolib.models.latent import Critic
@@ -76,7 +79,10 @@ def test_a_generator_is_trained_and_opens_even_after_a_kill(kind, tiny, tmp_path
     assert generators.train(name, folder=tmp_path / "parts")["test_psnr"] == card["test_psnr"]
     a, b = (generators.shipped(name, tmp_path / folder) for folder in ("whole", "parts"))
     assert models.fingerprint(a) == models.fingerprint(b)
-    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == [f"{name}.json", f"{name}.safetensors"]
+    endings = ("json", "png", "safetensors")
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == [f"{name}.{ending}" for ending in endings]
+    shown = Image.open(tmp_path / "parts" / card["samples"])
+    assert shown.size == (2 * 8 * 32, 2 * 2 * 32)
 
 
 def test_a_prior_gives_samples_and_its_nearest_images(photos):
@@ -116,10 +122,12 @@ def test_what_cannot_be_trained_or_opened_is_refused(photos, tmp_path):
         generators.fit_vae(VAE, replace(photos, images=photos.images[:3], labels=photos.labels[:3]))
     with pytest.raises(ValueError, match="160 of the 160 private images of 'photos' are also among the public ones"):
         generators.check_disjoint(photos, photos)
-    with pytest.raises(ValueError, match=r"gives images of 32 x 32 pixels, expected image_shape=\(3, 28, 28\)"):
-        models.build_generator("decoder", (3, 28, 28), 0)
-    with pytest.raises(ValueError, match="three doublings need sides that are multiples of 8"):
-        models.build_generator("wgan", (1, 28, 28), 0)
+    with pytest.raises(ValueError, match=r"square images of up to 32 pixels a side, expected.*\(3, 28, 28\)"):
+        models.build_generator("decoder", (3, 28, 28), 0, size=8)
+    with pytest.raises(ValueError, match=r"square images of up to 32 pixels a side, expected.*\(3, 32, 24\)"):
+        models.build_generator("decoder", (3, 32, 24), 0)
+    with pytest.raises(ValueError, match="'convnet8-cifar10' was trained on images of .*'mnist' has .*of that shape"):
+        generators.victim_of(generators.recipe_of("decoder-trained-mnist"), 10, (1, 28, 28))
     with pytest.raises(ValueError, match="latent_dim=0, width=32: expected integers of at least 1"):
         models.build_generator("vae", (3, 32, 32), 0, latent_dim=0)
     with pytest.raises(ValueError, match="unknown generator 'gan': expected one of .*decoder, wgan, vae"):
@@ -128,7 +136,38 @@ def test_what_cannot_be_trained_or_opened_is_refused(photos, tmp_path):
         models.build_generator("vae", (3, 32, 32), 0, depth=3)
 
 
-def test_shipped_generators_open_and_name_their_data(photos):
-    for name in generators.RECIPES:
-        if (training.FOLDER / f"{name}.json").is_file():
-            generators.shipped(name)
+def test_shipped_generators_open_name_their_data_and_show_samples():
+    for name, recipe in generators.RECIPES.items():
+        assert generators.shipped(name).data == recipe.data
+        samples = training.FOLDER / models.card(training.FOLDER / f"{name}.safetensors")["samples"]
+        assert Image.open(samples).format == "PNG"
+
+
+def test_a_checkpoint_of_another_set_or_width_than_its_name_and_card_say_is_refused(tmp_path):
+    def altered(name: str, **changes: object) -> None:
+        card = json.loads((training.FOLDER / "vae-cifar10.json").read_text())
+        card["architecture"] |= changes
+        (tmp_path / f"{name}.json").write_text(json.dumps(card))
+        shutil.copy(training.FOLDER / "vae-cifar10.safetensors", tmp_path / f"{name}.safetensors")
+
+    altered("vae-svhn")
+    with pytest.raises(ValueError, match="'vae-svhn' was trained on 'cifar10', its name says 'svhn': `reprolib train"):
+        generators.shipped("vae-svhn", tmp_path)
+    altered("vae-cifar10", width=16)
+    with pytest.raises(ValueError, match="vae-cifar10"):
+        generators.shipped("vae-cifar10", tmp_path)
+    with pytest.raises(ValueError, match="'vae-cifar10.safetensors' is of another architecture: data is 'cifar10', as"):
+        weights = training.FOLDER / "vae-cifar10.safetensors"
+        models.build_generator("vae", (3, 32, 32), 0, weights, latent_dim=64, width=32, data="svhn")
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 25, 25), (1, 8, 8), (3, 64, 64)])
+def test_every_kind_is_built_for_the_images_of_every_set(shape):
+    x = torch.rand(2, *shape)
+    vae = models.build_generator("vae", shape, 0, width=4)
+    assert vae(vae.encode(x)[0]).shape == x.shape
+    assert models.build_generator("wgan", shape, 0, width=4)(torch.zeros(2, 128)).shape == x.shape
+    assert Critic(shape, width=4)(x).shape == (2,)
+    victim = models.build("convnet8", 10, shape, 0, width=4)
+    decoder = models.build_generator("decoder", shape, 0, channels=16)
+    assert decoder(models.penultimate(victim, x)).shape == x.shape

@@ -44,9 +44,10 @@ def separate(
     other images leave in row y_k. offset: kappa 0 ("none"), (B - 1) / B ("official", the paper's) or 1 ("full", exact
     for a uniform softmax). Images of one class all come out as their mean.
     missing_offset: where every class is present, "raise", or take "none" for that trial. impute_bias: where gb[y] is
-    zero or there is no bias, divide by -n / B for n images of the class, which a uniform softmax makes exact.
-    A row or a bias entry that compression set to zero loses its images: they are counted, never NaN. Where it emptied
-    all absent rows, the bias has no offset either: one without the other would scale the features down.
+    zero or there is no bias, divide by what a uniform softmax makes of it for n images of the class: -n / B where an
+    offset was taken, -n / B + 1 / C where none was.
+    A row or a bias entry that compression set to zero loses its images: they are counted, never NaN. A feature of which
+    it left nothing in any absent row has no offset of the bias either: one without the other would scale it down.
     Errors: ValueError for other shapes or settings, labels out of range, a missing bias that is not imputed, and a
     trial without absent classes.
     Source: sheet `fgla.md`, sections 4.2, 4.3 and 4.8.
@@ -65,18 +66,20 @@ def separate(
     off_weight = share[:, None] @ weight_gradient
     rows = rows_of_labels(weight_gradient, given)
     same = (given[:, :, None] == given[:, None]).sum(2)
-    imputed = -same.to(weight_gradient) / size
+    has_offset = off_weight != 0
+    imputed = -same[:, :, None].to(weight_gradient) / size + ~has_offset / weight_gradient.shape[1]
     empty = (rows == 0).all(2)
     if bias_gradient is None:
         divisor, zeroed = imputed, torch.zeros_like(empty)
     else:
-        off_bias = (share * bias_gradient).sum(1, keepdim=True) * (off_weight != 0).any(2)
+        off_bias = (share * bias_gradient).sum(1)[:, None, None] * has_offset
         entries = bias_gradient.gather(1, given)
         zeroed = entries == 0
-        divisor = entries - off_bias
+        divisor = entries[:, :, None] - off_bias
         if impute_bias:
-            divisor, zeroed = torch.where(zeroed, imputed, divisor), torch.zeros_like(zeroed)
-    features = (rows - off_weight) / divisor[:, :, None]
+            divisor = torch.where(zeroed[:, :, None], imputed, divisor)
+            zeroed = torch.zeros_like(zeroed)
+    features = (rows - off_weight) / divisor
     lost = empty | zeroed | ~features.isfinite().all(2)
     return Separation(features.masked_fill(lost[:, :, None], 0.0), lost)
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 class ConvNet8(nn.Module):
     """Images [N, C, H, W] in [0, 1] to logits [N, num_classes]: three 3x3 convolutions with batch norm and ReLU.
 
-    Channels w, 2w, 4w with strides 1, 2, 2; the features, [N, 4w * H/4 * W/4], enter the head as they are, or averaged
-    over their positions with pooled=True. The eight is the side of the feature map of a CIFAR image: this is not the
-    ConvNet of Inverting Gradients. Source: sheet `fgla.md`, section 6.
-    Errors: ValueError for a width below 1 and for sides that four does not divide.
+    Channels w, 2w, 4w with strides 1, 2, 2; the features, [N, 4w * H/4 * W/4] (rounded up), enter the head as they are,
+    or averaged over their positions with pooled=True. The eight is the side of the feature map of a CIFAR image: this
+    is not the ConvNet of Inverting Gradients. Source: sheet `fgla.md`, section 6.
+    Errors: ValueError for a width below 1.
     """
 
     def __init__(
@@ -27,14 +27,12 @@ class ConvNet8(nn.Module):
         if not isinstance(width, int) or width < 1:
             raise ValueError(f"width={width!r}: expected an integer of at least 1")
         channels, height, breadth = image_shape
-        if height % 4 or breadth % 4:
-            raise ValueError(f"image_shape={image_shape!r}: two strides of 2 need sides that are multiples of 4")
         self.normalize, self.pooled = normalize, pooled
         layers: list[nn.Module] = []
         for into, out, stride in ((channels, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2)):
             layers += [nn.Conv2d(into, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
         self.trunk = nn.Sequential(*layers)
-        self.head = nn.Linear(4 * width * (1 if pooled else height // 4 * (breadth // 4)), num_classes)
+        self.head = nn.Linear(4 * width * (1 if pooled else -(-height // 4) * -(-breadth // 4)), num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.trunk(self.normalize(x))

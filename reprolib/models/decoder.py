@@ -15,10 +15,11 @@ class Decoder(nn.Module):
     The features are the flattened map of `channels` x `size` x `size`, or with pooled=True its average, [N, channels],
     which a linear layer spreads out first; they are divided by `scale` (a buffer, 1 until a training sets it). Each
     entry of `widths` doubles the side by a transposed convolution and refines it with `blocks` residual blocks; a 1x1
-    convolution and a sigmoid end it. trunk: the fingerprint of the victim's trunk whose features it reads ("" for
-    none). The defaults are those for CIFAR images.
+    convolution and a sigmoid end it, and what is beyond the image is cut off. size: None is the smallest that covers
+    the image. trunk: the fingerprint of the victim's trunk whose features it reads ("" for none). data: the set it was
+    trained on ("" for none). The defaults are those for CIFAR images.
     Source: Xue et al. 2023, the released generator (`paper`: widths 1024 to 64, three blocks; sheet `fgla.md`, 4.5).
-    Errors: ValueError for sizes that do not give images of `image_shape`.
+    Errors: ValueError for images that are not square and sizes that do not give images of `image_shape`.
     """
 
     def __init__(
@@ -26,23 +27,26 @@ class Decoder(nn.Module):
         image_shape: tuple[int, int, int],
         *,
         channels: int = 128,
-        size: int = 8,
+        size: int | None = None,
         widths: Sequence[int] = (64, 32),
         blocks: int = 1,
         pooled: bool = False,
         trunk: str = "",
+        data: str = "",
     ) -> None:
         super().__init__()
-        side = size * 2 ** len(widths)
-        if image_shape[1:] != (side, side):
+        side, times = image_shape[1], 2 ** len(widths)
+        fitting = -(-side // times)
+        if size not in (None, fitting) or image_shape[2] != side:
             raise ValueError(
-                f"size={size}, widths={tuple(widths)!r}: this decoder gives images of {side} x {side} pixels, "
-                f"expected image_shape={image_shape!r}"
+                f"size={size}, widths={tuple(widths)!r}: this decoder gives square images of up to "
+                f"{(size or fitting) * times} pixels a side, expected image_shape={image_shape!r}"
             )
+        size = fitting
         if min(channels, *widths) < 1 or blocks < 0:
             raise ValueError(f"channels={channels}, widths={widths!r}, blocks={blocks}: expected positive sizes")
         self.register_buffer("scale", torch.ones(()))
-        self.map, self.trunk = (channels, size, size), trunk
+        self.map, self.side, self.trunk, self.data = (channels, size, size), side, trunk, data
         self.features = channels if pooled else math.prod(self.map)
         layers: list[nn.Module] = []
         if pooled:
@@ -55,7 +59,7 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.layers(features / self.scale)
+        return self.layers(features / self.scale)[..., : self.side, : self.side]
 
 
 class _Residual(nn.Module):

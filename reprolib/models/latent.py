@@ -8,11 +8,12 @@ from torch import Tensor, nn
 class WGAN(nn.Module):
     """Latent vectors [N, latent_dim], standard normal, to images [N, C, H, W] in [0, 1].
 
-    A linear layer to a map of an eighth of the image's sides, then three transposed convolutions whose 2x2 kernels do
-    not overlap, with batch norm and ReLU, and tanh, shifted from [-1, 1] to [0, 1]. width: of the last hidden layer;
-    the paper's is 128 (1,731,203 parameters at 32 x 32 x 3). data: the set it was trained on ("" for none).
+    A linear layer to a map of an eighth of the image's sides, rounded up, then three transposed convolutions whose 2x2
+    kernels do not overlap, with batch norm and ReLU, and tanh, shifted from [-1, 1] to [0, 1]; what is beyond the image
+    is cut off. width: of the last hidden layer; the paper's is 128 (1,731,203 parameters at 32 x 32 x 3). data: the set
+    it was trained on ("" for none).
     Source: Li et al. 2022, Fig. 11 and the released notebook (sheet `ggl.md`, section 6.1).
-    Errors: ValueError for sizes below 1 and sides that eight does not divide.
+    Errors: ValueError for sizes below 1.
     """
 
     def __init__(
@@ -20,7 +21,7 @@ class WGAN(nn.Module):
     ) -> None:
         super().__init__()
         low = _low(image_shape, latent_dim, width)
-        self.latent_dim, self.data = latent_dim, data
+        self.latent_dim, self.data, self.sides = latent_dim, data, image_shape[1:]
         channels = 4 * width * low[0] * low[1]
         self.layers = nn.Sequential(
             nn.Linear(latent_dim, channels),
@@ -34,7 +35,8 @@ class WGAN(nn.Module):
         )
 
     def forward(self, latent: Tensor) -> Tensor:
-        return (self.layers(latent) + 1) / 2
+        height, breadth = self.sides
+        return (self.layers(latent)[..., :height, :breadth] + 1) / 2
 
 
 class Critic(nn.Module):
@@ -87,12 +89,10 @@ class VAE(nn.Module):
 
 
 def _low(image_shape: tuple[int, int, int], latent_dim: int, width: int) -> tuple[int, int]:
-    _, height, breadth = image_shape
-    if height % 8 or breadth % 8:
-        raise ValueError(f"image_shape={image_shape!r}: three doublings need sides that are multiples of 8")
     if latent_dim < 1 or width < 1:
         raise ValueError(f"latent_dim={latent_dim}, width={width}: expected integers of at least 1")
-    return height // 8, breadth // 8
+    _, height, breadth = image_shape
+    return -(-height // 8), -(-breadth // 8)
 
 
 def _doubled(into: int, out: int) -> list[nn.Module]:
