@@ -12,6 +12,7 @@ import json
 import os
 import re
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,8 @@ def write_pages(root: str | os.PathLike) -> None:
     papers = _papers(root)
     generated = root / "book" / "_generated"
     for name in ("picture", "summary", "scoreboard"):
-        text = _TEMPLATES.from_string(globals()[f"_{name.upper()}"]).render(papers=papers, pictures=_pictures(papers))
+        template = _TEMPLATES.from_string(globals()[f"_{name.upper()}"])
+        text = template.render(papers=papers, pictures=_pictures(papers), totals=_totals(papers))
         _write(generated / f"{name}.md", text)
     for paper in papers:
         if paper.stem is None:
@@ -71,21 +73,31 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike) -> None:
     if out.is_dir():
         raise ValueError(f"out={str(out)!r} is a folder: name a file in it, for example {out.name}/report.html")
     papers = _papers(Path(root))
-    template = _TEMPLATES.from_string(_REPORT)
-    room = REPORT_LIMIT - len(template.render(papers=papers, figures={}, left_out={}).encode())
-    figures: dict[str, list[Figure]] = {paper.key: [] for paper in papers}
-    left_out: dict[str, list[Figure]] = {paper.key: [] for paper in papers}
-    # What was measured at full size comes first where there is no room for all.
-    for kind in ("reference", "run"):
-        for paper in papers:
-            for figure in (paper.reference if kind == "reference" else paper.run).figures:
-                room -= (size := len(figure.source) + len(figure.caption.encode()) * 6 + 500)
-                if room < 0:
-                    room += size
-                    left_out[paper.key].append(figure)
-                else:
-                    figures[paper.key].append(figure)
-    write_atomic(out, template.render(papers=papers, figures=figures, left_out=left_out).encode())
+    template, totals = _TEMPLATES.from_string(_REPORT), _totals(papers)
+    everything = {paper.key: [*paper.reference.figures, *paper.run.figures] for paper in papers}
+    bare = template.render(papers=papers, totals=totals, figures={}, left_out=everything)
+    figures = _chosen(papers, REPORT_LIMIT - len(bare.encode()))
+    left_out = {key: [figure for figure in every if figure not in figures[key]] for key, every in everything.items()}
+    text = template.render(papers=papers, totals=totals, figures=figures, left_out=left_out)
+    write_atomic(out, text.encode())
+
+
+def _chosen(papers: list[Paper], room: int) -> dict[str, list[Figure]]:
+    """The figures of each paper that fit into `room` bytes together.
+
+    The papers take turns, each with its next figure in the order of its chapter, so that the first ones of every
+    chapter are there. What was measured at full size comes first: where a paper has figures of a reference run, those
+    of the other run wait until no paper has any of the former left.
+    """
+    chosen: dict[str, list[Figure]] = {paper.key: [] for paper in papers}
+    first = [paper.reference.figures or paper.run.figures for paper in papers]
+    second = [paper.run.figures if paper.reference.figures else () for paper in papers]
+    for turn in itertools.chain(itertools.zip_longest(*first), itertools.zip_longest(*second)):
+        for paper, figure in zip(papers, turn, strict=True):
+            if figure is not None and figure.size <= room:
+                chosen[paper.key].append(figure)
+                room -= figure.size
+    return chosen
 
 
 # --- what is known of a paper -----------------------------------------------------------------------------------------
@@ -102,6 +114,11 @@ class Figure:
     @property
     def source(self) -> str:
         return f"data:image/png;base64,{b64encode(self.path.read_bytes()).decode()}"
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes in the report, where its caption stands twice: below it, and for who cannot see it."""
+        return len(self.source) + 2 * len(Markup.escape(self.caption).encode()) + 200
 
 
 @dataclass(frozen=True)
@@ -126,9 +143,10 @@ class Run:
             return {"measured": stored["measured"] or "", "verdict": "not decided here", "reason": reason}
         return {"measured": stored["measured"] or "", "verdict": stored["verdict"], "reason": stored["reason"]}
 
-    def counts(self, all_claims: tuple[claims.Claim, ...]) -> dict[str, int]:
-        verdicts = [cell["verdict"] for claim in all_claims if (cell := self.cell(claim)) is not None]
-        return {verdict: verdicts.count(verdict) for verdict in CLASSES if verdict in verdicts}
+    def counts(self, all_claims: tuple[claims.Claim, ...], origin: str) -> dict[str, int]:
+        """Verdict -> number of claims of this origin, "paper" or "book"; without the verdicts that none has."""
+        cells = (self.cell(claim) for claim in all_claims if claim.origin == origin)
+        return _in_order(Counter(cell["verdict"] for cell in cells if cell is not None))
 
     @property
     def provenance(self) -> str:
@@ -180,6 +198,23 @@ class Paper:
         return [*self.problems, *self.reference.problems, *self.run.problems]
 
 
+def _in_order(counted: Counter[str]) -> dict[str, int]:
+    return {verdict: counted[verdict] for verdict in CLASSES if counted[verdict]}
+
+
+def _totals(papers: list[Paper]) -> dict[str, dict[str, dict[str, int]]]:
+    """Title of a run -> origin of claims -> verdict -> how many over all chapters; without runs that have none."""
+    found = {}
+    for runs in ([paper.reference for paper in papers], [paper.run for paper in papers]):
+        counted = {"paper": Counter(), "book": Counter()}
+        for paper, run in zip(papers, runs, strict=True):
+            for origin, counter in counted.items():
+                counter.update(run.counts(paper.claims, origin))
+        if any(counted.values()):
+            found[runs[0].title] = {origin: _in_order(counter) for origin, counter in counted.items()}
+    return found
+
+
 def _papers(root: Path) -> list[Paper]:
     """The papers in the order of the table of contents, then any further claims."""
     toc = root / "_toc.yml"
@@ -211,7 +246,7 @@ def _paper(root: Path, key: str, stem: str | None) -> Paper:
         measures,
         entries,
         _run("reference run", [root / "results" / "reference" / key / f"{key}.json"]),
-        _run("this run", sorted((root / "results" / "runs").glob(f"*/{key}.json"))),
+        _run("this run", [root / "results" / "runs" / profile / f"{key}.json" for profile in claims.PROFILES]),
         stem is not None and page.is_file(),
         ledger,
         stale,
@@ -329,14 +364,36 @@ _PICTURE = """\
 """
 
 _COUNTS = """\
+{% macro listed(counts) %}
+{% for verdict, count in counts.items() %}{{ count }} {{ verdict }}{{ "" if loop.last else ", " }}{% endfor %}
+{% endmacro %}
 {% macro counts(run, claims) %}
+{% set papers_claims, own = run.counts(claims, "paper"), run.counts(claims, "book") %}
 <div>
-{% for verdict, count in run.counts(claims).items() %}
+{% for verdict, count in papers_claims.items() %}
 {{ badge(verdict, count) }}
-{% else %}
-none yet
 {% endfor %}
+{% if own %}
+<div class="note">the book's own: {{ listed(own) }}</div>
+{% elif not papers_claims %}
+none yet
+{% endif %}
 </div>
+{% endmacro %}
+{% macro how_many(claims) %}
+{% set own = claims | selectattr("origin", "equalto", "book") | list | length %}
+<div>{{ claims | length - own }}
+{% if own %}
+<div class="note">and {{ own }} of the book's own</div>
+{% endif %}
+</div>
+{% endmacro %}
+{% macro totals_of(totals) %}
+{% for run, by_origin in totals.items() %}
+<p class="totals">{{ run | capitalize }}, all chapters: of {{ by_origin.paper.values() | sum }} claims of the papers
+<b>{{ listed(by_origin.paper) }}</b>; of {{ by_origin.book.values() | sum }} of the book's own
+{{ listed(by_origin.book) }}.</p>
+{% endfor %}
 {% endmacro %}
 """
 
@@ -344,8 +401,9 @@ _SUMMARY = (
     _COUNTS
     + """\
 `````{raw} html
+{{ totals_of(totals) }}
 <table class="ledger cards">
-<thead><tr><th>chapter</th><th>claims</th><th>reference run</th><th>this run</th></tr></thead>
+<thead><tr><th>chapter</th><th>claims of the papers</th><th>reference run</th><th>this run</th></tr></thead>
 <tbody>
 {% for paper in papers %}
 <tr><td>{{ linked(paper.title, paper.page) }}
@@ -356,7 +414,7 @@ _SUMMARY = (
 <div class="note">out of date: {{ paper.stale | raw_text }}</div>
 {% endif %}
 </td>
-<td data-column="claims" class="number">{{ paper.claims | length }}</td>
+<td data-column="claims" class="number">{{ how_many(paper.claims) }}</td>
 <td data-column="reference run">{{ counts(paper.reference, paper.claims) }}</td>
 <td data-column="this run">{{ counts(paper.run, paper.claims) }}</td></tr>
 {% else %}
@@ -522,14 +580,18 @@ figure img { display: block; box-sizing: border-box; max-width: 100%; height: au
 </head>
 <body>
 <h1>Leaky Gradients</h1>
-<p>The gradient-inversion papers, re-run and judged: the results in one file. Each claim of a paper has a criterion
-that was fixed before the measurement; a verdict compares the 95&nbsp;% interval of what was measured with it.</p>
+<p>The gradient-inversion papers, re-run and judged: the results in one file. Each claim has a criterion, fixed before
+the run that judges it (the book's page <em>How to read and rerun</em> lists the exceptions); a verdict compares the
+95&nbsp;% interval of what was measured with it. Coloured labels count the claims of the papers; the book's own
+(controls, attackers who know a defense, steps of an argument) are counted beside them.</p>
 
+{{ totals_of(totals) }}
 <table class="cards">
-<thead><tr><th>paper</th><th>claims</th><th>reference run</th><th>this run</th></tr></thead>
+<thead><tr><th>paper</th><th>claims of the papers</th><th>reference run</th><th>this run</th></tr></thead>
 <tbody>
 {% for paper in papers %}
-<tr><td><a href="#{{ paper.key }}">{{ paper.title }}</a></td><td data-column="claims">{{ paper.claims | length }}</td>
+<tr><td><a href="#{{ paper.key }}">{{ paper.title }}</a></td>
+<td data-column="claims">{{ how_many(paper.claims) }}</td>
 <td data-column="reference run">{{ counts(paper.reference, paper.claims) }}</td>
 <td data-column="this run">{{ counts(paper.run, paper.claims) }}</td></tr>
 {% else %}

@@ -29,6 +29,14 @@ claims:
     provenance: recalled
     needs: {{data: [cifar10], profile: gpu, images: 64}}
     criterion: {{measure: protected, at_most: 0.5}}
+  - id: own
+    says: half of the labels are inferred
+    where: this book
+    published: {{value: null}}
+    provenance: own
+    origin: book
+    needs: {{profile: cpu, images: 1}}
+    criterion: {{measure: label_accuracy, at_least: 0.5}}
   - id: text
     says: text leaks too
     where: Table 2
@@ -63,7 +71,7 @@ def write_claims(root, paper, title, bound=0.9):
     (root / "claims" / f"{paper}.yml").write_text(CLAIMS.format(paper=paper, title=title, bound=bound))
 
 
-def add_run(root, paper, profile, kind="runs", data="cifar10", right=127, n=128, side=8, time=None, figure="strip"):
+def add_run(root, paper, profile, kind="runs", data="cifar10", right=127, n=128, side=8, time=None, names=("strip",)):
     ledger = claims.Ledger(claims.load(root / "claims" / f"{paper}.yml"), profile, {"photos": "cifar10"})
     ledger.record("label_accuracy", wilson(right, n), n, data)
     ledger.record("protected", wilson(0, n), n, data)
@@ -71,19 +79,23 @@ def add_run(root, paper, profile, kind="runs", data="cifar10", right=127, n=128,
     pictures = folder if kind == "reference" else folder / paper
     pictures.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(pictures / f"{figure}.png")
+    for name in names:
+        Image.fromarray(noise).save(pictures / f"{name}.png")
     provenance = results.provenance("cpu", 0, {data: "0123"})
     record = {
         "paper": paper,
         "profile": profile,
         **ledger.payload(),
         "figures": [
-            {
-                "name": figure,
-                "number": 1,
-                "caption": f"From {profile}: noise `becomes` an image.",
-                "file": f"{figure}.png",
-            },
+            *(
+                {
+                    "name": name,
+                    "number": 1,
+                    "caption": f"From {profile}: noise `becomes` an image.",
+                    "file": f"{name}.png",
+                }
+                for name in names
+            ),
             {"name": "slider", "number": 2, "caption": "No file."},
         ],
         "provenance": provenance | ({"time": time} if time else {}),
@@ -116,7 +128,7 @@ def badges(text):
 
 def test_pages_exist_before_anything_was_run(root):
     assert "none yet" in page(root, "summary")
-    assert page(root, "scoreboard").count("none yet") == 16  # 3 claims and the counts of 2 papers, 2 runs
+    assert page(root, "scoreboard").count("none yet") == 20  # 4 claims and the counts of 2 papers, 2 runs
     assert "No run has a strip" in page(root, "picture")
 
 
@@ -126,7 +138,8 @@ def test_scoreboard_shows_both_runs_beside_the_published_value(root):
     text = page(root, "scoreboard")
     dlg = text.split("## iDLG")[0]
     assert "100 % of labels" in dlg and "99.2 % [95.7, 99.9]" in dlg
-    assert badges(dlg) == ["reproduced", "undecided", "reproduced", "undecided", "undecided", "undecided"]
+    decided, nowhere = ["reproduced", "undecided"], ["undecided", "undecided"]  # by the reference run, and by this one
+    assert badges(dlg) == [*decided, *decided, "reproduced", "reproduced", *nowhere]
     assert "needs cifar10, this run has photos, a stand-in for cifar10" in dlg
     assert "recalled, unverified" in dlg
     assert "share of labels inferred: at least 90 %" in " ".join(dlg.split())
@@ -142,9 +155,36 @@ def test_verdicts_have_symbol_word_and_class(root, right, word):
     assert first[2] == claims.SYMBOLS[first[3]]
 
 
-def test_summary_counts_verdicts(root):
+def words(text):
+    """Text of HTML, without tags and line breaks."""
+    return " ".join(re.sub(r"<[^>]+>", "", text).split())
+
+
+def test_counts_set_the_papers_claims_apart_from_the_books_own(root):
     add_run(root, "dlg", "gpu", "reference")
-    assert "✔ 2 reproduced" in page(root, "summary") and "○ 1 not decided here" in page(root, "summary")
+    add_run(root, "idlg", "gpu", "reference", right=20)
+    add_run(root, "idlg", "cpu", right=80)
+    summary, scoreboard = words(page(root, "summary")), words(page(root, "scoreboard"))
+    dlg = "✔ 2 reproduced ○ 1 not decided here the book's own: 1 reproduced"
+    idlg = "✔ 1 reproduced ✘ 1 not reproduced ○ 1 not decided here the book's own: 1 not reproduced"
+    assert f"Deep Leakage not run here yet 3 and 1 of the book's own {dlg} none yet" in summary
+    assert f"3 and 1 of the book's own {idlg} ✘ 1 not reproduced" in summary
+    assert f"reference run {dlg} this run none yet" in scoreboard and f"reference run {idlg} this run" in scoreboard
+    assert f"Deep Leakage 3 and 1 of the book's own {dlg}" in words(written(root))
+
+
+def test_one_line_a_run_counts_all_chapters(root):
+    assert "all chapters" not in page(root, "summary")
+    add_run(root, "dlg", "gpu", "reference")
+    assert page(root, "summary").count("all chapters") == 1, "this run has judged nothing yet"
+    add_run(root, "idlg", "gpu", "reference", right=20)
+    add_run(root, "idlg", "cpu", right=120)
+    for text in (page(root, "summary"), written(root)):
+        assert (
+            "Reference run, all chapters: of 6 claims of the papers 3 reproduced, 1 not reproduced, 2 not decided "
+            "here; of 2 of the book's own 1 reproduced, 1 not reproduced."
+        ) in words(text)
+        assert "This run, all chapters: of 3 claims of the papers 1 partly, 2 not decided here" in words(text)
 
 
 def test_text_of_claims_and_captions_is_escaped(root):
@@ -162,9 +202,9 @@ def test_the_picture_comes_from_the_reference_run_where_there_is_one(root):
     assert "/results/runs/cpu/dlg/strip.png" in page(root, "picture")
     add_run(root, "idlg", "gpu", "reference")
     assert "/results/reference/idlg/strip.png" in page(root, "picture")
-    add_run(root, "dlg", "cpu", figure="every-attack")
+    add_run(root, "dlg", "cpu", names=["every-attack"])
     assert "every-attack" not in page(root, "picture")
-    add_run(root, "dlg", "gpu", "reference", figure="every-attack")
+    add_run(root, "dlg", "gpu", "reference", names=["every-attack"])
     shown = page(root, "picture")
     assert shown.index("/idlg/strip.png") < shown.index("/dlg/every-attack.png")
 
@@ -236,6 +276,11 @@ def test_a_damaged_run_does_not_hide_a_good_one(root):
     assert "This run (gpu): dlg.json is no record of reprolib" in text and "profile cpu" in text
 
 
+def test_a_benchmarks_file_of_a_papers_name_is_no_run(root):
+    results.save(root / "results" / "runs" / "benchmarks" / "dlg.json", {"speed": 1.0})
+    assert "dlg.json" not in page(root, "scoreboard") and 'class="problem"' not in page(root, "scoreboard")
+
+
 def test_results_without_a_ledger_become_a_line(root):
     path = root / "results" / "runs" / "cpu" / "dlg.json"
     results.save(path, {"profile": "cpu"})
@@ -286,7 +331,7 @@ def test_report_holds_verdicts_figures_and_provenance_and_asks_for_nothing(root)
 
 
 def test_report_without_results_says_so(root):
-    assert written(root).count("none yet") == 20  # 3 claims, counts and summary of 2 papers, 2 runs
+    assert written(root).count("none yet") == 24  # 4 claims, counts and summary of 2 papers, 2 runs
 
 
 def test_report_with_damaged_results_says_so(root):
@@ -302,6 +347,30 @@ def test_report_stays_small_and_keeps_the_reference_figures(root, monkeypatch):
     text = written(root)
     assert len(text.encode()) <= whole - 1000
     assert "From gpu" in text.split("Left out")[0] and re.search(r"Left out.*\sstrip \(this run\)\.", text, re.DOTALL)
+
+
+def test_chapters_take_turns_where_there_is_no_room_for_all_figures(root, monkeypatch):
+    bare = len(written(root).encode())
+    for paper in ("dlg", "idlg"):
+        add_run(root, paper, "gpu", "reference", side=60, names=["first", "second", "third"])
+        add_run(root, paper, "cpu", side=60, names=["first"])
+    picture = (len(written(root).encode()) - bare) // 8
+    monkeypatch.setattr(report, "REPORT_LIMIT", len(written(root).encode()) - int(3.5 * picture))
+    text = written(root)
+    assert len(text.encode()) <= report.REPORT_LIMIT
+    dlg, idlg = text.split('<h2 id="idlg">')
+    assert dlg.count("<img") == 2 and idlg.count("<img") == 2
+    for chapter in (dlg, idlg):
+        assert "third (reference run), first (this run)." in words(chapter)
+
+
+def test_a_chapter_without_a_reference_run_shows_this_runs_first_figure(root, monkeypatch):
+    add_run(root, "dlg", "gpu", "reference", side=60, names=["first", "second", "third"])
+    add_run(root, "idlg", "cpu", side=60, names=["first", "second"])
+    whole = len(written(root).encode())
+    monkeypatch.setattr(report, "REPORT_LIMIT", whole - 30_000)  # two pictures
+    dlg, idlg = written(root).split('<h2 id="idlg">')
+    assert "<img" in dlg and "<img" in idlg
 
 
 def test_report_refuses_a_folder(root):
