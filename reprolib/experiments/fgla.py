@@ -308,15 +308,21 @@ def natural(victim: nn.Module, attack: FGLA, images: ImageSet, size: int, batche
     """Batches as they come, labels repeated: a row an image with its PSNR, by whether its label occurs again.
 
     An image is scored against the reconstruction assigned to it (Hungarian), because labels no longer tell which.
+    Column to_mean: that reconstruction's PSNR against the mean of the batch's images that share the image's label.
     """
     x, y = draw(images, size, batches, "natural", victim.num_classes, seed)
     device = victim.head.weight.device
     update = client.share(victim, x.to(device), y.to(device), threat=ThreatModel(labels="known"))
     placed = in_order(attack(victim, update).images.cpu(), x)
-    repeated = ((y[:, :, None] == y[:, None]).sum(2) > 1).flatten()
-    psnr = metrics.psnr(placed.flatten(0, 1), x.flatten(0, 1)).double()
-    trial = torch.arange(batches).repeat_interleave(size)
-    return pd.DataFrame({"trial": trial.numpy(), "repeated": repeated.numpy(), "psnr": psnr.numpy()})
+    same = y[:, :, None] == y[:, None]
+    means = torch.einsum("tij,tjchw->tichw", same / same.sum(2, keepdim=True), x)
+    columns = {
+        "trial": torch.arange(batches).repeat_interleave(size),
+        "repeated": (same.sum(2) > 1).flatten(),
+        "psnr": metrics.psnr(placed.flatten(0, 1), x.flatten(0, 1)).double(),
+        "to_mean": metrics.psnr(placed.flatten(0, 1), means.flatten(0, 1)).double(),
+    }
+    return pd.DataFrame({name: values.numpy() for name, values in columns.items()})
 
 
 def restored_labels(
@@ -417,7 +423,7 @@ def masked_searches(
         "no mask": replace(full, mask="none"),
         "random start": replace(full, generator=None, start="random"),
         "masked DLG": replace(HCGLA.masked_dlg(), iterations=iterations),
-        "mean of all rows": replace(HCGLA.single(model), iterations=0),
+        "mean of all rows": replace(HCGLA.single(model), iterations=iterations),
     }
     threat = ThreatModel(labels="known")
     found = compared(victim, forms, images, truth, seed, threat, defense)
