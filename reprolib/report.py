@@ -390,8 +390,8 @@ none yet
 {% endmacro %}
 {% macro totals_of(totals) %}
 {% for run, by_origin in totals.items() %}
-<p class="totals">{{ run | capitalize }}, all chapters: of {{ by_origin.paper.values() | sum }} claims of the papers
-<b>{{ listed(by_origin.paper) }}</b>; of {{ by_origin.book.values() | sum }} of the book's own
+<p class="totals">{{ run | capitalize }}, all chapters. The papers' {{ by_origin.paper.values() | sum }} claims:
+<b>{{ listed(by_origin.paper) }}</b>; the book's own {{ by_origin.book.values() | sum }}:
 {{ listed(by_origin.book) }}.</p>
 {% endfor %}
 {% endmacro %}
@@ -403,7 +403,7 @@ _SUMMARY = (
 `````{raw} html
 {{ totals_of(totals) }}
 <table class="ledger cards">
-<thead><tr><th>chapter</th><th>claims of the papers</th><th>reference run</th><th>this run</th></tr></thead>
+<thead><tr><th>chapter</th><th>papers' claims</th><th>reference run</th><th>this run</th></tr></thead>
 <tbody>
 {% for paper in papers %}
 <tr><td>{{ linked(paper.title, paper.page) }}
@@ -414,7 +414,7 @@ _SUMMARY = (
 <div class="note">out of date: {{ paper.stale | raw_text }}</div>
 {% endif %}
 </td>
-<td data-column="claims" class="number">{{ how_many(paper.claims) }}</td>
+<td data-column="papers' claims" class="number">{{ how_many(paper.claims) }}</td>
 <td data-column="reference run">{{ counts(paper.reference, paper.claims) }}</td>
 <td data-column="this run">{{ counts(paper.run, paper.claims) }}</td></tr>
 {% else %}
@@ -587,11 +587,11 @@ the run that judges it (the book's page <em>How to read and rerun</em> lists the
 
 {{ totals_of(totals) }}
 <table class="cards">
-<thead><tr><th>paper</th><th>claims of the papers</th><th>reference run</th><th>this run</th></tr></thead>
+<thead><tr><th>paper</th><th>papers' claims</th><th>reference run</th><th>this run</th></tr></thead>
 <tbody>
 {% for paper in papers %}
 <tr><td><a href="#{{ paper.key }}">{{ paper.title }}</a></td>
-<td data-column="claims">{{ how_many(paper.claims) }}</td>
+<td data-column="papers' claims">{{ how_many(paper.claims) }}</td>
 <td data-column="reference run">{{ counts(paper.reference, paper.claims) }}</td>
 <td data-column="this run">{{ counts(paper.run, paper.claims) }}</td></tr>
 {% else %}

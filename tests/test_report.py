@@ -181,10 +181,10 @@ def test_one_line_a_run_counts_all_chapters(root):
     add_run(root, "idlg", "cpu", right=120)
     for text in (page(root, "summary"), written(root)):
         assert (
-            "Reference run, all chapters: of 6 claims of the papers 3 reproduced, 1 not reproduced, 2 not decided "
-            "here; of 2 of the book's own 1 reproduced, 1 not reproduced."
+            "Reference run, all chapters. The papers' 6 claims: 3 reproduced, 1 not reproduced, 2 not decided here; "
+            "the book's own 2: 1 reproduced, 1 not reproduced."
         ) in words(text)
-        assert "This run, all chapters: of 3 claims of the papers 1 partly, 2 not decided here" in words(text)
+        assert "This run, all chapters. The papers' 3 claims: 1 partly, 2 not decided here" in words(text)
 
 
 def test_text_of_claims_and_captions_is_escaped(root):
