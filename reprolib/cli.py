@@ -23,7 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from reprolib import runner
+from reprolib import clone, runner
 
 console = Console()
 errors = Console(stderr=True)
@@ -232,12 +232,11 @@ def doctor(data: DataRoot = None) -> None:
 
 
 def find_root() -> Path:
-    """The clone of the book that this is run in: the nearest folder, from here upwards, with notebooks/."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if any((folder / "notebooks").glob("*.ipynb")):
-            return folder
-    raise ValueError(f"no notebooks/ folder with chapters in {here} or above it; run this inside a clone of the book")
+    """The clone of the book that this is run in."""
+    root = clone.find()
+    if root is None:
+        raise ValueError(f"no folder with claims/ and notebooks/ in {Path.cwd()} or above it; run this in a clone")
+    return root
 
 
 def build_site(root: Path) -> None:

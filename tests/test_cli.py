@@ -18,6 +18,7 @@ def book(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("REPROLIB_DATA", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "claims").mkdir()
     write_chapter(tmp_path, "01-good", "import os\nprint(profile, os.environ['REPROLIB_DATA'])")
     return tmp_path
 
@@ -68,10 +69,10 @@ def test_debug_shows_the_traceback(book):
     assert isinstance(call("--debug", "run", "gdl").exception, ValueError)
 
 
-def test_a_folder_without_chapters_is_no_book(tmp_path, monkeypatch):
+def test_outside_a_clone_nothing_is_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = call("run")
-    assert result.exit_code == 2 and "no notebooks/ folder with chapters in" in result.stderr
+    assert result.exit_code == 2 and "no folder with claims/ and notebooks/ in" in result.stderr
 
 
 def test_a_second_run_of_a_chapter_ends_non_zero(book):
