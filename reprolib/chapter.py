@@ -33,7 +33,7 @@ import torch
 from IPython.display import Markdown, display
 from torch import Tensor, nn
 
-from reprolib import claims, data, figures, models, results
+from reprolib import claims, clone, data, figures, models, results
 from reprolib.atomic import write_atomic
 from reprolib.metrics import Interval
 
@@ -47,7 +47,8 @@ PICTURE_LIMIT = 150_000
 """Bytes of a saved figure: small enough to be committed with a reference run."""
 
 # Files that show measurements and make none: a part's result does not depend on them.
-_PRESENTATION = {"atomic.py", "chapter.py", "claims.py", "figures.py", "results.py", "report.py", "runner.py", "cli.py"}
+_PRESENTATION = {"atomic.py", "chapter.py", "claims.py", "clone.py", "figures.py", "results.py", "report.py"}
+_PRESENTATION |= {"runner.py", "cli.py"}
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -96,11 +97,8 @@ def start(
 
 
 def repository() -> Path:
-    """The folder with `claims/` and `_config.yml`, looking upward from the working directory, else beside reprolib."""
-    for folder in (Path.cwd(), *Path.cwd().parents):
-        if (folder / "claims").is_dir() and (folder / "_config.yml").is_file():
-            return folder
-    return _PACKAGE.parent
+    """The clone that the working directory is in; elsewhere the folder that reprolib lies in."""
+    return clone.find() or _PACKAGE.parent
 
 
 def results_root() -> Path:
@@ -165,13 +163,9 @@ class Chapter:
     def threat(self, model: ThreatModel) -> None:
         """Show the threat model as a box: what the attacker knows, and what it does not."""
         self._threat = model
-        known = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
-        sentences = [_THREAT.get((name, value), f"{name.replace('_', ' ')}: {value}") for name, value in known.items()]
-        common = (
-            "The attacker is an honest-but-curious server. It knows the model, its weights, the loss and batch size."
-        )
-        items = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
-        self.show(_box("Threat model", f"{common}<ul style='margin:.3rem 0 0'>{items}</ul>", "#0072B2"))
+        rows = [(html.escape(question), html.escape(answer)) for question, answer in model.rows()]
+        items = "".join(f"<li><i>{question}</i> {answer}</li>" for question, answer in rows)
+        self.show(_box("Threat model", f"<ul style='margin:.3rem 0 0'>{items}</ul>", "#0072B2"))
 
     def settings_table(self) -> None:
         """Show the settings of all four profiles, with the active column marked."""
@@ -231,18 +225,9 @@ class Chapter:
         self.ledger.skip(measure, reason)
 
     def save_table(self, name: str, table: pd.DataFrame) -> None:
-        """Keep a table in the results file; the reference run's is what `reference(name)` gives back."""
+        """Keep a table under this name in the results file, which a reference run commits."""
         _slug("name", name)
         self._tables[name] = table
-
-    def reference(self, name: str) -> Interval | pd.DataFrame | None:
-        """A measure or saved table of the committed reference run; None where there is none."""
-        if self._reference is None:
-            return None
-        if name in self._reference["measures"]:
-            stored = self._reference["measures"][name]
-            return Interval(*(stored[key] for key in ("value", "low", "high", "n", "method")))
-        return self._reference["tables"].get(name)
 
     # --- showing
 
@@ -251,30 +236,31 @@ class Chapter:
         text = plain or re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", content))).strip()
         display({"text/html": content, "text/plain": text}, raw=True)
 
-    def figure(self, figure: Figure, name: str, caption: str, alt: str | None = None) -> None:
+    def figure(self, figure: Figure, name: str, caption: str) -> None:
         """Show a numbered figure, save it for the report, and fold the reference run's version below it.
 
-        name: of the file, results/runs/<profile>/<paper>/NAME.png. alt: for readers who cannot see it; the caption
-        when left out.
+        name: of the file, results/runs/<profile>/<paper>/NAME.png. caption: also what is read to who cannot see it.
         """
         number = self._number(name, caption)
         drawn = figures.png(figure)
         write_atomic(self._folder("runs") / f"{name}.png", figures.png_within(figure, PICTURE_LIMIT, drawn))
         self._figures[name]["file"] = f"{name}.png"
-        picture = _picture(drawn, alt or caption)
-        self._captioned(f"fig-{name}", picture, f"<b>Figure {number}.</b> {html.escape(caption)}", name, alt or caption)
+        picture = _picture(drawn, caption)
+        self._captioned(f"fig-{name}", picture, f"<b>Figure {number}.</b> {html.escape(caption)}", name, caption)
 
     def interactive(self, content: str, name: str, caption: str) -> None:
         """Show numbered HTML, for instance `figures.slider`."""
         number = self._number(name, caption)
         self._captioned(f"fig-{name}", content, f"<b>Figure {number}.</b> {html.escape(caption)}", None, caption)
 
-    def table(self, table: pd.DataFrame, caption: str, folded: str = "") -> None:
+    def table(self, table: pd.DataFrame, caption: str, folded: str = "", saved: str = "") -> None:
         """Show a numbered table, which scrolls sideways on a narrow screen. The index is not shown.
 
         Columns `low` and `high` join the column before them, as the ends of its interval. folded: for long tables, the
-        line that unfolds them.
+        line that unfolds them. saved: the name under which the results file keeps it too (`save_table`).
         """
+        if saved:
+            self.save_table(saved, table)
         self._table_number += 1
         label = f"Table {self._table_number}. {caption}"
         shown = pd.DataFrame({str(c): [_words(v) for v in table[c]] for c in table.columns})
@@ -336,7 +322,7 @@ class Chapter:
         self.table(
             self.ledger.table(self._reference),
             "The ledger: every claim with its verdict, the published value, this run and the reference run (with "
-            "its own verdict) with 95 % intervals, the criterion fixed beforehand, and the place in the paper.",
+            "its own verdict) with 95 % intervals, the criterion, and the place in the paper.",
         )
         self.show(_box("Provenance", _provenance(self.profile, provenance)))
 
@@ -497,23 +483,6 @@ class _Identity:
 # --- HTML that reads in light and dark, in Jupyter and in the book
 
 
-_THREAT = {
-    ("mode", "eval"): "The client computes in evaluation mode (batch norm uses running statistics).",
-    ("mode", "train"): "The client computes in training mode (batch norm uses the batch's own statistics).",
-    ("labels", "unknown"): "It does not know the labels.",
-    ("labels", "known"): "It is given the labels.",
-    ("batch_norm", "none"): "It sees no batch-norm statistics.",
-    ("batch_norm", "running"): "It sees the running batch-norm statistics.",
-    ("batch_norm", "exact"): "It sees the exact batch-norm statistics of the private batch.",
-    ("defense_known", False): "It does not know which defense the client uses (static attacker).",
-    (
-        "defense_known",
-        True,
-    ): "It knows the client's defense and its parameters, not its random numbers (adaptive attacker).",
-    ("observes", "one client"): "It observes the update of one client.",
-}
-
-
 def _box(title: str, body: str, colour: str = "rgba(128,128,128,.8)") -> str:
     return (
         f'<div role="note" style="border:1px solid rgba(128,128,128,.5);border-left:.35rem solid {colour};'
@@ -523,24 +492,27 @@ def _box(title: str, body: str, colour: str = "rgba(128,128,128,.8)") -> str:
 
 
 def _in_a_minute(reference: Mapping[str, Any]) -> str:
-    """How many claims the reference run decided which way; unfolded, which, with what was published and measured."""
+    """How the reference run judged the papers' claims, and below them the book's own; unfolded, which and by what."""
     where = f"profile {reference['profile']}, on {', '.join(reference['provenance']['data'])}"
-    lines = [f"On the papers' data where they were at hand ({html.escape(where)}):"]
-    for word, symbol in claims.SYMBOLS.items():
-        chosen = [verdict for verdict in reference["verdicts"] if verdict["verdict"] == word]
-        if not chosen:
-            continue
-        items = []
-        for verdict in chosen:
-            own = verdict["origin"] == "book"
-            sides = ["this book's own claim" if own else f"published: {verdict['published']}"]
-            sides += [f"measured: {verdict['measured']}"] if verdict["measured"] else []
-            sides += [verdict["reason"]] if verdict["reason"] else []
-            items.append(f"<li>{html.escape(verdict['says'])} <small>({html.escape('; '.join(sides))})</small></li>")
-        lines.append(
-            f"<details><summary>{symbol} <b>{len(chosen)} {word}</b></summary><ul>{''.join(items)}</ul></details>"
-        )
+    lines = [f"On the papers' data where they were at hand ({html.escape(where)})."]
+    for origin, whose in (("paper", "The papers' claims"), ("book", "This book's own claims")):
+        made = [verdict for verdict in reference["verdicts"] if verdict["origin"] == origin]
+        if made:
+            lines.append(f"<div style='margin-top:.4rem'>{whose}, {len(made)}:</div>")
+        for word, symbol in claims.SYMBOLS.items():
+            items = [_in_short(verdict) for verdict in made if verdict["verdict"] == word]
+            if items:
+                title = f"{symbol} <b>{len(items)} {word}</b>"
+                lines.append(f"<details><summary>{title}</summary><ul>{''.join(items)}</ul></details>")
     return "".join(lines)
+
+
+def _in_short(verdict: Mapping[str, Any]) -> str:
+    """A claim as an item of a list, with what was published and measured."""
+    sides = [f"published: {verdict['published']}"] if verdict["origin"] == "paper" else []
+    sides += [f"measured: {verdict['measured']}"] if verdict["measured"] else []
+    sides += [verdict["reason"]] if verdict["reason"] else []
+    return f"<li>{html.escape(verdict['says'])} <small>({html.escape('; '.join(sides))})</small></li>"
 
 
 def _picture(png: bytes, alt: str) -> str:

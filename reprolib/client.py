@@ -123,9 +123,9 @@ class ThreatModel:
             ),
             (
                 "Does it know the defense?",
-                "Yes, with its settings, but not its random numbers."
+                "Yes, with its settings, but not its random numbers: it is an adaptive attacker."
                 if self.defense_known
-                else "No. It attacks as if there were none.",
+                else "No. It attacks as if there were none: it is a static attacker.",
             ),
         ]
 

@@ -346,6 +346,7 @@ def test_threat_model_tells_itself_in_plain_english():
     most = dict(ThreatModel("train", "known", "exact", True, "mean of 8").rows())
     assert least.keys() == most.keys() and len(least) == 6
     assert all(question.endswith("?") and least[question].endswith(".") for question in least)
+    assert "static" in least["Does it know the defense?"] and "adaptive" in most["Does it know the defense?"]
     assert "8 clients" in most["What does it see?"] and "one client" in least["What does it see?"]
     assert all(least[question] != most[question] for question in list(least)[1:])
     assert ThreatModel(observes="mean of 8").clients == 8 and ThreatModel().clients == 1
