@@ -1,4 +1,4 @@
-"""The attacks, one file a paper, and `build` for one by name."""
+"""The attacks, one file each, and `build` for those with presets by name."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ _PRESETS = {
 }
 
 
-def build(name: str, preset: str, **settings: Any) -> DLG | InvertingGradients:
-    """The attack of this class name with a preset's settings, some of them changed: for names that come from a file.
+def build(name: str, preset: str, **settings: Any) -> DLG | IDLG | InvertingGradients | GradInversion:
+    """The attack of this class name with a preset's settings, some of them changed, for names that come from a table.
 
+    name: DLG, IDLG, InvertingGradients or GradInversion; the other attacks are made by their class.
     Errors: ValueError for an unknown name, preset or setting, listing the known ones, besides the attack's own.
     """
     if name not in _PRESETS:

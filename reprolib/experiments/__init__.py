@@ -1,4 +1,8 @@
-"""Experiments that chapters repeat, one file a chapter: attacks on many images, one attack followed, labels read."""
+"""Experiments of the chapters: a file for those of one chapter, under its name, and others for what several share.
+
+Shared are `networks` (an attack on many images under many networks), `labels` (labels read off gradients) and
+`gallery` (every attack on the same images).
+"""
 
 from reprolib.experiments.defenses import (
     attack_after_feedback,
