@@ -27,6 +27,7 @@ from reprolib.defenses import (
 from reprolib.defenses.clipping import clipped
 from reprolib.defenses.estimated import pruned_at, zero_shares
 from reprolib.experiments.ggl import of_equal_length
+from reprolib.experiments.networks import attack_together
 from reprolib.matching import Observation
 from reprolib.models import Ensemble
 from reprolib.optimizers import cma_es, ramp
@@ -474,6 +475,7 @@ def test_the_presets():
     [
         ({"optimizer": "turbo"}, "optimizer='turbo' is unknown; use one of 'cma', 'adam'"),
         ({"population": 1}, "population=1 must be at least 4"),
+        ({"population": 10.5}, "population=10.5: expected an integer"),
         ({"evaluations": 11}, "evaluations=11 must be at least 12: one generation of the population"),
         ({"optimizer": "adam", "evaluations": 1}, "evaluations=1 must be at least 2: one step of Adam"),
         ({"sigma0": 0.0}, "sigma0=0 would search nothing"),
@@ -547,6 +549,26 @@ def test_controls_have_what_they_say(digits):
     error = {name: part.mse.to_numpy() for name, part in scores.groupby("control")}
     away = error["mean image"] - error["floor"]
     assert share == pytest.approx((error["mean image"] - error["gradient"]) / away)
+
+
+def test_controls_behind_a_defense_are_attacked_by_one_who_knows_it(digits, monkeypatch):
+    from reprolib.experiments import ggl as chapter_of
+
+    seen = []
+
+    def noted(attack, victims, updates, seed):
+        seen.extend(updates)
+        return attack_together(attack, victims, updates, seed)
+
+    monkeypatch.setattr(chapter_of, "attack_together", noted)
+    images, public = digits
+    own = replace(SMALL, generator=prior(shape=images.image_shape), evaluations=24)
+    bound = NormOfUpdate(0.5)
+    experiments.controls(own, images, public, 2, 0, torch.device("cpu"), defense=bound)
+    assert len(seen) == 6 and all(update.threat.defense_known and update.defense == bound for update in seen)
+    for update in seen:
+        length = sum(g.square().sum() for g in update.gradients.values()).sqrt()
+        torch.testing.assert_close(length, torch.tensor(0.5))
 
 
 def test_a_gaussian_vector_has_the_gradients_length():

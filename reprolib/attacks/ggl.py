@@ -120,6 +120,9 @@ class GGL:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a finite number of at least 0")
         if not self.sigma0 > 0:
             raise ValueError("sigma0=0 would search nothing: use a number above 0")
+        for name in ("population", "evaluations", "starts"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected an integer")
         if self.starts < 1:
             raise ValueError(f"starts={self.starts} must be at least 1")
         least = 2

@@ -52,13 +52,21 @@ def planted(
 
 
 def controls(
-    attack: GGL, images: ImageSet, public: ImageSet, count: int, seed: int, device: torch.device, **options: Any
+    attack: GGL,
+    images: ImageSet,
+    public: ImageSet,
+    count: int,
+    seed: int,
+    device: torch.device,
+    defense: Defense | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """What an attack makes of the client's gradient, and what comes without it: a network an image, the labels given.
 
     The controls: the same attack on a Gaussian vector of the gradient's length, and on the gradient of another image of
     the class, out of `public`, under the same network; a random sample of the prior; a random image of the class; the
     class's and the public set's mean image; and the floor, the image of the prior that is nearest to the client's.
+    defense: what both gradients are shared under; the attacker knows it and reads its setting off what it is given.
     options: LeNet's, for `models.build`. Returns "scores", a row a (control, trial) with mse, psnr, ssim, identified
     (among `images`) and chance, and its first images [n, C, H, W] under each control's name, the client's under
     "truth".
@@ -69,9 +77,11 @@ def controls(
     random = [generator(seed, k, 7) for k in range(count)]
     others = torch.stack([own[torch.randint(len(own), (), generator=random[k])] for k, own in enumerate(of_class)])
     attack, victims, updates = replace(attack, labels="known"), [], {name: [] for name in ("gradient", *NULLS)}
+    threat = replace(KNOWN, defense_known=defense is not None)
     for k in range(count):
-        victim, update = shared(images, [k], k, seed, device, None, KNOWN, "lenet", options)
-        other = client.share(victim, others[k, None, None].to(device), y[k, None].to(device), threat=KNOWN)
+        victim, update = shared(images, [k], k, seed, device, defense, threat, "lenet", options)
+        theirs = others[k, None, None].to(device), y[k, None].to(device)
+        other = client.share(victim, *theirs, threat=threat, defense=defense, seed=network_seed(seed, k) + 25_000)
         victims.append(victim)
         for name, own in zip(updates, (update, of_equal_length(update, random[k]), other), strict=True):
             updates[name].append(own)
