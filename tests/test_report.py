@@ -110,10 +110,10 @@ def page(root, name):
     return (root / "book" / "_generated" / f"{name}.md").read_text(encoding="utf-8")
 
 
-def put_chapter(root, stem, **metadata):
+def put_chapter(root, stem, heading="The ledger, at last", **metadata):
     path = root / "book" / "chapters" / f"{stem}.ipynb"
     path.parent.mkdir(parents=True, exist_ok=True)
-    cells = [{"cell_type": "markdown", "source": ["# Title\n", "\n", "## The ledger, at last"]}]
+    cells = [{"cell_type": "markdown", "source": ["# Title\n", "\n", f"## {heading}"]}]
     path.write_text(json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}))
     return path
 
@@ -230,7 +230,9 @@ def test_links_lead_to_the_ledger_of_the_chapter(root):
     put_chapter(root, "01-dlg")
     text = page(root, "scoreboard")
     assert '<a href="chapters/01-dlg.html#the-ledger-at-last">label-accuracy</a>' in text
-    assert '<a href="chapters/02-idlg.html">label-accuracy</a>' in text
+    assert '<a href="chapters/02-idlg.html">label-accuracy</a>' in text, "not run yet: to the placeholder"
+    put_chapter(root, "01-dlg", "Verdict")
+    assert '<a href="chapters/01-dlg.html">label-accuracy</a>' in page(root, "scoreboard"), "no such section: its top"
 
 
 def test_a_chapter_that_was_not_run_has_a_placeholder_until_its_page_exists(root):

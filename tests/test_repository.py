@@ -93,3 +93,18 @@ def test_notebooks_are_clean_and_have_the_four_parameters(path):
     assert names == ["profile", "seed", "device", "data_root"]
     assert 15 <= len(code) <= 25
     assert max(len(cell.source.splitlines()) for cell in code) <= 15
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_chapter_closes_below_the_one_heading_that_names_the_ledger(path):
+    cells = nbformat.read(path, as_version=4).cells
+    headings = [
+        (place, heading)
+        for place, cell in enumerate(cells)
+        if cell.cell_type == "markdown"
+        for heading in re.findall(r"^##+ (.+)$", cell.source, re.MULTILINE)
+    ]
+    named = [heading for _, heading in headings if "ledger" in heading.lower()]
+    assert named == ["The ledger"], "where the scoreboard's links lead"
+    closing = next(place for place, cell in enumerate(cells) if "ch.finish()" in cell.source)
+    assert [heading for place, heading in headings if place < closing][-1] == "The ledger"
