@@ -1,4 +1,4 @@
-"""The ledger of claims: what a paper states, the criterion fixed beforehand, and what a run's intervals make of it.
+"""The ledger of claims: what a paper states, the criterion it is judged by, and what a run's intervals make of it.
 
 A file of claims, `claims/<paper>.yml`:
 
