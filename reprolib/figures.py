@@ -213,6 +213,11 @@ def curves(
         if low and high:
             axes.fill_between(group[x], group[low], group[high], color=colour, alpha=0.18, linewidth=0)
     axes.set(xscale=xscale, yscale=yscale, xlabel=xlabel or x, ylabel=ylabel or y)
+    at = np.unique(table[x])
+    if xscale == "log" and len(at) <= 10 and (at == at.round()).all() and (at[1:] >= 1.25 * at[:-1]).all():
+        # a few counts are named themselves: a logarithmic axis would write 2 x 10^0
+        axes.set_xticks(at, [f"{value:,.0f}" for value in at])
+        axes.set_xticks([], minor=True)
     if level is not None:  # after the scale: a line across fixes the limits of the other axis
         axes.axhline(level[0], color="0.25", linestyle="--", linewidth=1.2, label=level[1])
     _legend(figure, axes, hue or (level and level[1]))

@@ -53,6 +53,16 @@ def _every(images, table):
     }
 
 
+def test_a_few_counts_on_a_logarithmic_axis_are_named_themselves():
+    def ticks(values):
+        curve = pd.DataFrame({"batch": values, "error": 1.0})
+        axis = figures.curves(curve, "batch", "error", xscale="log").axes[0].xaxis
+        return [label.get_text() for label in axis.get_ticklabels()]
+
+    assert ticks([2, 4, 8, 1000]) == ["2", "4", "8", "1,000"]
+    assert ticks([100, 101]) != ["100", "101"] and ticks([0.5, 1]) != ["0", "1"]
+
+
 def test_every_figure_fits_a_page_and_is_the_same_each_time(images, table):
     first, second = _every(images, table), _every(images, table)
     for name, figure in first.items():
