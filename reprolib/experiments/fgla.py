@@ -71,30 +71,27 @@ def separation_errors(
 ) -> pd.DataFrame:
     """How far separated features are from the true ones, without any decoder: a row a (case, draw, offset).
 
-    cases: (classes, images in the batch); every draw takes a new head, new images and different labels. The head's
-    gradient is computed in closed form. smoothing: of the client's labels. with_bias: False leaves the bias gradient
-    out, so that -1/B is imputed. noise: standard deviation of Gaussian noise on every entry.
+    cases: (classes, images in the batch); every draw takes a new head, images drawn anew and different labels. The
+    head's gradient is computed in closed form. smoothing: of the client's labels. with_bias: False leaves the bias
+    gradient out, so that -1/B is imputed. noise: standard deviation of Gaussian noise on every entry.
     Columns: classes, batch, draw, offset (of `offsets`), error (median over the batch, relative), cosine (mean).
     """
     rows = []
     for classes, size in cases:
-        x, y = draw(images, size, draws, "relabel", classes, seed)
         for k in range(draws):
-            head = fresh_head(trunk, classes, network_seed(seed, k)).head
-            f = models.penultimate(trunk, x[k])[None]
+            own = network_seed(seed, k)
+            x, y = draw(images, size, 1, "relabel", classes, own)
+            head = fresh_head(trunk, classes, own).head
+            f = models.penultimate(trunk, x[0])[None]
             weight, bias = head.weight.detach(), head.bias.detach()
-            errors = (
-                (f @ weight.T + bias).softmax(2)
-                - (1 - smoothing) * F.one_hot(y[k, None], classes)
-                - smoothing / classes
-            )
+            errors = (f @ weight.T + bias).softmax(2) - (1 - smoothing) * F.one_hot(y, classes) - smoothing / classes
             gradients = errors.mT @ f / size, errors.sum(1) / size
             if noise:
                 random = generator(seed, k, classes, size)
                 gradients = tuple(g + noise * torch.randn(g.shape, generator=random) for g in gradients)
             for offset in offsets:
                 given = gradients if with_bias else (gradients[0], None)
-                found = _separated(offset, given, y[k, None], weight, bias, refine_steps)
+                found = _separated(offset, given, y, weight, bias, refine_steps)
                 rows.append({"classes": classes, "batch": size, "draw": k, "offset": offset} | _off(found[0], f[0]))
     return pd.DataFrame(rows)
 
@@ -331,18 +328,20 @@ def restored_labels(
     cases: Sequence[tuple[int, int]],
     draws: int,
     seed: int,
-    sampler: Sampler = "relabel",
 ) -> pd.DataFrame:
-    """The share of a batch's labels that FGLA's rules restore from untrained heads: a row a (case, draw, rule)."""
+    """The share of a batch's labels that FGLA's rules restore from untrained heads: a row a (case, draw, rule).
+
+    Every draw takes a new head, images drawn anew and different labels.
+    """
     rows = []
     for classes, size in cases:
-        x, y = draw(images, size, draws, sampler, classes, seed)
         for k in range(draws):
-            head = fresh_head(trunk, classes, network_seed(seed, k)).head
-            gradients = head_gradients(
-                models.penultimate(trunk, x[k])[None], y[k, None], head.weight.detach(), head.bias.detach()
-            )
-            truth = F.one_hot(y[k, None], classes).sum(1)
+            own = network_seed(seed, k)
+            x, y = draw(images, size, 1, "relabel", classes, own)
+            head = fresh_head(trunk, classes, own).head
+            f = models.penultimate(trunk, x[0])[None]
+            gradients = head_gradients(f, y, head.weight.detach(), head.bias.detach())
+            truth = F.one_hot(y, classes).sum(1)
             for name, rule in (("minimum", "yin"), ("sign", "bias_corrected"), ("count", "uniform")):
                 counts = labels.infer_counts(*gradients, size, rule)
                 right = torch.minimum(counts, truth).sum().item() / size
