@@ -137,9 +137,11 @@ class Run:
         stored = next((entry for entry in self.record["verdicts"] if entry["id"] == claim.id), None)
         if stored is None:
             return None
-        words = claim.criterion.words(claim.published.percent) if claim.criterion else None
-        if stored["criterion"] != words:
-            reason = f"judged by another criterion ({stored['criterion'] or 'none'}); run the chapter again"
+        criterion = claim.criterion
+        now = (criterion.measure, criterion.words(claim.published.percent)) if criterion else (None, None)
+        if (stored["measure"], stored["criterion"]) != now:
+            then = f"{stored['measure']}: {stored['criterion']}" if stored["measure"] else "none"
+            reason = f"judged by another criterion ({then}); run the chapter again"
             return {"measured": stored["measured"] or "", "verdict": "not decided here", "reason": reason}
         return {"measured": stored["measured"] or "", "verdict": stored["verdict"], "reason": stored["reason"]}
 

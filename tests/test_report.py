@@ -223,7 +223,17 @@ def test_a_verdict_by_another_criterion_no_longer_counts(root):
     write_claims(root, "dlg", "Deep Leakage", bound=0.95)
     text = page(root, "scoreboard")
     assert badges(text)[0] == "undecided"
-    assert "judged by another criterion (at least 90 %); run the chapter again" in text
+    assert "judged by another criterion (label_accuracy: at least 90 %); run the chapter again" in text
+
+
+def test_a_verdict_on_another_measure_no_longer_counts(root):
+    add_run(root, "dlg", "cpu")
+    path = root / "claims" / "dlg.yml"
+    path.write_text(
+        path.read_text().replace("measure: label_accuracy, at_least: 0.9", "measure: protected, at_least: 0.9")
+    )
+    text = page(root, "scoreboard")
+    assert badges(text)[0] == "undecided" and "(label_accuracy: at least 90 %)" in text
 
 
 def test_links_lead_to_the_ledger_of_the_chapter(root):
