@@ -1,6 +1,7 @@
 """The files around the library agree with each other, and none holds what only this machine knows."""
 
 import ast
+import json
 import re
 import subprocess
 import tomllib
@@ -108,3 +109,15 @@ def test_a_chapter_closes_below_the_one_heading_that_names_the_ledger(path):
     assert named == ["The ledger"], "where the scoreboard's links lead"
     closing = next(place for place, cell in enumerate(cells) if "ch.finish()" in cell.source)
     assert [heading for place, heading in headings if place < closing][-1] == "The ledger"
+
+
+def test_the_table_of_checkpoints_has_the_figures_of_their_cards():
+    folder = ROOT / "checkpoints"
+    text = (folder / "README.md").read_text()
+    for path in folder.glob("*.json"):
+        card = json.loads(path.read_text())
+        scale, unit, key = (1, " dB", "test_psnr") if "test_psnr" in card else (100, " %", "test_accuracy")
+        found = card[key]
+        value, low, high = (scale * found[key] for key in ("value", "low", "high"))
+        assert f"| `{path.stem}` |" in text and f"| {value:.1f}{unit} [{low:.1f}, {high:.1f}] |" in text
+        assert "samples" not in card or f"]({card['samples']})" in text
