@@ -12,8 +12,8 @@ from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
+from torchvision.utils import save_image
 
 from reprolib import client, data, metrics, models, training
 from reprolib.atomic import write_atomic
@@ -385,13 +385,10 @@ def decoded_photographs(decoder: nn.Module, victim: nn.Module) -> Tensor:
         return torch.cat([x, decoder(models.penultimate(victim, x))])
 
 
-def sheet(images: Tensor, columns: int = 8, enlarged: int = 2) -> bytes:
-    """A PNG of images [N, C, H, W] in [0, 1], row by row, every pixel `enlarged` times as wide."""
-    rows = [torch.cat(list(row), dim=2) for row in images.split(columns)]
-    pixels = (torch.cat(rows, dim=1).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    picture = Image.fromarray(pixels.squeeze())
+def sheet(images: Tensor) -> bytes:
+    """A PNG of images [N, C, H, W] in [0, 1], eight in a row, every pixel twice as wide and as high."""
     written = io.BytesIO()
-    picture.resize((picture.width * enlarged, picture.height * enlarged), Image.Resampling.NEAREST).save(written, "PNG")
+    save_image(F.interpolate(images, scale_factor=2.0), written, format="png", nrow=8, padding=0)
     return written.getvalue()
 
 
