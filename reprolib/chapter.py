@@ -142,9 +142,15 @@ class Chapter:
 
     # --- what goes in
 
-    def data(self, name: str, split: str = "test", count: int | None = None) -> ImageSet:
-        """Open an image set, the paper's or its stand-in; a stand-in is announced once and noted in the ledger."""
-        images = data.choose(name, split, count, self.seed, self._data_root or None)
+    def data(self, name: str, split: str = "test", count: int | None = None, skip: int = 0) -> ImageSet:
+        """Open an image set, the paper's or its stand-in; a stand-in is announced once and noted in the ledger.
+
+        skip: leave out the images that an earlier run, of seed 0, met in its first `skip` trials (`ImageSet.after`), so
+        that this run judges on others. It has no effect on stand-ins, on which nothing was judged.
+        """
+        images = data.choose(name, split, count, 0 if skip else self.seed, self._data_root or None)
+        if skip and not images.substitute:
+            images = images.after(skip)
         if images.substitute:
             stands_for = self.ledger.substitutes.get(images.name, "").split(" and ")
             if name not in stands_for:

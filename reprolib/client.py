@@ -25,19 +25,27 @@ if TYPE_CHECKING:  # defenses stand to the left of this file: it calls their hoo
 Mode = Literal["eval", "train"]
 Labels = Literal["unknown", "known"]
 BatchNorm = Literal["none", "running", "exact", "buffers"]
+Seed = int | Sequence[tuple[int, int]]
+"""A seed for all trials of a call, or a pair (seed, trial) for each of them: see `generator`."""
 
 MEMORY_BUDGET = 512 * 2**20  # bytes that the trials of one chunk may take together
 DEFENSE_STREAM = 0xDEFE  # keeps a defense's random numbers apart from an attack's drawn with the same (seed, trial)
 
 
-def generator(seed: int, trial: int, *stream: int) -> torch.Generator:
+def generator(seed: Seed, trial: int, *stream: int) -> torch.Generator:
     """The CPU generator of trial `trial` under `seed`: the one source of randomness for clients and attacks.
 
     seed, trial, stream: integers >= 0. `stream` separates uses within a trial (a restart, a client): every distinct
     tuple gives an unrelated sequence, because `numpy.random.SeedSequence` hashes the whole tuple. Draw on the CPU and
     move the numbers, so that they are the same on every device. Clients use `(seed, trial, DEFENSE_STREAM, client)`.
-    Errors: ValueError for a negative number or one that is no integer.
+    seed may also be a sequence with a pair (seed, trial) for each trial of the call: trial t then draws what that pair
+    alone would, whatever company it is attacked in.
+    Errors: ValueError for a negative number or one that is no integer, and for a trial that has no pair.
     """
+    if isinstance(seed, Sequence):
+        if not trial < len(seed):
+            raise ValueError(f"generator: trial {trial} has no pair (seed, trial); seed holds {len(seed)} of them")
+        seed, trial = seed[trial]
     key = (seed, trial, *stream)
     if not all(isinstance(part, int | np.integer) and part >= 0 for part in key):
         raise ValueError(f"generator: seed, trial and stream must be integers >= 0, got {key}")
@@ -286,7 +294,7 @@ def share(
     threat: ThreatModel | None = None,
     defense: Defense | None = None,
     local: LocalTraining | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> SharedUpdate:
     """What T clients (or groups of clients) with one set of weights share after one round of training.
 

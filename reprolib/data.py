@@ -12,7 +12,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -111,6 +111,16 @@ class ImageSet:
         index = self._distinct(order.tolist(), size, count) if distinct_labels else order[: size * count]
         index = index.view(count, size)
         return self.images[index], self.labels[index]
+
+    def after(self, count: int, seed: int = 0) -> ImageSet:
+        """The set without the images that the first `count` trials of one image under that seed meet (`batches`).
+
+        For a run that must not see the images of an earlier one. Raises ValueError where nothing would be left.
+        """
+        if not 0 <= count < len(self):
+            raise ValueError(f"count={count}: {self.name!r} ({self.split}) holds {len(self)} images here")
+        kept = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[count:]
+        return replace(self, images=self.images[kept], labels=self.labels[kept])
 
     def _distinct(self, order: list[int], size: int, count: int) -> Tensor:
         labels = self.labels.tolist()

@@ -482,11 +482,13 @@ def test_other_attacks_draw_noise_too_and_refuse_to_optimise_it(attack):
 def test_drawn_networks_are_attacked_together():
     images = data.load("photos", "test", 40)
     for defense in (SMALL, Compose([SMALL, PartialPerturbation(GaussianNoise(1e-3))])):
-        scores = experiments.attack_group(
+        scores = experiments.attack_trials(
             replace(QUICK, iterations=2),
-            *images.batches(1, 4, seed=0),
-            images.num_classes,
-            [0, 1],
+            images,
+            [0, 1, 2, 3],
+            2,
+            1,
+            False,
             0,
             torch.device("cpu"),
             TOLD,

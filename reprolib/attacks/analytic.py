@@ -10,7 +10,7 @@ from torch import nn
 
 from reprolib import labels
 from reprolib.attacks.reconstruction import Reconstruction
-from reprolib.client import SharedUpdate
+from reprolib.client import Seed, SharedUpdate
 from reprolib.closed_form import Rows, linear_inputs
 
 
@@ -27,7 +27,7 @@ class AnalyticRecovery:
     rows: Rows = "least_squares"
 
     def __call__(
-        self, model: nn.Module, update: SharedUpdate, seed: int = 0, progress: bool | None = None
+        self, model: nn.Module, update: SharedUpdate, seed: Seed = 0, progress: bool | None = None
     ) -> Reconstruction:
         """Reconstruct the batch behind each trial; seed and progress are taken and not used: nothing is drawn.
 

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from reprolib import matching, priors
 from reprolib.attacks.reconstruction import History, Reconstruction, join
-from reprolib.client import SharedUpdate, generator
+from reprolib.client import Seed, SharedUpdate, generator
 from reprolib.matching import Matching, Observation
 from reprolib.models import Ensemble
 from reprolib.optimizers import LBFGS, BatchedLBFGS, CyclicLBFGS, Minimum, rows_that_fit
@@ -110,7 +110,7 @@ class DLG:
         self,
         model: nn.Module | Ensemble,
         update: SharedUpdate,
-        seed: int = 0,
+        seed: Seed = 0,
         progress: bool | None = None,
         snapshots: Sequence[int] = (),
     ) -> Reconstruction:
@@ -175,7 +175,7 @@ class _Search:
         update: SharedUpdate,
         observation: Observation,
         given: Tensor | None,
-        seed: int,
+        seed: Seed,
         trials: Tensor,
     ) -> None:
         self.attack, self.update, self.seed, self.trials = attack, update, seed, trials

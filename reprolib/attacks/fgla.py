@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from reprolib import client, labels, models
 from reprolib.attacks.reconstruction import Reconstruction
-from reprolib.client import SharedUpdate
+from reprolib.client import Seed, SharedUpdate
 from reprolib.closed_form import rows_of_labels
 
 Offset = Literal["none", "official", "full"]
@@ -163,7 +163,7 @@ class FGLA:
             raise ValueError(f"refine_steps={self.refine_steps!r}: expected an integer of at least 0")
 
     def __call__(
-        self, model: nn.Module, update: SharedUpdate, seed: int = 0, progress: bool | None = None
+        self, model: nn.Module, update: SharedUpdate, seed: Seed = 0, progress: bool | None = None
     ) -> Reconstruction:
         """Reconstruct the batch behind each trial; seed and progress are taken and not used: nothing is drawn.
 

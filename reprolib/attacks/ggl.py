@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from reprolib import labels, matching, priors
 from reprolib.attacks.reconstruction import History, Reconstruction, keep_better
-from reprolib.client import SharedUpdate, generator
+from reprolib.client import Seed, SharedUpdate, generator
 from reprolib.matching import Matching, Observation
 from reprolib.models import Ensemble
 from reprolib.optimizers import Minimum, adam, cma_es, langevin_adam, ramp, signed_adam
@@ -147,7 +147,7 @@ class GGL:
         self,
         model: nn.Module | Ensemble,
         update: SharedUpdate,
-        seed: int = 0,
+        seed: Seed = 0,
         progress: bool | None = None,
         snapshots: Sequence[int] = (),
     ) -> Reconstruction:
@@ -177,7 +177,7 @@ class GGL:
 class _Search:
     """One update's problem over the latents of all trials: rows [R, B * k]."""
 
-    def __init__(self, attack: GGL, model: nn.Module | Ensemble, update: SharedUpdate, seed: int) -> None:
+    def __init__(self, attack: GGL, model: nn.Module | Ensemble, update: SharedUpdate, seed: Seed) -> None:
         self.attack, self.model, self.update, self.seed = attack, model, update, seed
         first = next(iter(update.gradients.values()))
         self.device, self.dtype = first.device, first.dtype

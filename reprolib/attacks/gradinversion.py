@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from reprolib import client, labels, matching, priors
 from reprolib.attacks.reconstruction import History, Reconstruction
-from reprolib.client import SharedUpdate, generator
+from reprolib.client import Seed, SharedUpdate, generator
 from reprolib.matching import Matching, Observation
 from reprolib.models import Ensemble
 from reprolib.optimizers import langevin_adam, warm_cosine
@@ -167,7 +167,7 @@ class GradInversion:
         self,
         model: nn.Module | Ensemble,
         update: SharedUpdate,
-        seed: int = 0,
+        seed: Seed = 0,
         progress: bool | None = None,
         snapshots: Sequence[int] = (),
     ) -> Reconstruction:
@@ -200,7 +200,7 @@ class _Search:
     """One update's problem: rows are (trial, seed) pairs, the seeds of a trial beside each other."""
 
     def __init__(
-        self, attack: GradInversion, model: nn.Module | Ensemble, update: SharedUpdate, given: Tensor, seed: int
+        self, attack: GradInversion, model: nn.Module | Ensemble, update: SharedUpdate, given: Tensor, seed: Seed
     ) -> None:
         self.attack, self.update, self.seed = attack, update, seed
         first = next(iter(update.gradients.values()))

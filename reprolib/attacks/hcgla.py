@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from reprolib import models
 from reprolib.attacks.reconstruction import History, Reconstruction
-from reprolib.client import SharedUpdate, generator
+from reprolib.client import Seed, SharedUpdate, generator
 from reprolib.closed_form import rows_of_labels
 from reprolib.matching import Matching, Observation
 from reprolib.models import Ensemble
@@ -86,7 +86,7 @@ class HCGLA:
         self,
         model: nn.Module | Ensemble,
         update: SharedUpdate,
-        seed: int = 0,
+        seed: Seed = 0,
         progress: bool | None = None,
         snapshots: Sequence[int] = (),
     ) -> Reconstruction:
@@ -134,7 +134,7 @@ class HCGLA:
             lost=(rows_of_labels(g["head.weight"], update.labels) == 0).all(2),
         )
 
-    def first(self, update: SharedUpdate, seed: int) -> Tensor:
+    def first(self, update: SharedUpdate, seed: Seed) -> Tensor:
         """The images that the search starts from: [T, B * C * H * W]."""
         weight = update.as_gradients()["head.weight"]
         if self.start == "random":

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from reprolib import labels, matching, models, priors
 from reprolib.attacks.reconstruction import History, Reconstruction, join, keep_better
-from reprolib.client import SharedUpdate, generator
+from reprolib.client import Seed, SharedUpdate, generator
 from reprolib.matching import Matching, Observation
 from reprolib.models import Ensemble
 from reprolib.optimizers import LBFGS, Minimum, adam, lbfgs, rows_that_fit, signed_adam
@@ -111,7 +111,7 @@ class InvertingGradients:
         self,
         model: nn.Module | Ensemble,
         update: SharedUpdate,
-        seed: int = 0,
+        seed: Seed = 0,
         progress: bool | None = None,
         snapshots: Sequence[int] = (),
     ) -> Reconstruction:
@@ -160,7 +160,7 @@ class _Problem:
         update: SharedUpdate,
         observation: Observation,
         given: Tensor,
-        seed: int,
+        seed: Seed,
     ) -> None:
         self.attack, self.model, self.update, self.observation, self.seed = attack, model, update, observation, seed
         first = next(iter(update.gradients.values()))

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from reprolib import client, labels, metrics, models
 from reprolib.attacks.reconstruction import Reconstruction
-from reprolib.client import SharedUpdate, generator
+from reprolib.client import Seed, SharedUpdate, generator
 from reprolib.data import ImageSet
 from reprolib.models import Ensemble
 
@@ -79,7 +79,7 @@ class LearningToInvert:
         self,
         model: nn.Module | Ensemble,
         update: SharedUpdate,
-        seed: int = 0,
+        seed: Seed = 0,
         progress: bool | None = None,
         snapshots: Sequence[int] = (),
     ) -> Reconstruction:
@@ -128,7 +128,7 @@ class LearningToInvert:
 class _Inverter:
     """The perceptron for one network, and the pairs it learns from."""
 
-    def __init__(self, attack: LearningToInvert, network: nn.Module, update: SharedUpdate, seed: int) -> None:
+    def __init__(self, attack: LearningToInvert, network: nn.Module, update: SharedUpdate, seed: Seed) -> None:
         self.attack, self.network, self.update = attack, network, update
         self.random = generator(seed, 0)
         first = next(iter(update.gradients.values()))

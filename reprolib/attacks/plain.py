@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reprolib.attacks.reconstruction import Reconstruction
-from reprolib.client import SharedUpdate, generator
+from reprolib.client import Seed, SharedUpdate, generator
 from reprolib.models import Ensemble
 
 
@@ -31,7 +31,7 @@ class PlainDLG:
         self,
         model: nn.Module | Ensemble,
         update: SharedUpdate,
-        seed: int = 0,
+        seed: Seed = 0,
         progress: bool | None = None,
         snapshots: Sequence[int] = (),
     ) -> Reconstruction:
@@ -61,7 +61,7 @@ class PlainDLG:
             seconds=time.perf_counter() - began,
         )
 
-    def _trial(self, model: nn.Module, update: SharedUpdate, trial: int, seed: int) -> tuple[Tensor, ...]:
+    def _trial(self, model: nn.Module, update: SharedUpdate, trial: int, seed: Seed) -> tuple[Tensor, ...]:
         target = {name: g[trial] for name, g in update.as_gradients().items()}
         random, (device, dtype) = generator(seed, trial, 0), _kind(target)
         pixels = torch.randn(math.prod(update.image_shape), generator=random).view(1, *update.image_shape)

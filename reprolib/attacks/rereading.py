@@ -13,7 +13,7 @@ from torch import nn
 from reprolib.attacks.dlg import DLG
 from reprolib.attacks.ig import InvertingGradients
 from reprolib.attacks.reconstruction import Reconstruction
-from reprolib.client import SharedUpdate
+from reprolib.client import Seed, SharedUpdate
 from reprolib.matching import dummy_gradients
 from reprolib.models import Ensemble
 
@@ -32,7 +32,7 @@ class Rereading:
         self,
         model: nn.Module | Ensemble,
         update: SharedUpdate,
-        seed: int = 0,
+        seed: Seed = 0,
         progress: bool | None = None,
         snapshots: Sequence[int] = (),
     ) -> Reconstruction:

@@ -46,8 +46,8 @@ from reprolib.experiments.ig import read_first_layer, trace
 from reprolib.experiments.labels import count_labels, head_gradients, predict_labels, read_labels
 from reprolib.experiments.networks import (
     Attacked,
-    attack_group,
     attack_networks,
+    attack_trials,
     evaluations_to,
     in_order,
     network_seed,
@@ -78,7 +78,7 @@ __all__ = [
     "Attacked",
     "attack_after_feedback",
     "attack_encoded",
-    "attack_group",
+    "attack_trials",
     "attack_networks",
     "attackers",
     "closed_form",

@@ -83,21 +83,20 @@ def attack_networks(
     """
     if checkpoint is not None and networks != 1:
         raise ValueError(f"checkpoint={checkpoint!r} is one network, but networks={networks}")
-    victims, truth = images.batches(batch, networks * each, seed=ch.seed, distinct_labels=distinct_labels)
     shipped = None if checkpoint is None else training.victim(checkpoint)
-    group, parts = max(1, TOGETHER // each), []
-    for first in range(0, networks, group):
-        chosen = list(range(first, min(first + group, networks)))
-        mine = slice(first * each, (chosen[-1] + 1) * each)
+    together = max(1, TOGETHER // each) * each
+    every, parts = range(networks * each), []
+    for first in every[::together]:
         parts.append(
             ch.part(
-                f"{name}-networks-{first}",
-                attack_group,
+                f"{name}-networks-{first // each}",
+                attack_trials,
                 attack=attack,
-                images=victims[mine],
-                truth=truth[mine],
-                classes=images.num_classes,
-                networks=chosen,
+                images=images,
+                trials=list(every[first : first + together]),
+                each=each,
+                batch=batch,
+                distinct_labels=distinct_labels,
                 seed=ch.seed,
                 device=ch.device,
                 threat=threat,
@@ -117,12 +116,13 @@ def attack_networks(
     return Attacked(scores, parts[0]["truth"], parts[0]["shown"])
 
 
-def attack_group(
+def attack_trials(
     attack: Any,
-    images: Tensor,
-    truth: Tensor,
-    classes: int,
-    networks: Sequence[int],
+    images: ImageSet,
+    trials: Sequence[int],
+    each: int,
+    batch: int,
+    distinct_labels: bool,
     seed: int,
     device: torch.device,
     threat: ThreatModel | None,
@@ -137,39 +137,48 @@ def attack_group(
     judge: torch.nn.Module | None,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """A part of `attack_networks`: build the victims, share, attack, score. images: [T, B, C, H, W], truth: [T, B]."""
-    each = len(images) // len(networks)
+    """A part of `attack_networks`: build the victims, share, attack, score.
+
+    trials: ascending; trial t attacks the set's batch t under network t // each. Its numbers come from (network,
+    t % each) and do not depend on which others are asked for, so that any two of them can be run again.
+    """
+    drawn, labels = images.batches(batch, max(trials) + 1, seed=seed, distinct_labels=distinct_labels)
+    drawn, labels = drawn[list(trials)], labels[list(trials)]
+    networks = torch.tensor([trial // each for trial in trials])
+    streams = [(network_seed(seed, trial // each), trial % each) for trial in trials]
     victims, updates = [], []
-    for i, network in enumerate(networks):
-        victim = shipped
+    for network in networks.unique().tolist():
+        victim, own = shipped, network_seed(seed, network)
         if victim is None:
-            victim = models.build(model, classes, tuple(images.shape[2:]), seed=network_seed(seed, network), **options)
+            victim = models.build(model, images.num_classes, images.image_shape, seed=own, **options)
         # the model that the clients train; the attacker is given the same
         victim = client.extended(victim.to(device), defense)
         if trained_on is not None:
-            utility.train(victim, trained_on, train_steps, TRAINED_AT, seed=network_seed(seed, network))
-        mine = slice(i * each, (i + 1) * each)
-        x, y = images[mine].to(device), truth[mine].to(device)
-        own = network_seed(seed, network)
-        updates.append(client.share(victim, x, y, threat=threat, defense=defense, local=local, seed=own))
+            utility.train(victim, trained_on, train_steps, TRAINED_AT, seed=own)
+        mine = networks == network
+        x, y = drawn[mine].to(device), labels[mine].to(device)
+        seeds = [stream for stream in streams if stream[0] == own]
+        updates.append(client.share(victim, x, y, threat=threat, defense=defense, local=local, seed=seeds))
         victims.append(victim)
     together, update = victims[0], updates[0]
-    if len(victims) > 1:
-        together = Ensemble.of(victims, each)
+    if shipped is None and len(trials) > 1:
+        rows = networks.unique(return_inverse=True)[1]
+        together = Ensemble.of(victims, 1).select(rows)
         update = SharedUpdate.join(updates, together)
     steps = range(attack.iterations + 1) if watch is not None else ()
-    reconstruction = attack(together, update, seed=network_seed(seed, networks[0]), snapshots=steps)
-    scores = metrics.score(reconstruction, images, truth, pool)
-    scores.insert(0, "network", torch.tensor(networks).repeat_interleave(each * images.shape[1]).numpy())
+    reconstruction = attack(together, update, seed=streams, snapshots=steps)
+    scores = metrics.score(reconstruction, drawn, labels, pool)
+    scores["trial"] = torch.tensor(trials)[scores["trial"].to_numpy()].numpy()
+    scores.insert(0, "network", networks.repeat_interleave(batch).numpy())
     scores.insert(1, "defense", describe(defense))
-    scores["starts"] = reconstruction.starts.cpu().repeat_interleave(images.shape[1]).numpy()
+    scores["starts"] = reconstruction.starts.cpu().repeat_interleave(batch).numpy()
     scores["seconds"] = reconstruction.seconds / len(scores)
     if watch is not None:
-        spent = evaluations_to(reconstruction.history, images, watch)
-        scores["evaluations_to"] = spent.repeat_interleave(images.shape[1]).numpy()
-    placed = in_order(reconstruction.images.cpu(), images)
+        spent = evaluations_to(reconstruction.history, drawn, watch)
+        scores["evaluations_to"] = spent.repeat_interleave(batch).numpy()
+    placed = in_order(reconstruction.images.cpu(), drawn)
     if judge is not None:
-        found, originals = placed.flatten(0, 1), images.flatten(0, 1)
+        found, originals = placed.flatten(0, 1), drawn.flatten(0, 1)
 
         def features(pictures: Tensor) -> Tensor:
             return models.penultimate(judge, pictures)
@@ -177,9 +186,9 @@ def attack_group(
         scores["registered"] = metrics.registered_psnr(found, originals).double().numpy()
         scores["features"] = metrics.feature_distance(found, originals, features).double().numpy()
         seen = _gallery_features(judge, pool)
-        hits, chance = metrics.identify_in_class(found, originals, truth.flatten(), pool, features, seen)
+        hits, chance = metrics.identify_in_class(found, originals, labels.flatten(), pool, features, seen)
         scores["in_class"], scores["in_class_chance"] = hits.numpy(), chance.numpy()
-    return {"scores": scores, "truth": images.flatten(0, 1)[:SHOWN], "shown": placed.flatten(0, 1)[:SHOWN]}
+    return {"scores": scores, "truth": drawn.flatten(0, 1)[:SHOWN], "shown": placed.flatten(0, 1)[:SHOWN]}
 
 
 @lru_cache(maxsize=1)  # a chapter judges every attack by one network among one gallery
