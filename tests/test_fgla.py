@@ -494,16 +494,19 @@ def test_samplers():
 
 def test_experiments_bound_the_attack_by_its_references(small):
     victim, inverse = small
-    x, y = batch(4, 3)
+    photos = data.load("photos", count=64)
+    tiles = replace(photos, images=F.avg_pool2d(photos.images, 2))
+    batches = experiments.Batches(tiles, 4, 3, "relabel", victim.num_classes, 0)
+    x, y = batches.drawn(range(3))
     forms = {"FGLA": attacks.FGLA(inverse), "half": attacks.FGLA(inverse, offset="none")}
-    found = experiments.decoded(victim, forms, x, y, torch.full((3, 16, 16), 0.5), 0)
+    found = experiments.decoded(victim, forms, batches, tiles, 0, range(3))
     scores = found["scores"]
     assert scores.groupby("attack").size().to_dict() == {"FGLA": 12, "half": 12, "mean image": 12, "oracle": 12}
     order = y.argsort(dim=1)
     truth = torch.stack([inverse(models.penultimate(victim, own)) for own in x])
     expected = metrics.psnr(truth.flatten(0, 1), x.flatten(0, 1)).view(3, 4).gather(1, order).flatten()
     assert scores[scores.attack == "oracle"].psnr.to_numpy() == pytest.approx(expected.numpy(), abs=1e-4)
-    lossy = experiments.compared(victim, forms, x, y, 0, KNOWN, TopK(0.9))["scores"]
+    lossy = experiments.compared(victim, forms, batches, 0, range(3), KNOWN, TopK(0.9))["scores"]
     assert lossy.lost.mean() == 0.5, "of 20 bias entries two are kept, of four images two are there"
     assert (scores.psnr_dim0 >= scores.psnr_whole).all()
 

@@ -15,6 +15,7 @@ from reprolib.experiments.defenses import (
 )
 from reprolib.experiments.dlg import follow
 from reprolib.experiments.fgla import (
+    Batches,
     blends,
     compared,
     decoded,
@@ -23,6 +24,7 @@ from reprolib.experiments.fgla import (
     heads_in_training,
     masked_searches,
     natural,
+    oracle,
     pipeline,
     restored_labels,
     separation_errors,
@@ -76,6 +78,8 @@ __all__ = [
     "compared",
     "blends",
     "Attacked",
+    "Batches",
+    "oracle",
     "attack_after_feedback",
     "attack_encoded",
     "attack_trials",

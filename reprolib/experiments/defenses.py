@@ -219,8 +219,8 @@ def attack_after_feedback(
         reading = AfterFeedback(defense, {name: torch.stack([b[name] for b in befores]) for name in befores[0]})
     elif knows != "nothing":
         reading = defense
-    reconstruction = attack(together, replace(joined, defense=reading), seed=network_seed(seed, 0))
-    return metrics.score(reconstruction, x, y, pool)
+    streams = [(network_seed(seed, k), 0) for k in range(networks)]
+    return metrics.score(attack(together, replace(joined, defense=reading), seed=streams), x, y, pool)
 
 
 def search_policies(

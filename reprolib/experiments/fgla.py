@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from reprolib import client, labels, metrics, models
 from reprolib.attacks.fgla import FGLA, head_gradients, refine, separate
 from reprolib.attacks.hcgla import HCGLA
-from reprolib.client import SharedUpdate, ThreatModel, generator
+from reprolib.client import ThreatModel, generator
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense
 from reprolib.experiments.networks import SHOWN, in_order, network_seed
@@ -164,10 +164,9 @@ def speed(
     """
     rows, device = [], victim.head.weight.device
     for size in sizes:
-        x, y = draw(images, size, batches, "relabel", victim.num_classes, seed)
         for k in range(batches):
-            update = client.share(victim, x[k, None].to(device), y[k, None].to(device))
-            gradients, given = update.gradients, y[k, None].to(device)
+            x, given = (part.to(device) for part in draw(images, size, 1, "relabel", victim.num_classes, seed + k))
+            gradients = client.share(victim, x, given).gradients
             weight, bias = gradients["head.weight"], gradients["head.bias"]
             f = separate(weight, bias, given, attack.offset).features
             stages = {
@@ -194,32 +193,49 @@ def _fastest(run: Any, device: torch.device, repeats: int = 5) -> float:
 # --- decoded
 
 
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Batches of a set, as `draw` draws them with these arguments: what an experiment takes in place of pixels."""
+
+    images: ImageSet
+    size: int
+    count: int
+    sampler: Sampler
+    classes: int
+    seed: int
+
+    def drawn(self, trials: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The batches of these numbers: images [T, B, C, H, W] and labels [T, B]."""
+        x, y = draw(self.images, self.size, self.count, self.sampler, self.classes, self.seed)
+        return x[list(trials)], y[list(trials)]
+
+
 def decoded(
     victim: nn.Module,
     attacks: Mapping[str, FGLA],
-    images: Tensor,
-    truth: Tensor,
-    mean: Tensor,
+    batches: Batches,
+    public: ImageSet,
     seed: int,
+    trials: Sequence[int],
     threat: ThreatModel | None = None,
     defense: Defense | None = None,
 ) -> dict[str, Any]:
     """Attack batches with variants of FGLA: `compared`, with two more rows an image, which bound what it can do.
 
     "oracle" is the first attack's decoder on the true features, as the client computed them: what is missing to it is
-    the separation's fault, what it misses is the decoder's. "mean image" is `mean`, the public images'.
+    the separation's fault, what it misses is the decoder's. "mean image" is that of `public`.
     """
     threat = threat or ThreatModel(labels="known")
-    found = compared(victim, attacks, images, truth, seed, threat, defense)
-    first = next(iter(attacks.values()))
+    found = compared(victim, attacks, batches, seed, trials, threat, defense)
+    first, (images, truth) = next(iter(attacks.values())), batches.drawn(trials)
     device = victim.head.weight.device
     worker = client.worker(victim, threat.mode)
     f = torch.stack([models.penultimate(worker, batch.to(device)) for batch in images])
-    references = {"oracle": first.decode(f).cpu(), "mean image": mean.expand_as(images)}
+    references = {"oracle": first.decode(f).cpu(), "mean image": public.mean_image.expand_as(images)}
     tables = [found["scores"]]
     for name, shown in references.items():
         order = truth.argsort(dim=1, stable=True)
-        tables.append(_quality(_sorted(shown, order), _sorted(images, order)).assign(attack=name))
+        tables.append(_quality(_sorted(shown, order), _sorted(images, order), trials).assign(attack=name))
         found[name] = _sorted(shown, order).flatten(0, 1)[:SHOWN]
     return found | {"scores": pd.concat(tables, ignore_index=True)}
 
@@ -227,31 +243,32 @@ def decoded(
 def compared(
     victim: nn.Module,
     attacks: Mapping[str, Any],
-    images: Tensor,
-    truth: Tensor,
+    batches: Batches,
     seed: int,
+    trials: Sequence[int],
     threat: ThreatModel,
     defense: Defense | None = None,
 ) -> dict[str, Any]:
     """Attack the same updates with each of several attacks; labels decide which image answers to which.
 
-    images: [T, B, C, H, W], truth: [T, B], their labels for the head. Returns "scores", a row an (attack, image):
-    trial, image, psnr, ssim, psnr_whole and psnr_dim0 (of the batch), lost, labels (share of the batch's labels that
-    the attack has), seconds (of the call, per batch), attack; and the first images: "truth" and NAME [n, C, H, W], in
-    the order of their labels.
+    trials: which of the batches; the numbers of each do not depend on the others. Returns "scores", a row an (attack,
+    image): trial, image, psnr, ssim, psnr_whole and psnr_dim0 (of the batch), lost, labels (share of the batch's labels
+    that the attack has), seconds (of the call, per batch), attack; and the first images: "truth" and NAME [n, C, H, W],
+    in the order of their labels.
     """
-    device, tables = victim.head.weight.device, []
-    update = client.share(victim, images.to(device), truth.to(device), threat=threat, defense=defense, seed=seed)
+    device, tables, (images, truth) = victim.head.weight.device, [], batches.drawn(trials)
+    streams = [(seed, trial) for trial in trials]
+    update = client.share(victim, images.to(device), truth.to(device), threat=threat, defense=defense, seed=streams)
     target = _sorted(images, truth.argsort(dim=1, stable=True))
     shown = {"truth": target.flatten(0, 1)[:SHOWN]}
     for name, attack in attacks.items():
-        found = attack(victim, update, seed=seed)
+        found = attack(victim, update, seed=streams)
         order = found.labels.cpu().argsort(dim=1, stable=True)
         placed = _sorted(found.images.cpu(), order)
         lost = torch.zeros_like(order).bool() if found.lost is None else found.lost.cpu().gather(1, order)
         overlap = metrics.label_overlap(found.labels.cpu(), truth).repeat_interleave(truth.shape[1])
         columns = {"lost": lost.flatten().numpy(), "labels": overlap.numpy(), "seconds": found.seconds / len(images)}
-        tables.append(_quality(placed, target).assign(**columns, attack=name))
+        tables.append(_quality(placed, target, trials).assign(**columns, attack=name))
         shown[name] = placed.flatten(0, 1)[:SHOWN]
     return shown | {"scores": pd.concat(tables, ignore_index=True)}
 
@@ -260,16 +277,16 @@ def _sorted(images: Tensor, order: Tensor) -> Tensor:
     return images[torch.arange(len(images))[:, None], order]
 
 
-def _quality(found: Tensor, truth: Tensor) -> pd.DataFrame:
+def _quality(found: Tensor, truth: Tensor, trials: Sequence[int]) -> pd.DataFrame:
     """A row an image of reconstructions that stand in the order of the truth, [T, B, C, H, W] both."""
-    trials, size = truth.shape[:2]
+    size = truth.shape[1]
     flat = found.flatten(0, 1), truth.flatten(0, 1)
     whole = -10 * (found - truth).double().square().flatten(1).mean(1).clamp(min=1e-12).log10()
     dim0 = [metrics.psnr_dim0(*pair) for pair in zip(found, truth, strict=True)]
     return pd.DataFrame(
         {
-            "trial": np.repeat(np.arange(trials), size),
-            "image": np.tile(np.arange(size), trials),
+            "trial": np.repeat(trials, size),
+            "image": np.tile(np.arange(size), len(trials)),
             "psnr": metrics.psnr(*flat).double().numpy(),
             "ssim": metrics.ssim(*flat).double().numpy(),
             "psnr_whole": whole.repeat_interleave(size).numpy(),
@@ -356,18 +373,25 @@ def feature_maps(features: Tensor, sides: tuple[int, int, int]) -> Tensor:
     return (maps - low) / (high - low).clamp(min=1e-12)
 
 
-def pipeline(
-    victim: nn.Module, attack: FGLA, images: Tensor, truth: Tensor, sides: tuple[int, int, int]
-) -> dict[str, Tensor]:
-    """One batch on its way through the attack: pictures [B, ...] of images, features, separated features, result."""
-    update: SharedUpdate = client.share(victim, images[None], truth[None], threat=ThreatModel(labels="known"))
-    found = separate(update.gradients["head.weight"], update.gradients["head.bias"], truth[None], attack.offset)
+def pipeline(victim: nn.Module, attack: FGLA, batches: Batches, sides: tuple[int, int, int]) -> dict[str, Tensor]:
+    """The first batch on its way through the attack: pictures [B, ...] of images, features, separated ones, result."""
+    images, truth = (part.to(victim.head.weight.device) for part in batches.drawn([0]))
+    update = client.share(victim, images, truth, threat=ThreatModel(labels="known"))
+    found = separate(update.gradients["head.weight"], update.gradients["head.bias"], truth, attack.offset)
     return {
-        "the client's images": images,
-        "their features": feature_maps(models.penultimate(victim, images), sides),
+        "the client's images": images[0],
+        "their features": feature_maps(models.penultimate(victim, images[0]), sides),
         "separated features": feature_maps(found.features[0], sides),
         "decoded": attack.decode(found.features)[0],
     }
+
+
+def oracle(trunk: nn.Module, inverse: nn.Module, images: ImageSet, count: int, device: torch.device) -> pd.DataFrame:
+    """What a decoder makes of the true features of the set's first `count` images: a row an image, its PSNR."""
+    truth = images.images[:count]
+    with torch.no_grad():
+        found = inverse(models.penultimate(trunk, truth).to(device)).cpu()
+    return pd.DataFrame({"psnr": metrics.psnr(found, truth).double().numpy()})
 
 
 def unseen_classes(
@@ -401,13 +425,13 @@ def unseen_classes(
 def masked_searches(
     victim: nn.Module,
     public: ImageSet,
-    images: Tensor,
-    truth: Tensor,
+    batches: Batches,
     defense: Defense,
     iterations: int,
     epochs: int,
     width: int,
     seed: int,
+    trials: Sequence[int],
 ) -> dict[str, Any]:
     """HCGLA on single images, and what is left of it without its parts: `compared`, with the mean image's rows.
 
@@ -425,14 +449,15 @@ def masked_searches(
         "mean of all rows": replace(HCGLA.single(model), iterations=iterations),
     }
     threat = ThreatModel(labels="known")
-    found = compared(victim, forms, images, truth, seed, threat, defense)
+    found, (images, truth) = compared(victim, forms, batches, seed, trials, threat, defense), batches.drawn(trials)
     mean = public.mean_image.expand_as(images)
-    references = _quality(mean, images).assign(attack="mean image")
+    references = _quality(mean, images, trials).assign(attack="mean image")
     device = victim.head.weight.device
+    first = [(seed, trials[0])]
     update = client.share(
-        victim, images[:1].to(device), truth[:1].to(device), threat=threat, defense=defense, seed=seed
+        victim, images[:1].to(device), truth[:1].to(device), threat=threat, defense=defense, seed=first
     )
     steps = sorted({round(i) for i in np.linspace(0, iterations, min(7, iterations + 1))})
-    history = full(victim, update, seed=seed, snapshots=steps).history
+    history = full(victim, update, seed=first, snapshots=steps).history
     scores = pd.concat([found["scores"], references], ignore_index=True)
     return found | {"scores": scores, "strip": history.images[:, 0, 0].clamp(0, 1), "steps": steps}

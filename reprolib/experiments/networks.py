@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -168,7 +169,7 @@ def attack_trials(
     steps = range(attack.iterations + 1) if watch is not None else ()
     reconstruction = attack(together, update, seed=streams, snapshots=steps)
     scores = metrics.score(reconstruction, drawn, labels, pool)
-    scores["trial"] = torch.tensor(trials)[scores["trial"].to_numpy()].numpy()
+    scores["trial"] = np.asarray(trials)[scores["trial"]]
     scores.insert(0, "network", networks.repeat_interleave(batch).numpy())
     scores.insert(1, "defense", describe(defense))
     scores["starts"] = reconstruction.starts.cpu().repeat_interleave(batch).numpy()
@@ -248,7 +249,8 @@ def attack_together(
     seed: int,
     snapshots: Sequence[int] = (),
 ) -> Any:
-    """The reconstruction from updates of one trial each, every one under a network of its own."""
+    """The reconstruction from updates of one trial each, update k under network k."""
     together = Ensemble.of(victims, 1)
     joined = SharedUpdate.join(updates, together)
-    return attack(together, joined, seed=network_seed(seed, 0), snapshots=snapshots)
+    streams = [(network_seed(seed, network), 0) for network in range(len(victims))]
+    return attack(together, joined, seed=streams, snapshots=snapshots)
