@@ -254,3 +254,9 @@ def attack_together(
     joined = SharedUpdate.join(updates, together)
     streams = [(network_seed(seed, network), 0) for network in range(len(victims))]
     return attack(together, joined, seed=streams, snapshots=snapshots)
+
+
+def baselines(images: ImageSet, auxiliary: ImageSet, count: int, seed: int, threshold: float) -> pd.DataFrame:
+    """`metrics.baselines` on the first `count` victims of single images, or on as many as there are."""
+    victims, _ = images.batches(1, min(count, len(images)), seed=seed)
+    return metrics.baselines(victims, auxiliary, seed, threshold)
