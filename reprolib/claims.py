@@ -1,57 +1,118 @@
-"""The ledger of claims: what a paper states, the criterion it is judged by, and what a run's intervals make of it.
+"""The files of claims: what a paper states, the paper's own setting, and the criterion that judges each statement.
 
 A file of claims, `claims/<paper>.yml`:
 
     paper: idlg
     title: "iDLG: Improved Deep Leakage from Gradients"
-    measures:                       # every number the chapter records, with one line on what it is
+    measures:                       # every number the chapter records: a sentence, or what it is always measured on too
       label_accuracy: share of images whose label the row-sum rule infers
+      undefended: {says: share of images identified without the defense, on: {model: LeNet}}
     claims:
       - id: label-accuracy
         says: the label of a single sample is recovered from the gradient of the last layer
+        kind: result                # result | setting (not counted) | identity (algebra, counted apart)
+        central: true               # one of the three to five that the paper stands on
         where: Table 1
         published: {value: 100.0, unit: "% of labels"}   # a unit that starts with % : the measure is a share in [0, 1]
         provenance: read            # read in the source | plot (read off a figure) | recalled (unverified) | own
+        setting: {model: LeNet, data: [mnist, lfw], batch: 1}    # the paper's own, as far as it fixes one
         needs: {data: [cifar10, mnist], profile: cpu, images: 1000}
+        scope: architecture         # architecture | network | none: what the clusters of the interval are
+        gate: {measure: undefended, at_least: 0.5}       # the control that must hold first
         criterion: {measure: label_accuracy, at_least: 0.99}
       - ...
-        criterion: null             # cannot be decided by this chapter, and
-        undecidable: the reason
+        parts: [{name: "trained", criterion: {...}}, {name: "untrained", criterion: {...}}]   # instead of a criterion
+      - ...
+        undecidable: {reason: data, says: "needs LFW"}   # instead of a criterion
 
-Criteria are in the measure's own scale (shares in [0, 1]); tables show them in the published unit.
+Criteria are in the measure's own scale (shares in [0, 1]); tables show them in the published unit. How a run's
+intervals become verdicts: `reprolib.verdicts`.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from reprolib.metrics import Interval
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 PROFILES = ("smoke", "cpu", "gpu", "paper")
 """From the smallest to the paper's own sizes; a claim names the least one at which it can be decided."""
 
-SYMBOLS = {"reproduced": "✔", "partly": "◐", "not reproduced": "✘", "not decided here": "○"}
+CONDITIONS = ("model", "scale", "budget", "batch", "attacker")
+"""What a measure is taken on besides its images."""
 
-_PROVENANCE = {"read": "", "plot": " (off the plot)", "recalled": " (recalled, unverified)", "own": ""}
+
+def _bound(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("bounds are finite numbers")
+    return value
+
+
+def _single(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
+        raise ValueError("expected one value, text or a number")
+    return value
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    values = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not values:
+        raise ValueError("no value is listed: leave out what the paper does not fix")
+    return tuple(_single(one) for one in values)
+
+
+Bound = Annotated[float, BeforeValidator(_bound)]
+Value = Annotated[str | int | float, BeforeValidator(_single)]
+Values = Annotated[tuple[str | int | float, ...], BeforeValidator(_several)]
+Sentence = Annotated[str, Field(min_length=1)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Conditions(_Strict):
+    """What a measure is taken on: network, image size, attack budget, batch size, attacker. None: not said."""
+
+    model: Value | None = None
+    scale: Value | None = None
+    budget: Value | None = None
+    batch: Value | None = None
+    attacker: Value | None = None
+
+
+class Measure(_Strict):
+    """A number that the chapter records. on: what this book always measures it on."""
+
+    says: Sentence
+    on: Conditions = Conditions()
+
+    @property
+    def share(self) -> bool:
+        """Whether the sentence says that it is a share, so in [0, 1]; a difference of shares is none."""
+        return self.says.lower().startswith("share of") and not re.search(r"\b(minus|difference)\b", self.says)
+
+
 class Published(_Strict):
     """What the paper prints: a number with its unit, or a short statement such as "no protection"."""
 
-    value: float | str | None
+    value: FiniteFloat | str | None
     unit: str = ""
 
     @property
@@ -64,6 +125,20 @@ class Published(_Strict):
         return self.value if isinstance(self.value, str) else f"{self.value:g} {self.unit}".strip()
 
 
+class Setting(_Strict):
+    """The paper's own setting: for each key the values that count as the paper's. None: the paper does not fix it.
+
+    data: names of image sets. budget: a number means at least as many.
+    """
+
+    model: Values | None = None
+    data: Values | None = None
+    attacker: Values | None = None
+    batch: Values | None = None
+    scale: Values | None = None
+    budget: Values | None = None
+
+
 class Needs(_Strict):
     """What a run must have for the claim to be decided by it."""
 
@@ -72,14 +147,21 @@ class Needs(_Strict):
     images: int = Field(ge=1)
 
 
+class Gate(_Strict):
+    """The control of a claim: its 95 % lower bound must reach `at_least` before the claim is decided."""
+
+    measure: str
+    at_least: Bound
+
+
 class Criterion(_Strict):
     """A measure and one bound on it."""
 
     measure: str
-    at_least: float | None = None
-    at_most: float | None = None
-    between: tuple[float, float] | None = None
-    above: float | None = None
+    at_least: Bound | None = None
+    at_most: Bound | None = None
+    between: tuple[Bound, Bound] | None = None
+    above: Bound | None = None
 
     @model_validator(mode="after")
     def _one_bound(self) -> Criterion:
@@ -90,27 +172,47 @@ class Criterion(_Strict):
             raise ValueError(f"between={list(self.between)}: expected [smaller, larger]")
         return self
 
-    def judge(self, interval: Interval) -> str:
-        """reproduced if the whole interval satisfies the bound, not reproduced if none of it does, partly otherwise."""
-        low, high = interval.low, interval.high
+    def holds(self, low: float, high: float) -> bool | None:
+        """True if all of [low, high] satisfies the bound, False if none of it does, None if only a part does."""
         if self.between is not None:
-            every, none = (
-                self.between[0] <= low and high <= self.between[1],
-                high < self.between[0] or low > self.between[1],
-            )
+            every = self.between[0] <= low and high <= self.between[1]
+            none = high < self.between[0] or low > self.between[1]
         elif self.at_least is not None:
             every, none = low >= self.at_least, high < self.at_least
         elif self.at_most is not None:
             every, none = high <= self.at_most, low > self.at_most
         else:
             every, none = low > self.above, high <= self.above
-        return "reproduced" if every else "not reproduced" if none else "partly"
+        return True if every else False if none else None
 
     def words(self, percent: bool = False) -> str:
+        """The bound in words; percent: in per cent of the measure's own scale."""
         if self.between is not None:
-            return f"between {_number(self.between[0], percent)} and {_number(self.between[1], percent)}"
+            return f"between {number_words(self.between[0], percent)} and {number_words(self.between[1], percent)}"
         bound = next(name for name in ("at_least", "at_most", "above") if getattr(self, name) is not None)
-        return f"{bound.replace('_', ' ')} {_number(getattr(self, bound), percent)}"
+        return f"{bound.replace('_', ' ')} {number_words(getattr(self, bound), percent)}"
+
+
+class Part(_Strict):
+    """One of several things that a claim states; each is judged."""
+
+    name: Sentence
+    criterion: Criterion
+
+
+class Undecidable(_Strict):
+    """Why no run of this book decides a claim. missing: the measurement is planned and has not been made yet."""
+
+    reason: Literal["data", "weights", "compute", "budget", "unreadable", "out of scope", "missing"]
+    says: Sentence
+
+
+class Changed(_Strict):
+    """When and why a criterion was written or changed after runs with the seeds `seen` had measured something of it."""
+
+    date: date
+    why: Sentence
+    seen: tuple[int, ...] = ()
 
 
 class Claim(_Strict):
@@ -118,32 +220,83 @@ class Claim(_Strict):
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
     says: str
+    kind: Literal["result", "setting", "identity"] = "result"
+    central: bool = False
     where: str
     published: Published
     provenance: Literal["read", "plot", "recalled", "own"]
     origin: Literal["paper", "book"] = "paper"
-    needs: Needs
-    criterion: Criterion | None
-    undecidable: str | None = None
+    setting: Setting = Setting()
+    favours: str = ""
+    needs: Needs | None = None  # only a claim without an interval may leave it out
+    scope: Literal["architecture", "network", "none"] = "architecture"
+    gate: Gate | None = None
+    criterion: Criterion | None = None
+    parts: tuple[Part, ...] = ()
+    undecidable: Undecidable | None = None
+    changed: Changed | None = None
+
+    @property
+    def criteria(self) -> tuple[Criterion, ...]:
+        """What is judged: the criterion, or that of each part; nothing for settings and undecidable claims."""
+        return (self.criterion,) if self.criterion else tuple(part.criterion for part in self.parts)
+
+    def criterion_words(self) -> str:
+        """The criterion, or every part with its own, in the published unit; "" without any."""
+        if self.criterion is not None:
+            return self.criterion.words(self.published.percent)
+        return "; ".join(f"{part.name}: {part.criterion.words(self.published.percent)}" for part in self.parts)
+
+    @field_validator("parts")
+    @classmethod
+    def _several_parts(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        names = [part.name for part in parts]
+        if len(parts) < 2:
+            raise ValueError(f"{len(parts)} given: a claim of one part has a criterion instead, parts are at least two")
+        if len(set(names)) < len(names):
+            raise ValueError(f"names used twice: {sorted({name for name in names if names.count(name) > 1})}")
+        return parts
 
     @model_validator(mode="after")
-    def _decidable_or_said_why(self) -> Claim:
-        if self.criterion is None and not self.undecidable:
-            raise ValueError("criterion is null: say why in `undecidable: the reason`")
-        if self.criterion is not None and self.undecidable:
-            raise ValueError("undecidable is given beside a criterion: keep one of them")
+    def _one_way_to_be_judged(self) -> Claim:
+        given = [name for name in ("criterion", "parts", "undecidable") if getattr(self, name)]
+        if self.kind == "setting":
+            if given or self.central:
+                extra = ", ".join([*given, *["central"] * self.central])
+                raise ValueError(f"kind setting is not judged: remove {extra}")
+        elif len(given) != 1:
+            raise ValueError(
+                f"expected exactly one of criterion, parts, undecidable (kind {self.kind}); "
+                f"got {' and '.join(given) or 'none'}"
+            )
+        if self.kind == "identity" and self.parts:
+            raise ValueError("an identity has one criterion, which every case satisfies or not: remove parts")
+        if self.kind == "result" and self.criteria and self.needs is None:
+            raise ValueError("needs is missing: {data: […], profile: …, images: …}, the least that can decide")
+        return self
+
+    @model_validator(mode="after")
+    def _whose(self) -> Claim:
         if (self.origin == "book") != (self.provenance == "own"):
             raise ValueError(
                 f"provenance={self.provenance!r} with origin={self.origin!r}: own goes with origin book only"
             )
-        if self.provenance == "recalled" and self.criterion is not None:
-            published, scale = self.published.value, 0.01 if self.published.percent else 1.0
-            bounds = [self.criterion.at_least, self.criterion.at_most, self.criterion.above]
+        return self
+
+    @model_validator(mode="after")
+    def _numbers_from_memory_decide_nothing(self) -> Claim:
+        if self.provenance != "recalled":
+            return self
+        published, scale = self.published.value, 0.01 if self.published.percent else 1.0
+        for criterion in self.criteria:
+            bounds = [criterion.at_least, criterion.at_most, criterion.above]
             copied = isinstance(published, float) and any(
                 b is not None and math.isclose(b, published * scale) for b in bounds
             )
-            if copied or self.criterion.between is not None:
-                raise ValueError("a recalled number cannot decide: judge the direction, or use `criterion: null`")
+            if copied or criterion.between is not None:
+                raise ValueError(
+                    "a recalled number cannot decide: judge the direction, or give undecidable with reason unreadable"
+                )
         return self
 
 
@@ -152,8 +305,15 @@ class Paper(_Strict):
 
     paper: str
     title: str
-    measures: dict[str, str]
+    measures: dict[str, Measure]
     claims: tuple[Claim, ...]
+
+    @field_validator("measures", mode="before")
+    @classmethod
+    def _sentences(cls, measures: Any) -> Any:
+        if not isinstance(measures, dict):
+            return measures
+        return {name: {"says": told} if isinstance(told, str) else told for name, told in measures.items()}
 
     @field_validator("claims")
     @classmethod
@@ -166,11 +326,28 @@ class Paper(_Strict):
     @model_validator(mode="after")
     def _declared(self) -> Paper:
         for claim in self.claims:
-            if claim.criterion is not None and claim.criterion.measure not in self.measures:
-                raise ValueError(
-                    f"claim {claim.id!r}: criterion.measure={claim.criterion.measure!r} is not declared in measures; "
-                    f"declared: {', '.join(self.measures)}"
-                )
+            named = [("criterion", criterion.measure) for criterion in claim.criteria]
+            named += [("gate", claim.gate.measure)] if claim.gate else []
+            for key, measure in named:
+                if measure not in self.measures:
+                    raise ValueError(
+                        f"claim {claim.id!r}: {key}.measure={measure!r} is not declared in measures; "
+                        f"declared: {', '.join(self.measures)}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _open_either_way(self) -> Paper:
+        """A share lies in [0, 1]: a bound that all of it, or nothing of it, satisfies is no criterion."""
+        for claim in self.claims:
+            for criterion in claim.criteria:
+                if not (claim.published.percent and self.measures[criterion.measure].share):
+                    continue
+                if (ever := criterion.holds(0.0, 1.0)) is not None:
+                    raise ValueError(
+                        f"claim {claim.id!r}: criterion {criterion.words()!r} cannot {'fail' if ever else 'hold'}: "
+                        f"{criterion.measure} is a share in [0, 1]"
+                    )
         return self
 
     def claim(self, name: str) -> Claim:
@@ -180,11 +357,26 @@ class Paper(_Strict):
         raise ValueError(f"unknown claim {name!r}; known: {', '.join(claim.id for claim in self.claims)}")
 
 
+def check_central(paper: Paper) -> None:
+    """Raise ValueError unless three to five claims of the paper are central."""
+    central = [claim.id for claim in paper.claims if claim.central]
+    if not 3 <= len(central) <= 5:
+        raise ValueError(
+            f"claims/{paper.paper}.yml has {len(central)} claims with `central: true`, expected three to five"
+            + (f": {', '.join(central)}" if central else "")
+        )
+
+
+def number_words(value: float, percent: bool = False) -> str:
+    """Three digits; percent: of a share, in per cent."""
+    return f"{100 * value:.3g} %" if percent else f"{value:.3g}"
+
+
 def load(path: str | os.PathLike) -> Paper:
     """Read and check a file of claims.
 
     Raises FileNotFoundError, and ValueError naming the file, the claim and the key for malformed YAML, unknown or
-    missing keys, keys given twice, and criteria on undeclared measures.
+    missing keys, keys given twice, measures that are not declared, and criteria that cannot decide.
     """
     path = Path(path)
     try:
@@ -201,7 +393,16 @@ def load(path: str | os.PathLike) -> Paper:
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, refusing a key given twice: YAML keeps the last one silently, and with it another criterion."""
+    """The safe loader with two changes.
+
+    It refuses a key given twice: YAML keeps the last one silently, and with it another criterion. And only true and
+    false are truth values, as in YAML 1.2: PyYAML follows 1.1, where the key `on` is one too.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -210,213 +411,38 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_PARTS = {"claims": Claim, "published": Published, "needs": Needs, "criterion": Criterion}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.IGNORECASE), list("tTfF"))
+
+_MODELS = {
+    "measures": Measure,
+    "on": Conditions,
+    "claims": Claim,
+    "published": Published,
+    "setting": Setting,
+    "needs": Needs,
+    "gate": Gate,
+    "criterion": Criterion,
+    "parts": Part,
+    "undecidable": Undecidable,
+    "changed": Changed,
+}
 
 
 def _explain(fault: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     """A fault found by pydantic, in the terms of the file."""
-    place, model = [], Paper
+    place: list[str] = []
     for step in fault["loc"]:
         if isinstance(step, int) and place == ["claims"]:
             entry = document["claims"][step]
             name = entry.get("id", f"number {step + 1}") if isinstance(entry, dict) else f"number {step + 1}"
             place = [f"claim {name!r}"]
         else:
-            place.append(str(step))
-    parents = [step for step in fault["loc"][:-1] if step in _PARTS]
-    model = _PARTS[parents[-1]] if parents else Paper
+            place.append(f"number {step + 1}" if isinstance(step, int) else step)
+    parents = [step for step in fault["loc"][:-1] if step in _MODELS]
+    model = _MODELS[parents[-1]] if parents else Paper
     where = ", ".join(place) or "file"
     if fault["type"] == "extra_forbidden":
         return f"{where}: unknown key; known: {', '.join(model.model_fields)}"
     if fault["type"] == "missing":
-        hint = (
-            " (a measure with a bound, or null with `undecidable: the reason`)"
-            if fault["loc"][-1] == "criterion"
-            else ""
-        )
-        return f"{where}: missing{hint}"
+        return f"{where}: missing"
     return f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {str(fault['input'])[:80]!r})"
-
-
-# --- judging a run ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Record:
-    """A measured interval and what it was measured on."""
-
-    interval: Interval
-    images: int
-    data: str | None
-    substitute_for: str | None = None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A claim's verdict in this run: one of the words in `SYMBOLS`, and the reason where it is not decided."""
-
-    claim: Claim
-    word: str
-    reason: str = ""
-    record: Record | None = None
-
-    def __str__(self) -> str:
-        return f"{SYMBOLS[self.word]} {self.word}" + (f": {self.reason}" if self.reason else "")
-
-
-@dataclass
-class Ledger:
-    """Collects a chapter's measures and judges the paper's claims by them.
-
-    profile: the run's profile. substitutes: image set that stands in -> the set that was asked for.
-    """
-
-    paper: Paper
-    profile: str
-    substitutes: dict[str, str] = field(default_factory=dict)
-    records: dict[str, Record] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.profile not in PROFILES:
-            raise ValueError(f"unknown profile {self.profile!r}; known: {', '.join(PROFILES)}")
-
-    def record(self, measure: str, interval: Interval, images: int, data: str | None) -> None:
-        """Note a measure. images: how many the interval rests on; data: the set's name, None where no images are used.
-
-        Measuring again replaces the record, so that a cell can be run twice.
-        """
-        self._known(measure)
-        if not isinstance(interval, Interval):
-            raise ValueError(
-                f"interval={interval!r} for {measure!r}: expected an Interval (metrics.wilson, success, …)"
-            )
-        if math.isnan(interval.low) or math.isnan(interval.high):
-            raise ValueError(f"interval={interval} for {measure!r}: its ends must be numbers")
-        if images < 1:
-            raise ValueError(f"images={images} for {measure!r}: expected at least 1")
-        self.skipped.pop(measure, None)
-        self.records[measure] = Record(interval, int(images), data, self.substitutes.get(data or ""))
-
-    def skip(self, measure: str, reason: str) -> None:
-        """Say why this run does not take a measure, for example that the profile is too small for it."""
-        self._known(measure)
-        if not reason:
-            raise ValueError(f"reason for skipping {measure!r} is empty: say why it was not measured")
-        self.records.pop(measure, None)
-        self.skipped[measure] = reason
-
-    def check(self) -> None:
-        """Raise ValueError naming every declared measure that was neither recorded nor skipped."""
-        forgotten = [name for name in self.paper.measures if name not in self.records and name not in self.skipped]
-        if forgotten:
-            raise ValueError(
-                f"measures declared in claims/{self.paper.paper}.yml but never recorded: {', '.join(forgotten)}; "
-                f"record them, or give the reason with skip(measure, reason)"
-            )
-
-    def verdicts(self) -> list[Verdict]:
-        return [self._judge(claim) for claim in self.paper.claims]
-
-    def table(self, reference: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """The claims with verdict, published value, this run's and the reference run's, criterion and place.
-
-        reference: what `payload` gave in the reference run, as stored in results/reference.
-        """
-        rows = []
-        for verdict in self.verdicts():
-            claim, record = verdict.claim, verdict.record
-            rows.append(
-                {
-                    "claim": claim.says,
-                    "verdict": str(verdict),
-                    "published": f"{claim.published}{_PROVENANCE[claim.provenance]}",
-                    "this run": value_words(record.interval, claim.published.percent) if record else "—",
-                    "reference run": _reference_cell(claim, reference),
-                    "criterion": claim.criterion.words(claim.published.percent) if claim.criterion else "—",
-                    "where": claim.where if claim.origin == "paper" else "this book",
-                }
-            )
-        return pd.DataFrame(rows)
-
-    def payload(self) -> dict[str, Any]:
-        """The ledger as it goes into the results file: measures, skipped, verdicts (a dictionary a claim)."""
-        measures = {
-            name: {
-                "value": record.interval.value,
-                "low": record.interval.low,
-                "high": record.interval.high,
-                "n": record.interval.n,
-                "method": record.interval.method,
-                "images": record.images,
-                "data": record.data,
-                "substitute_for": record.substitute_for,
-            }
-            for name, record in self.records.items()
-        }
-        verdicts = [
-            {
-                "id": v.claim.id,
-                "says": v.claim.says,
-                "where": v.claim.where,
-                "origin": v.claim.origin,
-                "published": str(v.claim.published),
-                "provenance": v.claim.provenance,
-                "measure": v.claim.criterion.measure if v.claim.criterion else None,
-                "criterion": v.claim.criterion.words(v.claim.published.percent) if v.claim.criterion else None,
-                "measured": value_words(v.record.interval, v.claim.published.percent) if v.record else None,
-                "verdict": v.word,
-                "reason": v.reason,
-            }
-            for v in self.verdicts()
-        ]
-        return {"measures": measures, "skipped": dict(self.skipped), "verdicts": verdicts}
-
-    def _known(self, measure: str) -> None:
-        if measure not in self.paper.measures:
-            raise ValueError(
-                f"unknown measure {measure!r}; claims/{self.paper.paper}.yml declares: {', '.join(self.paper.measures)}"
-            )
-
-    def _judge(self, claim: Claim) -> Verdict:
-        undecided = "not decided here"
-        if claim.criterion is None:
-            return Verdict(claim, undecided, claim.undecidable)
-        measure, needs = claim.criterion.measure, claim.needs
-        if measure in self.skipped:
-            return Verdict(claim, undecided, self.skipped[measure])
-        if measure not in self.records:
-            return Verdict(claim, undecided, "not measured in this run")
-        record = self.records[measure]
-        if PROFILES.index(self.profile) < PROFILES.index(needs.profile):
-            reason = f"decided from the {needs.profile} profile on, this run is {self.profile}"
-        elif needs.data and record.data not in needs.data:
-            stand_in = f", a stand-in for {record.substitute_for}" if record.substitute_for else ""
-            reason = f"needs {' or '.join(needs.data)}, this run has {record.data or 'no images'}{stand_in}"
-        elif record.images < needs.images:
-            reason = f"needs {needs.images} images, this run has {record.images}"
-        else:
-            return Verdict(claim, claim.criterion.judge(record.interval), record=record)
-        return Verdict(claim, undecided, reason, record)
-
-
-def value_words(interval: Interval, percent: bool = False) -> str:
-    """An interval as the tables print it: "97.7 % [91.2, 99.8]"."""
-    return f"{_number(interval.value, percent)} {interval.ends(100 if percent else 1)}"
-
-
-def _number(value: float, percent: bool) -> str:
-    return f"{100 * value:.3g} %" if percent else f"{value:.3g}"
-
-
-def _reference_cell(claim: Claim, reference: Mapping[str, Any] | None) -> str:
-    """The reference run's value and its own verdict, as a symbol: a laptop's reader sees what full size says."""
-    if reference is None or claim.criterion is None:
-        return "—"
-    stored = reference["measures"].get(claim.criterion.measure)
-    if stored is None:
-        return "—"
-    interval = Interval(*(stored[key] for key in ("value", "low", "high", "n", "method")))
-    words = {verdict["id"]: verdict["verdict"] for verdict in reference["verdicts"]}
-    symbol = SYMBOLS.get(words.get(claim.id, ""), "")
-    return f"{value_words(interval, claim.published.percent)} {symbol}".strip()
