@@ -445,4 +445,7 @@ def _explain(fault: Mapping[str, Any], document: Mapping[str, Any]) -> str:
         return f"{where}: unknown key; known: {', '.join(model.model_fields)}"
     if fault["type"] == "missing":
         return f"{where}: missing"
+    if fault["type"] == "model_type" and fault["loc"][-1] in _MODELS:
+        keys = ", ".join(_MODELS[fault["loc"][-1]].model_fields)
+        return f"{where}: expected the keys {keys} (got {str(fault['input'])[:80]!r})"
     return f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {str(fault['input'])[:80]!r})"
