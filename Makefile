@@ -7,7 +7,7 @@
 # Each target makes .venv when it is missing. PYTHON names the interpreter, 3.11 or later, that makes it.
 
 PYTHON  ?= python3
-PROFILE ?= cpu
+PROFILE ?= reference
 DEVICE  ?= auto
 JOBS    ?= 2
 DATA    ?= $(REPROLIB_DATA)

@@ -11,10 +11,10 @@ ch.finish()
 from __future__ import annotations
 
 import dataclasses
-import dis
 import hashlib
 import html
 import inspect
+import json
 import os
 import re
 import time
@@ -22,18 +22,16 @@ import types
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import safetensors.torch
 import torch
+from IPython import get_ipython
 from IPython.display import Markdown, display
-from torch import Tensor, nn
 
-from reprolib import claims, clone, data, figures, models, results
+from reprolib import claims, clone, data, figures, records, results
 from reprolib.atomic import write_atomic
 from reprolib.metrics import Interval
 
@@ -46,26 +44,36 @@ if TYPE_CHECKING:
 PICTURE_LIMIT = 150_000
 """Bytes of a saved figure: small enough to be committed with a reference run."""
 
-# Files that show measurements and make none: a part's result does not depend on them.
-_PRESENTATION = {"atomic.py", "chapter.py", "claims.py", "clone.py", "figures.py", "results.py", "report.py"}
-_PRESENTATION |= {"runner.py", "cli.py"}
-
 _PACKAGE = Path(__file__).resolve().parent
+
+
+REPLAY = "reference"
+"""The profile that shows the committed reference run: its parts are read from records, the rest is executed."""
+
+PROFILES = (REPLAY, *claims.PROFILES)
+
+VERIFY = "REPROLIB_VERIFY"
+"""Environment variable with the file that says which parts a verification runs again (`reprolib.verification`)."""
+
+
+class MissingPart(RuntimeError):
+    """A part that no record answers and that cannot be run small; the message names the command that runs it."""
 
 
 def start(
     paper: str,
-    profile: str = "auto",
-    seed: int = 0,
+    profile: str = REPLAY,
+    seed: int = 1,
     device: str = "auto",
     data_root: str | os.PathLike = "",
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Chapter:
     """Open a paper's chapter.
 
-    paper: the name of a file in `claims/`. profile: one of `claims.PROFILES`, or "auto": gpu where CUDA is used, else
-    cpu. device: "auto", "cpu" or "cuda". data_root: folder of the papers' image sets; "" takes REPROLIB_DATA, and
-    without it the offline sets stand in. settings: the sizes of each of the four profiles, all with the same names.
+    paper: the name of a file in `claims/`. profile: "reference" shows the committed reference run, and where there is
+    none runs at the sizes of `cpu`; or one of `claims.PROFILES`, which runs everything here. device: "auto", "cpu" or
+    "cuda". data_root: folder of the papers' image sets; "" takes REPROLIB_DATA, and without it the offline sets stand
+    in. settings: the sizes of each of the four profiles, all with the same names.
     Raises ValueError for unknown names, a missing CUDA device, and settings that differ between profiles.
     """
     root = repository()
@@ -73,27 +81,43 @@ def start(
     if paper not in known:
         raise ValueError(f"paper={paper!r}: no claims/{paper}.yml; known: {', '.join(known)}")
     chosen = _device(device)
-    if profile == "auto":
-        profile = "gpu" if chosen.type == "cuda" else "cpu"
-    if profile not in claims.PROFILES:
-        raise ValueError(f"unknown profile {profile!r}; known: auto, {', '.join(claims.PROFILES)}")
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed={seed!r}: expected a whole number of at least 0")
     sizes = {name: dict(values) for name, values in (settings or {name: {} for name in claims.PROFILES}).items()}
     if set(sizes) != set(claims.PROFILES):
         raise ValueError(f"settings has the profiles {list(sizes)}, expected {', '.join(claims.PROFILES)}")
+    first = next(iter(sizes.values()))
     for name, values in sizes.items():
-        if differing := set(values) ^ set(sizes[profile]):
+        if differing := set(values) ^ set(first):
             raise ValueError(
-                f"settings of {name!r} and {profile!r} differ in {sorted(differing)}: name each in all four"
+                f"settings of {name!r} differ from the others' in {sorted(differing)}: name each in all four"
             )
     figures.style()
-    ledger = claims.Ledger(claims.load(root / "claims" / f"{paper}.yml"), profile)
-    chapter = Chapter(paper, profile, seed, chosen, str(data_root), sizes, ledger)
-    chapter.show(_box("This run", f"profile <b>{profile}</b>, device <b>{chosen.type}</b>, seed <b>{seed}</b>"))
-    if chapter._reference is not None:
-        chapter.show(_box("The reference run in a minute", _in_a_minute(chapter._reference), "#009E73"))
+    reference, problem = _read_reference(paper)
+    replays = profile == REPLAY and reference is not None and "records" in reference
+    size = reference["profile"] if replays else "cpu" if profile == REPLAY else profile
+    ledger = claims.Ledger(claims.load(root / "claims" / f"{paper}.yml"), size)
+    chapter = Chapter(paper, size, seed, chosen, str(data_root), sizes, ledger, reference, profile == REPLAY)
+    chapter._open(problem)
     return chapter
+
+
+def _read_reference(paper: str) -> tuple[dict[str, Any] | None, str]:
+    """The committed results of a paper, and why they cannot be used."""
+    path = results_root() / "reference" / paper / f"{paper}.json"
+    try:
+        found = results.load(path)
+        if found.get("paper") != paper:
+            raise ValueError(f"{path.name} is of the paper {found.get('paper')!r}, not of {paper!r}")
+        if missing := {"profile", "measures", "verdicts", "provenance", "figures"} - found.keys():
+            raise ValueError(f"{path.name} lacks {', '.join(sorted(missing))}")
+        return found, ""
+    except FileNotFoundError:
+        return None, ""
+    except (ValueError, OSError) as error:
+        return None, str(error)
 
 
 def repository() -> Path:
@@ -116,7 +140,7 @@ class Settings(types.SimpleNamespace):
 class Chapter:
     """An open chapter. Made by `start`.
 
-    Attributes for the notebook: paper, profile, seed, device, settings, ledger.
+    Attributes for the notebook: paper, profile (whose sizes are shown), seed, device, settings, ledger.
     """
 
     def __init__(
@@ -128,29 +152,56 @@ class Chapter:
         data_root: str,
         sizes: dict[str, dict[str, Any]],
         ledger: claims.Ledger,
+        reference: dict[str, Any] | None,
+        replaying: bool,
     ) -> None:
         self.paper, self.profile, self.seed, self.device, self.ledger = paper, profile, seed, device, ledger
         self.settings = Settings(**sizes[profile])
         self._sizes, self._data_root = sizes, data_root
         self._started, self._resumed = datetime.now(UTC), 0.0
-        self._sets: dict[str, ImageSet] = {}
+        self._sets: dict[str, Any] = {}
+        self._known: dict[str, dict[str, Any]] = {}
         self._tables: dict[str, pd.DataFrame] = {}
+        self._shown: list[dict[str, Any]] = []
         self._figures: dict[str, dict[str, Any]] = {}
-        self._table_number = 0
         self._threat: Any = None
-        self._reference = self._read_reference()
+        self._reference = reference
+        self._folder_of_run = REPLAY if replaying else profile
+        self._recorded: dict[str, records.Record] | None = None
+        self._problems: list[str] = []
+        if replaying and reference is not None and "records" in reference:
+            self._recorded, self._problems = _accepted_records(paper, reference["records"])
+        self._parts: dict[str, dict[str, Any]] = {}
+        self._changed_code: dict[str, str] = {}
+        self._here: dict[int, str] = {}  # number of a cell -> what ran in it and did not come from the record
+        self._plan = _plan_of_verification() if replaying else None
 
     # --- what goes in
+
+    @property
+    def replays(self) -> bool:
+        """Whether this chapter shows the committed reference run."""
+        return self._recorded is not None
 
     def data(self, name: str, split: str = "test", count: int | None = None, skip: int = 0) -> ImageSet:
         """Open an image set, the paper's or its stand-in; a stand-in is announced once and noted in the ledger.
 
         skip: leave out the images that an earlier run, of seed 0, met in its first `skip` trials (`ImageSet.after`), so
         that this run judges on others. It has no effect on stand-ins, on which nothing was judged.
+        In a chapter that shows the reference run the set is what the record knows of it: shape, classes, fingerprint;
+        its pixels are those of the copy at hand, if that is the same.
         """
-        images = data.choose(name, split, count, 0 if skip else self.seed, self._data_root or None)
-        if skip and not images.substitute:
-            images = images.after(skip)
+        request = f"{name}, {split}, {count}, {skip}"
+
+        def opened() -> ImageSet:
+            images = data.choose(name, split, count, 0 if skip else self.seed, self._data_root or None)
+            return images.after(skip) if skip and not images.substitute else images
+
+        known = self._reference["sets"].get(request) if self.replays else None
+        images = opened() if known is None else records.RecordedSet(known, opened)
+        if known is not None and self._plan is not None:
+            images.opened  # noqa: B018 - a verification needs the record's own images, and says at once that it lacks them
+        self._known[request] = records.known_of(images)
         if images.substitute:
             stands_for = self.ledger.substitutes.get(images.name, "").split(" and ")
             if name not in stands_for:
@@ -158,10 +209,14 @@ class Chapter:
                 asked, name_here = html.escape(name), html.escape(images.name)
                 text = (
                     f"The paper's <b>{asked}</b> is not here, so <b>{name_here}</b> stands in: "
-                    f"{html.escape(images.source)} Claims that need {asked} are <i>not decided here</i>; the reference "
-                    f"run, on the paper's data, is shown beside this one. To use your own copy, set "
-                    f"<code>data_root</code> or <code>REPROLIB_DATA</code>."
+                    f"{html.escape(images.source)} Claims that need {asked} are <i>not decided here</i>. To use your "
+                    f"own copy, set <code>data_root</code> or <code>REPROLIB_DATA</code>."
                 )
+                if known is not None:
+                    text = (
+                        f"The reference run had no <b>{asked}</b>: <b>{name_here}</b> stands in. "
+                        f"{html.escape(images.source)} Claims that need {asked} are <i>not decided here</i>."
+                    )
                 self.show(_box("⚠ Substitute data", text, "#D55E00"))
         self._sets[f"{images.name} ({split})"] = images
         return images
@@ -186,27 +241,61 @@ class Chapter:
 
     # --- measuring
 
-    def part(self, name: str, function: Callable[..., Any], **inputs: Any) -> Any:
-        """The result of `function(**inputs)`: computed once, stored, and taken from the store ever after.
+    def part(self, name: str, function: Callable[..., Any], *, pictures: int | None = None, **inputs: Any) -> Any:
+        """The result of `function(**inputs)`: read from the committed record, or computed once and stored.
 
         function: returns a DataFrame, or a dictionary of tensors, tables and JSON values. A killed chapter resumes
-        after its last finished part; split a long experiment by calling `part` once a network.
-        The store's key covers the name, the inputs, the function's source and the notebook's values it reads (where
-        the chapter is among them, its settings and image sets), seed, device, torch's version and the sources of
-        reprolib: change any and the part runs again.
-        What is returned went through the store, so fresh and resumed chapters see the same numbers.
-        Raises ValueError for inputs whose content cannot be identified, and for results of another type.
+        after its last finished part; split a long experiment by calling `part` once a network. pictures: how many
+        images of each tensor of pictures are kept; None keeps all.
+        A record answers where name, function, inputs and seed are equal (`records.describe`). In a chapter that shows
+        the reference run, a part whose inputs were changed runs here on two trials, and says so; an old result is never
+        shown in its place. A run's own store goes by the code and the installed packages as well
+        (`records.code_fingerprint`): change what a part runs, and it runs again; an edited docstring changes nothing.
+        What is returned went through the store, so fresh, resumed and replayed chapters see the same numbers.
+        Raises ValueError for inputs whose content cannot be identified, and for results of another type; MissingPart
+        for a part that no record answers and that cannot be run on fewer trials.
         """
         _slug("name", name)
-        path = results_root() / "parts" / self.profile / f"{name}-{self._key(name, function, inputs)}.json"
-        try:
-            value, seconds = _load_part(path)
-            self._resumed += seconds
-        except (FileNotFoundError, ValueError):  # absent, or damaged: a part can always be computed again
-            began = time.perf_counter()
-            result = function(**inputs)
-            _save_part(path, name, result, time.perf_counter() - began)
-            value, _ = _load_part(path)
+        asked = {key: records.describe(item, f"inputs[{key!r}]") for key, item in inputs.items()}
+        asked = {key: item for key, item in asked.items() if not isinstance(inputs[key], torch.device)}
+        if not self.replays:
+            return self._computed(name, function, asked, inputs, pictures)
+        record = self._recorded.get(name)
+        differing = ["there is no record of this name"] if record is None else None
+        differing = differing or record.answers(function.__name__, asked, self.seed)
+        if differing:
+            return self._run_small(name, function, inputs, differing)
+        code = records.code_fingerprint(function, inputs)
+        if code != record.code:
+            self._changed_code[name] = code
+        if self._plan is not None and name in self._plan["parts"]:
+            self._verify(record, code, function, inputs)
+        self._note(record)
+        return record.value
+
+    def live(self, name: str, function: Callable[..., Any], **inputs: Any) -> Any:
+        """A part that really runs on this machine, for a few seconds, also where the reference run is shown.
+
+        There it runs on the record's own images where they are at hand, and what comes out is compared with the record:
+        a difference raises ValueError. Elsewhere it runs on the offline images, and nothing is compared.
+        """
+        if not self.replays:
+            return self.part(name, function, **inputs)
+        here, same = self._with_images(inputs)
+        self._ran_here(f"{name} ran on this machine, on {'the images of the record' if same else 'stand-in images'}")
+        began = time.perf_counter()
+        value = function(**here)
+        seconds = time.perf_counter() - began
+        record, note = self._recorded.get(name), "There is no record of it to compare with."
+        if record is not None and same:
+            exact = record.made["device"] == results.device_name(self.device)
+            if found := records.differences(record.value, value, exact):
+                raise ValueError(f"part {name!r} ran here and differs from its record: {'; '.join(found)}")
+            how = "equal to six digits" if exact else "the same outcomes, on another kind of machine"
+            note = f"Beside the record, made at commit {record.made['commit']}: {how}."
+        elif not same:
+            note = "The paper's images are not here, so it ran on stand-ins, and its numbers are not the record's."
+        self.show(_box("Run live", f"This ran just now, in {seconds:.1f} s. {html.escape(note)}", "#009E73"))
         return value
 
     def record(
@@ -243,7 +332,7 @@ class Chapter:
         display({"text/html": content, "text/plain": text}, raw=True)
 
     def figure(self, figure: Figure, name: str, caption: str) -> None:
-        """Show a numbered figure, save it for the report, and fold the reference run's version below it.
+        """Show a numbered figure and save it for the report; a smaller run's stands folded behind the reference run's.
 
         name: of the file, results/runs/<profile>/<paper>/NAME.png. caption: also what is read to who cannot see it.
         """
@@ -251,40 +340,44 @@ class Chapter:
         drawn = figures.png(figure)
         write_atomic(self._folder("runs") / f"{name}.png", figures.png_within(figure, PICTURE_LIMIT, drawn))
         self._figures[name]["file"] = f"{name}.png"
-        picture = _picture(drawn, caption)
-        self._captioned(f"fig-{name}", picture, f"<b>Figure {number}.</b> {html.escape(caption)}", name, caption)
+        title = f"<b>Figure {number}.</b> {html.escape(caption)}"
+        body = _figure(f"fig-{name}", _picture(drawn, caption), f"{title} {self._origin()}")
+        kept = results_root() / "reference" / self.paper / f"{name}.png"
+        stored = {} if self._reference is None else {entry["name"]: entry for entry in self._reference["figures"]}
+        if not self.replays and name in stored and kept.is_file():
+            old = stored[name]["caption"]
+            said = f"<b>Figure {number}.</b> {html.escape(old)} <i>(reference run, {html.escape(self._made())})</i>"
+            front = _figure(f"fig-{name}", _picture(kept.read_bytes(), old), said)
+            body = front + _folded("The same figure from this run", _figure("", _picture(drawn, caption), title))
+        self.show(body, caption)
 
     def interactive(self, content: str, name: str, caption: str) -> None:
         """Show numbered HTML, for instance `figures.slider`."""
         number = self._number(name, caption)
-        self._captioned(f"fig-{name}", content, f"<b>Figure {number}.</b> {html.escape(caption)}", None, caption)
+        self.show(
+            _figure(f"fig-{name}", content, f"<b>Figure {number}.</b> {html.escape(caption)} {self._origin()}"), caption
+        )
 
     def table(self, table: pd.DataFrame, caption: str, folded: str = "", saved: str = "") -> None:
         """Show a numbered table, which scrolls sideways on a narrow screen. The index is not shown.
 
         Columns `low` and `high` join the column before them, as the ends of its interval. folded: for long tables, the
-        line that unfolds them. saved: the name under which the results file keeps it too (`save_table`).
+        line that unfolds them. saved: the name under which the results file keeps it too (`save_table`). A smaller
+        run's table stands folded behind the reference run's.
         """
         if saved:
             self.save_table(saved, table)
-        self._table_number += 1
-        label = f"Table {self._table_number}. {caption}"
-        shown = pd.DataFrame({str(c): [_words(v) for v in table[c]] for c in table.columns})
-        if "low" in shown and "high" in shown:
-            value = shown.columns[shown.columns.get_loc("low") - 1]
-            shown[value] += " [" + shown.pop("low") + ", " + shown.pop("high") + "]"
-        body = shown.to_html(index=False, border=0, classes="dataframe", justify="left")
-        body = (
-            f'<div style="overflow-x:auto;font-size:.85rem" tabindex="0" role="region" '
-            f'aria-label="{html.escape(label)}">{body}</div>'
-        )
-        if folded:
-            body = f"<details><summary>{html.escape(folded)}</summary>{body}</details>"
-        self.show(
-            f'<figure style="margin:1rem 0"><figcaption style="margin-bottom:.3rem"><b>Table {self._table_number}.</b> '
-            f"{html.escape(caption)}</figcaption>{body}</figure>",
-            f"{label}\n{shown.to_string(index=False)}",
-        )
+        shown = _in_words(table)
+        self._shown.append({"caption": caption, "table": shown})
+        number = len(self._shown)
+        body = _table(shown, number, caption, folded, self._origin())
+        stored = [] if self._reference is None else self._reference.get("shown", [])
+        if not self.replays and number <= len(stored):
+            old = stored[number - 1]
+            note = f"<i>(reference run, {html.escape(self._made())})</i>"
+            front = _table(old["table"], number, old["caption"], folded, note)
+            body = front + _folded("The same table from this run", _table(shown, number, caption, "", ""))
+        self.show(body, f"Table {number}. {caption}\n{shown.to_string(index=False)}")
 
     def claims_table(self) -> None:
         """Show every claim that the chapter puts to the test, folded, before anything is measured."""
@@ -310,9 +403,6 @@ class Chapter:
         Raises ValueError naming every measure that the claims declare and the chapter neither recorded nor skipped.
         """
         self.ledger.check()
-        fingerprints = {name: images.fingerprint for name, images in self._sets.items()}
-        provenance = results.provenance(self.device, self.seed, fingerprints, self._started)
-        provenance["seconds"] = round(provenance["seconds"] + self._resumed, 1)  # with what stored parts had taken
         payload = {
             "paper": self.paper,
             "title": self.ledger.paper.title,
@@ -321,25 +411,55 @@ class Chapter:
             "threat": self._threat,
             **self.ledger.payload(),
             "tables": self._tables,
+            "shown": self._shown,
             "figures": [{"name": name, **entry} for name, entry in self._figures.items()],
-            "provenance": provenance,
+            "sets": self._known,
+            "records": self._parts,
+            "provenance": self._provenance(),
         }
         results.save(self._folder("runs").with_suffix(".json"), payload)
         self.table(
-            self.ledger.table(self._reference),
-            "The ledger: every claim with its verdict, the published value, this run and the reference run (with "
-            "its own verdict) with 95 % intervals, the criterion, and the place in the paper.",
+            self.ledger.table(None if self.replays else self._reference),
+            "The ledger: every claim with its verdict, the published value, what was measured with its 95 % interval, "
+            "the criterion, and the place in the paper.",
         )
-        self.show(_box("Provenance", _provenance(self.profile, provenance)))
+        if self.replays:
+            self.show(_box("The record", self._state_of_the_record()))
+        self.show(_box("Provenance", _provenance(payload["provenance"])))
 
     # --- inside
 
-    def _folder(self, kind: str) -> Path:
-        return results_root() / kind / self.profile / self.paper
+    def _open(self, problem: str) -> None:
+        """The boxes at the top: what this page shows, and the reference run in a minute."""
+        if self.replays:
+            text = (
+                f"This page shows the <b>reference run</b> from its committed records ({html.escape(self._made())}). "
+                f"Every table and figure says whether it comes from the record or ran here."
+            )
+            self.show(_box("The reference run", text))
+        else:
+            run = f"profile <b>{self.profile}</b>, device <b>{self.device.type}</b>, seed <b>{self.seed}</b>"
+            if self._folder_of_run == REPLAY:
+                why = html.escape(problem) if problem else "it has not been computed yet as data"
+                text = (
+                    f"<b>Record missing</b>: {why}. What follows was run here at a small size ({run}); where there are "
+                    f"pictures of the older reference run, they stand with it. "
+                    f"<code>reprolib run {self.paper} --profile gpu --data ROOT</code> makes the record."
+                )
+                self.show(_box("⚠ Record missing", text, "#D55E00"))
+            else:
+                self.show(_box("This run", run))
+        if self._reference is not None:
+            now = [claims.stored(verdict) for verdict in claims.judge(self.ledger.paper, self._reference)]
+            self.show(_box("The reference run in a minute", _in_a_minute(now, self._made()), "#009E73"))
 
-    def _read_reference(self) -> dict[str, Any] | None:
-        path = results_root() / "reference" / self.paper / f"{self.paper}.json"
-        return results.load(path) if path.exists() else None
+    def _made(self) -> str:
+        """Device and hours of the reference run."""
+        made = self._reference["provenance"]
+        return f"{made['device']}, {made['threads']} thread{'s' * (made['threads'] > 1)}, {_duration(made['seconds'])}"
+
+    def _folder(self, kind: str) -> Path:
+        return results_root() / kind / self._folder_of_run / self.paper
 
     def _number(self, name: str, caption: str) -> int:
         _slug("name", name)
@@ -348,25 +468,198 @@ class Chapter:
         self._figures[name]["caption"] = caption
         return self._figures[name]["number"]
 
-    def _captioned(self, anchor: str, body: str, caption: str, name: str | None, plain: str) -> None:
-        folded = ""
-        reference = results_root() / "reference" / self.paper / f"{name}.png"
-        if self._reference is not None and name is not None and reference.exists():
-            profile = self._reference["profile"]
-            picture = _picture(reference.read_bytes(), f"{plain} (reference run)")
-            title = f"The same figure of the reference run ({profile} profile)"
-            # a reader of a smaller run wants to see at once what the full one shows
-            smaller = claims.PROFILES.index(self.profile) < claims.PROFILES.index(profile)
-            folded = f"<details{' open' if smaller else ''}><summary>{title}</summary>{picture}</details>"
-        caption = f'<figcaption style="margin-top:.3rem">{caption}</figcaption>'
-        self.show(f'<figure id="{anchor}" style="margin:1rem 0">{body}{caption}{folded}</figure>', plain)
+    def _origin(self) -> str:
+        """Whether what is shown now comes from the record or ran here, as the end of a caption."""
+        if not self.replays:
+            return ""
+        here = self._here.get(_cell())
+        if here is not None:
+            return f"<i>({html.escape(here)})</i>"
+        if any("changed" in text for text in self._here.values()):
+            return "<i>(partly run here: a cell above was changed)</i>"
+        return "<i>(from the record)</i>"
 
-    def _key(self, name: str, function: Callable[..., Any], inputs: Mapping[str, Any]) -> str:
-        context = {"name": name, "seed": self.seed, "device": self.device.type}
-        context |= {"torch": torch.__version__, "reprolib": _sources()}
-        identity = _Identity()
-        parts = [identity.of(context, "settings"), identity.of(inputs, "inputs"), identity.of(function, "function")]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    def _ran_here(self, what: str) -> None:
+        self._here[_cell()] = what
+
+    def _computed(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        asked: dict[str, Any],
+        inputs: Mapping[str, Any],
+        pictures: int | None,
+    ) -> Any:
+        """A part of a run: from the run's store, or computed and stored."""
+        code = records.code_fingerprint(function, inputs)
+        identity = [name, function.__name__, asked, self.seed, self.device.type, code, results.versions(), pictures]
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        path = results_root() / "parts" / self.profile / f"{self.paper}-{name}-{key}.json"
+        try:
+            record = records.load(path)
+            if (record.paper, record.name) != (self.paper, name) or record.answers(function.__name__, asked, self.seed):
+                raise ValueError(f"{path.name} is the record of another part")
+            self._resumed += record.made["seconds"]
+        except FileNotFoundError:
+            record = None
+        except (ValueError, OSError) as error:  # damaged: a part can always be computed again
+            self.show(_box("A stored part is computed again", html.escape(str(error))))
+            record = None
+        if record is None:
+            began = time.perf_counter()
+            value = function(**inputs)
+            made = records.made(self.device, time.perf_counter() - began)
+            records.save(
+                path,
+                records.Record(self.paper, name, function.__name__, asked, self.seed, code, made, value),
+                pictures,
+            )
+            record = records.load(path)
+        folder = self._folder("runs") / "records"
+        for suffix in (".safetensors", ".json"):
+            if path.with_suffix(suffix).is_file():
+                write_atomic(folder / f"{name}{suffix}", path.with_suffix(suffix).read_bytes())
+        self._note(record)
+        return record.value
+
+    def _note(self, record: records.Record) -> None:
+        entry = {"sha256": record.sha256, "code": record.code} | record.made
+        self._parts[record.name] = {
+            key: entry[key] for key in ("sha256", "code", "commit", "device", "seconds", "time")
+        }
+
+    def _run_small(
+        self, name: str, function: Callable[..., Any], inputs: Mapping[str, Any], differing: list[str]
+    ) -> Any:
+        """What stands in for a part that the record does not answer: two of its trials, run here, and said so."""
+        why = f"its record does not answer what the notebook asks for ({', '.join(differing)})"
+        why = next((problem for problem in self._problems if problem.startswith(f"{name}:")), why)
+        command = f"reprolib run {self.paper} --profile gpu --data ROOT"
+        if "trials" not in inputs:
+            raise MissingPart(f"part {name!r}: {why}; `{command}` computes it anew")
+        here, same = self._with_images(inputs)
+        trials = list(inputs["trials"])
+        here["trials"] = trials[:: max(1, len(trials) // 2)][:2]
+        text = (
+            f"Part <code>{html.escape(name)}</code>: {html.escape(why)}. So {len(here['trials'])} of its {len(trials)} "
+            f"trials run here{'' if same else ', on stand-in images'}; <code>{html.escape(command)}</code> runs all."
+        )
+        self._ran_here(f"run here on {len(here['trials'])} trials: this part was changed")
+        self.show(_box("⚠ Not from the record", text, "#D55E00"))
+        return function(**here)
+
+    def _with_images(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+        """The inputs with images in place of what a record knows of them, and whether they are the record's own."""
+        same = True
+
+        def filled(value: Any) -> Any:
+            nonlocal same
+            if isinstance(value, records.RecordedSet):
+                try:
+                    return value.opened
+                except (FileNotFoundError, ValueError):
+                    same = False
+                    return data.choose(value.asked, value.split, None, self.seed)
+            if isinstance(value, Mapping):
+                return {key: filled(item) for key, item in value.items()}
+            if dataclasses.is_dataclass(value) and not isinstance(value, type):
+                own = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+                if any(isinstance(item, records.RecordedSet) for item in own.values()):
+                    return dataclasses.replace(value, **{key: filled(item) for key, item in own.items()})
+            return value
+
+        return {key: filled(item) for key, item in inputs.items()}, same
+
+    def _verify(
+        self, record: records.Record, code: str, function: Callable[..., Any], inputs: Mapping[str, Any]
+    ) -> None:
+        """Run the planned trials of a part again and write what came of it to the verification's log."""
+        here, _ = self._with_images(inputs)
+        trials = self._plan["parts"][record.name]
+        if trials is not None:
+            here["trials"] = trials
+        began = time.perf_counter()
+        value = function(**here)
+        exact = record.made["device"] == results.device_name(self.device)
+        entry = {
+            "part": record.name,
+            "trials": trials,
+            "exact": exact,
+            "differences": records.differences(record.value, value, exact),
+            "beside": records.beside(record.value, value),
+            "code": code,
+            "seconds": round(time.perf_counter() - began, 1),
+        }
+        with open(self._plan["log"], "a", encoding="utf-8") as log:
+            log.write(json.dumps(entry) + "\n")
+
+    def _state_of_the_record(self) -> str:
+        """Whether the code still is the record's, what was verified since, and what nothing asks for."""
+        lines = [f"{len(self._parts)} parts, read from <code>results/reference/{self.paper}/records</code>."]
+        verified = verification_log(self.paper)
+        commits = sorted({entry["commit"] or "unknown" for entry in self._parts.values()})
+        lines.append(f"Made at commit {', '.join(commits)}.")
+        for name, code in self._changed_code.items():
+            known = [entry for entry in verified if entry["code"] == code]
+            if not known:
+                lines.append(f"Code changed since part <code>{name}</code> was made, and it was not verified.")
+        seen = [entry for entry in verified if entry["code"] in set(self._changed_code.values())]
+        if seen:
+            trials = sum(entry["count"] for entry in seen)
+            lines.append(f"Code changed since; {trials} trials re-run equal at {seen[-1]['commit']}.")
+        unasked = sorted(self._recorded.keys() - self._parts.keys())
+        if unasked:
+            lines.append(f"Records that nothing asks for: {', '.join(unasked)}.")
+        lines += [html.escape(problem) for problem in self._problems]
+        return "<br>".join(lines)
+
+    def _provenance(self) -> dict[str, Any]:
+        """Of the run that made the numbers: this one, or that of the records."""
+        fingerprints = {name: images.fingerprint for name, images in self._sets.items()}
+        made = results.provenance(self.device, self.seed, fingerprints, self._started)
+        made["seconds"] = round(made["seconds"] + self._resumed, 1)  # with what stored parts had taken
+        if self.replays:
+            made = {**self._reference["provenance"], "data": fingerprints}
+        return made
+
+
+def verification_log(paper: str) -> list[dict[str, Any]]:
+    """What `reprolib verify` has found equal since the record was made, newest last; empty without a readable log."""
+    try:
+        return list(results.load(results_root() / "reference" / paper / "verified.json")["entries"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return []
+
+
+def _accepted_records(paper: str, manifest: Mapping[str, Any]) -> tuple[dict[str, records.Record], list[str]]:
+    """The records that an accepted run names, by part, and a line for each that cannot be used."""
+    folder, found, problems = results_root() / "reference" / paper / "records", {}, []
+    for name, entry in manifest.items():
+        try:
+            record = records.load(folder / f"{name}.json")
+            if record.paper != paper:
+                raise ValueError(f"the record is of the paper {record.paper!r}")
+            if record.sha256 != entry["sha256"]:
+                raise ValueError("the record is not the one that was accepted: its checksum is another")
+            if not record.made["commit"] or "+" in record.made["commit"]:
+                raise ValueError("the record was made from a tree with changes, which no commit holds")
+            found[name] = record
+        except FileNotFoundError:
+            problems.append(f"{name}: the record is missing from {folder.name}")
+        except (ValueError, OSError) as error:
+            problems.append(f"{name}: {error}")
+    return found, problems
+
+
+def _plan_of_verification() -> dict[str, Any] | None:
+    path = os.environ.get(VERIFY)
+    return json.loads(Path(path).read_text(encoding="utf-8")) if path else None
+
+
+def _cell() -> int:
+    """Number of the notebook's running cell; 0 outside a notebook."""
+    shell = get_ipython()
+    return 0 if shell is None else shell.execution_count
 
 
 def _device(name: str) -> torch.device:
@@ -382,110 +675,6 @@ def _slug(argument: str, name: str) -> None:
         raise ValueError(f"{argument}={name!r}: expected small letters, digits, dashes, dots and underscores")
 
 
-# --- the store of parts
-
-
-def _save_part(path: Path, name: str, value: Any, seconds: float) -> None:
-    if not isinstance(value, pd.DataFrame | dict):
-        raise ValueError(f"part {name!r} returned a {type(value).__name__}: expected a DataFrame or a dictionary")
-    tensors, rest = {}, value
-    if isinstance(value, dict):
-        tensors = {key: item.detach().cpu().contiguous() for key, item in value.items() if isinstance(item, Tensor)}
-        rest = {key: item for key, item in value.items() if key not in tensors}
-    record = {"value": rest, "order": list(value), "tensors": None, "seconds": seconds}
-    if tensors:
-        content = safetensors.torch.save(tensors)
-        write_atomic(path.with_suffix(".safetensors"), content)  # first: the JSON says that the part is whole
-        record["tensors"] = hashlib.sha256(content).hexdigest()
-    results.save(path, record)
-
-
-def _load_part(path: Path) -> tuple[Any, float]:
-    """The stored result, and the seconds it took."""
-    record = results.load(path)
-    seconds = record.get("seconds", 0.0)
-    if record["tensors"] is None:
-        return record["value"], seconds
-    content = path.with_suffix(".safetensors").read_bytes()
-    if hashlib.sha256(content).hexdigest() != record["tensors"]:
-        raise ValueError(f"{path.stem}.safetensors does not fit its checksum")
-    merged = record["value"] | safetensors.torch.load(content)
-    return {key: merged[key] for key in record["order"]}, seconds
-
-
-@lru_cache
-def _sources() -> str:
-    """Hash of the library's files that can change a measurement."""
-    digest = hashlib.sha256()
-    for path in sorted(_PACKAGE.rglob("*.py")):
-        if path.relative_to(_PACKAGE).as_posix() not in _PRESENTATION:
-            digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-class _Identity:
-    """Texts that are equal for equal content and different for different content.
-
-    Of a function the text holds the source and the values that it reads from its own module, which for a notebook are
-    the values of earlier cells; functions of that module that it calls are followed, those of libraries are named.
-    """
-
-    def __init__(self) -> None:
-        self._home: str | None = None
-        self._seen: set[int] = set()
-
-    def of(self, value: Any, where: str) -> str:
-        if value is None or isinstance(value, bool | int | float | str | np.generic | torch.device | torch.dtype):
-            return repr(value)
-        if isinstance(value, Mapping):
-            return "{" + ",".join(f"{key!r}:{self.of(item, f'{where}[{key!r}]')}" for key, item in value.items()) + "}"
-        if isinstance(value, list | tuple | range):
-            return "[" + ",".join(self.of(item, f"{where}[{i}]") for i, item in enumerate(value)) + "]"
-        if isinstance(value, Tensor | np.ndarray):
-            array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-            return f"{array.dtype}{array.shape}{hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()}"
-        if isinstance(value, pd.DataFrame | pd.Series):
-            return hashlib.sha256(value.to_csv().encode()).hexdigest()
-        if isinstance(value, nn.Module):
-            return f"{value}{models.fingerprint(value)}"
-        if isinstance(value, Chapter):
-            sets = {key: images.fingerprint for key, images in sorted(value._sets.items())}
-            return self.of({"settings": vars(value.settings), "seed": value.seed, "data": sets}, where)
-        if isinstance(value, types.SimpleNamespace):
-            return self.of(vars(value), where)
-        if isinstance(value, type | types.ModuleType | types.BuiltinFunctionType):
-            return f"{getattr(value, '__module__', '')}.{value.__name__}"
-        if isinstance(value, types.FunctionType):
-            return self._function(value, where)
-        if isinstance(getattr(value, "fingerprint", None), str):
-            return value.fingerprint
-        if dataclasses.is_dataclass(value):
-            content = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-            return f"{type(value).__qualname__}{self.of(content, where)}"
-        raise ValueError(
-            f"{where} is a {type(value).__name__}, whose content cannot be identified: pass numbers, text, tensors, "
-            f"tables, image sets, models, attacks or defenses"
-        )
-
-    def _function(self, function: types.FunctionType, where: str) -> str:
-        name = f"{function.__module__}.{function.__qualname__}"
-        library = function.__module__.partition(".")[0] == "reprolib"  # its source is in every key
-        if library or id(function) in self._seen or self._home not in (None, function.__module__):
-            return name
-        self._home = function.__module__
-        self._seen.add(id(function))
-        codes, names = [function.__code__], set()
-        while codes:
-            code = codes.pop()
-            names |= {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
-            codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-        read = {key: function.__globals__[key] for key in sorted(names) if key in function.__globals__}
-        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        read |= {key: cell.cell_contents for key, cell in cells}
-        values = [f"{key}={self.of(value, f'{where} reads {key}, which')}" for key, value in read.items()]
-        return "\n".join([inspect.getsource(function), self.of(function.__defaults__, where), *values])
-
-
 # --- HTML that reads in light and dark, in Jupyter and in the book
 
 
@@ -497,16 +686,15 @@ def _box(title: str, body: str, colour: str = "rgba(128,128,128,.8)") -> str:
     )
 
 
-def _in_a_minute(reference: Mapping[str, Any]) -> str:
+def _in_a_minute(verdicts: list[Mapping[str, Any]], made: str) -> str:
     """How the reference run judged the papers' claims, and below them the book's own; unfolded, which and by what."""
-    where = f"profile {reference['profile']}, on {', '.join(reference['provenance']['data'])}"
-    lines = [f"On the papers' data where they were at hand ({html.escape(where)})."]
+    lines = [f"{html.escape(made)}."]
     for origin, whose in (("paper", "The papers' claims"), ("book", "This book's own claims")):
-        made = [verdict for verdict in reference["verdicts"] if verdict["origin"] == origin]
-        if made:
-            lines.append(f"<div style='margin-top:.4rem'>{whose}, {len(made)}:</div>")
+        own = [verdict for verdict in verdicts if verdict["origin"] == origin and verdict["kind"] != "setting"]
+        if own:
+            lines.append(f"<div style='margin-top:.4rem'>{whose}, {len(own)}:</div>")
         for word, symbol in claims.SYMBOLS.items():
-            items = [_in_short(verdict) for verdict in made if verdict["verdict"] == word]
+            items = [_in_short(verdict) for verdict in own if verdict["verdict"] == word]
             if items:
                 title = f"{symbol} <b>{len(items)} {word}</b>"
                 lines.append(f"<details><summary>{title}</summary><ul>{''.join(items)}</ul></details>")
@@ -519,6 +707,41 @@ def _in_short(verdict: Mapping[str, Any]) -> str:
     sides += [f"measured: {verdict['measured']}"] if verdict["measured"] else []
     sides += [verdict["reason"]] if verdict["reason"] else []
     return f"<li>{html.escape(verdict['says'])} <small>({html.escape('; '.join(sides))})</small></li>"
+
+
+def _figure(anchor: str, body: str, caption: str) -> str:
+    name = f' id="{anchor}"' if anchor else ""
+    below = f'<figcaption style="margin-top:.3rem">{caption}</figcaption>'
+    return f'<figure{name} style="margin:1rem 0">{body}{below}</figure>'
+
+
+def _folded(title: str, body: str) -> str:
+    return f"<details><summary>{title}</summary>{body}</details>"
+
+
+def _in_words(table: pd.DataFrame) -> pd.DataFrame:
+    """A table's cells as text; columns `low` and `high` join the one before them."""
+    shown = pd.DataFrame({str(c): [_words(v) for v in table[c]] for c in table.columns})
+    if "low" in shown and "high" in shown:
+        value = shown.columns[shown.columns.get_loc("low") - 1]
+        shown[value] += " [" + shown.pop("low") + ", " + shown.pop("high") + "]"
+    return shown
+
+
+def _table(shown: pd.DataFrame, number: int, caption: str, folded: str, note: str) -> str:
+    label = html.escape(f"Table {number}. {caption}")
+    body = shown.to_html(index=False, border=0, classes="dataframe", justify="left")
+    body = f'<div style="overflow-x:auto;font-size:.85rem" tabindex="0" role="region" aria-label="{label}">{body}</div>'
+    if folded:
+        body = _folded(html.escape(folded), body)
+    return (
+        f'<figure style="margin:1rem 0"><figcaption style="margin-bottom:.3rem"><b>Table {number}.</b> '
+        f"{html.escape(caption)} {note}</figcaption>{body}</figure>"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{seconds / 60:.0f} minutes"
 
 
 def _picture(png: bytes, alt: str) -> str:
@@ -541,11 +764,11 @@ def _words(value: Any) -> str:
     return str(value)
 
 
-def _provenance(profile: str, record: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-    images = ", ".join(f"{name} <code>{print_}</code>" for name, print_ in record["data"].items()) or "none"
+def _provenance(record: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items() if number)
+    images = ", ".join(f"{html.escape(name)} <code>{mark}</code>" for name, mark in record["data"].items()) or "none"
     lines = [
-        f"profile {profile}, seed {record['seed']}, {record['seconds']} s on {html.escape(record['device'])}, "
+        f"seed {record['seed']}, {_duration(record['seconds'])} on {html.escape(record['device'])}, "
         f"{record['threads']} threads, {record['platform']}",
         f"Python {record['python']}, {versions}",
         f"images: {images}",

@@ -69,11 +69,11 @@ Force = Annotated[bool, typer.Option("--force", help="Execute chapters again eve
 @app.command()
 def run(
     names: Names = None,
-    profile: Profile = "cpu",
+    profile: Profile = "reference",
     device: Device = "auto",
     jobs: Jobs = 2,
     data: DataRoot = None,
-    seed: Seed = 0,
+    seed: Seed = 1,
     force: Force = False,
 ) -> None:
     """Execute chapters whose notebook, code, parameters, packages or data have changed."""
@@ -84,11 +84,11 @@ def run(
 
 @app.command()
 def book(
-    profile: Profile = "cpu",
+    profile: Profile = "reference",
     device: Device = "auto",
     jobs: Jobs = 2,
     data: DataRoot = None,
-    seed: Seed = 0,
+    seed: Seed = 1,
     force: Force = False,
 ) -> None:
     """Execute the changed chapters and build the site in _build/html."""
@@ -164,7 +164,7 @@ def train(
 
     from reprolib import generators, models, training
 
-    device = _parameters("cpu", device, data, 0).device
+    device = _parameters("cpu", device, data, 1).device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     ship, folder = [*training.RECIPES, *generators.RECIPES], find_root() / "checkpoints"

@@ -11,6 +11,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,18 @@ from reprolib.atomic import write_atomic
 SCHEMA = 1
 """Raised when the layout of the files changes; `load` refuses any other."""
 
-PACKAGES = ("reprolib", "torch", "torchvision", "torchmetrics", "numpy", "scipy")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "torchmetrics",
+    "numpy",
+    "scipy",
+    "scikit-image",
+    "scikit-learn",
+    "statsmodels",
+    "cma",
+)
+"""Packages whose versions a measurement depends on."""
 
 
 def save(path: str | os.PathLike, payload: Mapping[str, Any]) -> None:
@@ -35,7 +47,7 @@ def save(path: str | os.PathLike, payload: Mapping[str, Any]) -> None:
     were, dataclasses as dictionaries, arrays as lists.
     Raises TypeError for anything else; OSError as `write_atomic`.
     """
-    plain = _encode(payload)
+    plain = encoded(payload)
     lines = ",\n".join(f"{json.dumps(key)}: {_dumps(value)}" for key, value in plain.items())
     text = f'{{"schema": {SCHEMA},\n"sha256": "{_checksum(plain)}",\n"payload": {{\n{lines}\n}}}}\n'
     write_atomic(path, text.encode())
@@ -75,7 +87,7 @@ def provenance(
     now = datetime.now(UTC)
     record = {
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": versions(),
         "commit": _commit(),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
@@ -102,13 +114,18 @@ def device_name(device: torch.device | str) -> str:
     return f"{device.type}: {name}"
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def versions() -> dict[str, str | None]:
+    """The installed version of each of PACKAGES, None where one is not installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
+@lru_cache  # a chapter asks at every part; an edit during a run is the next run's
 def _commit() -> str | None:
     """The commit of the checkout that reprolib lies in, with "+changes" for edited files; None outside a checkout."""
     root = Path(__file__).resolve().parent.parent
@@ -135,27 +152,27 @@ def _checksum(plain: Any) -> str:
     return hashlib.sha256(_dumps(plain).encode()).hexdigest()
 
 
-def _encode(value: Any) -> Any:
-    """Reduce a value to strict JSON. Tables and non-finite floats become objects with one key that starts with $."""
+def encoded(value: Any) -> Any:
+    """A value reduced to strict JSON. Tables and non-finite floats become objects with one key that starts with $."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else {"$float": str(value)}
     if isinstance(value, pd.DataFrame):
-        columns = [_encode(value.iloc[:, i].tolist()) for i in range(value.shape[1])]
+        columns = [encoded(value.iloc[:, i].tolist()) for i in range(value.shape[1])]
         return {"$table": {"columns": [str(name) for name in value.columns], "values": columns}}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _encode({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+        return encoded({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
             raise TypeError(f"keys of a record must be strings, got {[k for k in value if not isinstance(k, str)]}")
-        return {key: _encode(item) for key, item in value.items()}
+        return {key: encoded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_encode(item) for item in value]
+        return [encoded(item) for item in value]
     if isinstance(value, np.generic | np.ndarray):
-        return _encode(value.tolist())
+        return encoded(value.tolist())
     if isinstance(value, torch.Tensor):
-        return _encode(value.detach().cpu().tolist())
+        return encoded(value.detach().cpu().tolist())
     raise TypeError(f"a record cannot hold a {type(value).__name__}: {value!r}")
 
 

@@ -40,7 +40,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from reprolib.atomic import write_atomic
 
-PROFILES = ("auto", "smoke", "cpu", "gpu", "paper")
+PROFILES = ("reference", "smoke", "cpu", "gpu", "paper")
 DEVICES = ("auto", "cpu", "cuda")
 PARAMETERS_TAG, INJECTED_TAG, STALE_TAG = "parameters", "injected-parameters", "stale-page"
 SECONDS_BETWEEN_LINES = 60
@@ -101,8 +101,8 @@ class Chapter:
 class Parameters:
     """What a notebook's `parameters` cell holds. data_root: an absolute folder, or "" for the offline sets alone."""
 
-    profile: str = "cpu"
-    seed: int = 0
+    profile: str = "reference"
+    seed: int = 1
     device: str = "auto"
     data_root: str = ""
 
