@@ -1,4 +1,4 @@
-"""The command line: `reprolib run | book | report | data | train | doctor`.
+"""The command line: `reprolib run | book | report | verify | accept | compare | data | train | doctor`.
 
 Every error is one clear line: exit code 2 for a wrong argument, 1 for work that failed; `--debug` shows the traceback.
 """
@@ -99,6 +99,55 @@ def book(
     if not good:
         errors.print("Some chapters failed: their pages are marked stale.")
         raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    names: Names = None,
+    seconds: Annotated[float, typer.Option(help="About how long the trials of a chapter may take.")] = 300.0,
+    data: DataRoot = None,
+) -> None:
+    """Run trials of the committed records again, on the record's own images, and print number beside number."""
+    from reprolib import verification
+
+    root, failed = find_root(), []
+    committed = root / "results" / "reference"
+    chosen = [c for c in runner.find(root, names or ()) if (committed / c.paper / "records").is_dir()]
+    if not chosen:
+        raise FileNotFoundError("none of these chapters has committed records: nothing to verify")
+    for chapter in chosen:
+        found = verification.verify(chapter, _parameters("reference", "auto", data, 1), seconds, console.print)
+        for line in found.lines:
+            console.print(escape(line), soft_wrap=True)
+        failed += found.failed
+    if failed:
+        raise RuntimeError(f"{len(failed)} parts differ from their records: {', '.join(failed)}")
+
+
+@app.command()
+def accept(
+    name: Annotated[str, typer.Argument(metavar="CHAPTER", help="01-dlg, 1 or dlg.")],
+    profile: Annotated[str, typer.Option(help="Of the run to accept.")] = "gpu",
+) -> None:
+    """Make a finished run of a chapter the reference run, which results/reference holds."""
+    from reprolib import verification
+
+    root = find_root()
+    console.print(escape(verification.accept(root, runner.find(root, [name])[0].paper, profile)), soft_wrap=True)
+
+
+@app.command()
+def compare(
+    run: Annotated[Path, typer.Argument(help="A run's results file: results/runs/PROFILE/KEY.json.", dir_okay=False)],
+) -> None:
+    """Show a run beside the reference run: its measures, and its records row by row."""
+    from reprolib import verification
+
+    for frame in verification.compare(run.stem, run):
+        table = Table(*map(str, frame.columns))
+        for row in frame.itertuples(index=False):
+            table.add_row(*(escape(str(value)) for value in row))
+        console.print(table)
 
 
 @app.command()

@@ -88,7 +88,7 @@ def provenance(
     record = {
         "python": platform.python_version(),
         "versions": versions(),
-        "commit": _commit(),
+        "commit": commit(),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -126,7 +126,7 @@ def versions() -> dict[str, str | None]:
 
 
 @lru_cache  # a chapter asks at every part; an edit during a run is the next run's
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the checkout that reprolib lies in, with "+changes" for edited files; None outside a checkout."""
     root = Path(__file__).resolve().parent.parent
 

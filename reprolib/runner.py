@@ -300,10 +300,10 @@ def execute(chapter: Chapter, parameters: Parameters, threads: int = 1) -> Outco
                 return Outcome(chapter.stem, "ran", _execute(chapter, parameters, threads))
             except PapermillExecutionError as error:
                 message = (error.evalue.strip().splitlines() or [""])[0]
-                reason = f"cell {_failing_cell(chapter)}: {error.ename}: {message}"
+                reason = f"cell {_failing_cell(chapter.executing)}: {error.ename}: {message}"
                 _keep_for_reading(chapter)
             except DeadKernelError:
-                reason = f"cell {_failing_cell(chapter)}: the kernel died (killed, or out of memory)"
+                reason = f"cell {_failing_cell(chapter.executing)}: the kernel died (killed, or out of memory)"
                 _keep_for_reading(chapter)
             except OSError as error:
                 reason = f"the page could not be saved: {error.strerror or error}"
@@ -332,21 +332,7 @@ def _mark_stale_or_say(chapter: Chapter, reason: str) -> str:
 def _execute(chapter: Chapter, parameters: Parameters, threads: int) -> float:
     """Papermill into the temporary file, then the page in one step. Returns the seconds that the notebook took."""
     mark = fingerprint(chapter, parameters)  # before the run: what is edited meanwhile makes the page run again
-    papermill.execute_notebook(
-        chapter.notebook,
-        chapter.executing,
-        # The data root goes through the environment, and an empty parameter means just that: a page is for publishing,
-        # and a folder of this machine has no place on it.
-        parameters=asdict(replace(parameters, data_root="")),
-        kernel_name="python3",
-        kernel_manager_class=own_kernel(
-            OMP_NUM_THREADS=str(threads), GOMP_SPINCOUNT=SPINS, REPROLIB_DATA=parameters.data_root
-        ),
-        extra_arguments=["--log-level=ERROR"],  # of the kernel's own log, which warns of plain sockets on this machine
-        shutdown_kernel="immediate",  # a chapter has saved everything when its last cell ends
-        progress_bar=False,
-        cwd=chapter.root,
-    )
+    _papermill(chapter, chapter.executing, parameters, threads)
     page = nbformat.read(chapter.executing, as_version=4)
     defaults = next((i for i, c in enumerate(page.cells) if PARAMETERS_TAG in c.metadata.get("tags", [])), None)
     if defaults is not None:
@@ -362,9 +348,41 @@ def _execute(chapter: Chapter, parameters: Parameters, threads: int) -> float:
     return page.metadata.papermill.duration
 
 
-def _failing_cell(chapter: Chapter) -> int | str:
+def _papermill(chapter: Chapter, out: Path, parameters: Parameters, threads: int) -> None:
+    """Execute the notebook into `out`."""
+    papermill.execute_notebook(
+        chapter.notebook,
+        out,
+        # The data root goes through the environment, and an empty parameter means just that: a page is for publishing,
+        # and a folder of this machine has no place on it.
+        parameters=asdict(replace(parameters, data_root="")),
+        kernel_name="python3",
+        kernel_manager_class=own_kernel(
+            OMP_NUM_THREADS=str(threads), GOMP_SPINCOUNT=SPINS, REPROLIB_DATA=parameters.data_root
+        ),
+        extra_arguments=["--log-level=ERROR"],  # of the kernel's own log, which warns of plain sockets on this machine
+        shutdown_kernel="immediate",  # a chapter has saved everything when its last cell ends
+        progress_bar=False,
+        cwd=chapter.root,
+    )
+
+
+def execute_aside(chapter: Chapter, parameters: Parameters, folder: Path) -> None:
+    """Run a chapter into a folder, without a page: for what is read from its side effects, such as a verification.
+
+    Raises RuntimeError naming the cell and the exception.
+    """
+    out = folder / chapter.notebook.name
+    try:
+        _papermill(chapter, out, parameters, 1)
+    except PapermillExecutionError as error:
+        message = (error.evalue.strip().splitlines() or [""])[0]
+        raise RuntimeError(f"{chapter.stem}, cell {_failing_cell(out)}: {error.ename}: {message}") from error
+
+
+def _failing_cell(notebook: Path) -> int | str:
     """Number, counted from 1 in the clean notebook, of the last cell that was started."""
-    cells = nbformat.read(chapter.executing, as_version=4).cells
+    cells = nbformat.read(notebook, as_version=4).cells
     cells = [c for c in cells if "papermill" in c.metadata and INJECTED_TAG not in c.metadata.get("tags", [])]
     started = [number for number, cell in enumerate(cells, 1) if cell.metadata.papermill.get("start_time")]
     return started[-1] if started else "?"

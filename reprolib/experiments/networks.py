@@ -65,6 +65,7 @@ def attack_networks(
     train_steps: int = 0,
     watch: float | None = None,
     judge: torch.nn.Module | None = None,
+    pictures: int = SHOWN,
     **options: Any,
 ) -> Attacked:
     """Attack `each` batches of different images under each of `networks` drawn networks.
@@ -79,7 +80,8 @@ def attack_networks(
     shipped victim by its name in `training.RECIPES`, the one network of all trials. judge: a network whose features
     add the columns `registered` (PSNR), `features` (distance) and `in_class`, `in_class_chance` (identified among the
     images of its class, in `pool`). trained_on: images on which every network trains `train_steps` steps before it is
-    attacked. options: the architecture's, for `models.build`.
+    attacked. pictures: how many images are kept to be looked at, 0 for none. options: the architecture's, for
+    `models.build`.
     Errors: ValueError for several networks with a checkpoint.
     """
     if checkpoint is not None and networks != 1:
@@ -92,6 +94,7 @@ def attack_networks(
             ch.part(
                 f"{name}-networks-{first // each}",
                 attack_trials,
+                pictures=0 if first else pictures,
                 attack=attack,
                 images=images,
                 trials=list(every[first : first + together]),
