@@ -42,7 +42,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 # Files that show measurements and make none: a part's result does not depend on them.
 PRESENTATION = {"chapter", "claims", "verdicts", "clone", "figures", "results", "report", "runner", "cli", "records"}
-PRESENTATION |= {"verification", "atomic", "intervals"}
+PRESENTATION |= {"ledger", "verification", "atomic", "intervals"}
 
 
 # --- what a part was given --------------------------------------------------------------------------------------------
