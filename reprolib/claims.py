@@ -83,11 +83,11 @@ Values = Annotated[tuple[str | int | float, ...], BeforeValidator(_several)]
 Sentence = Annotated[str, Field(min_length=1)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Conditions(_Strict):
+class Conditions(Strict):
     """What a measure is taken on: network, image size, attack budget, batch size, attacker. None: not said."""
 
     model: Value | None = None
@@ -97,7 +97,7 @@ class Conditions(_Strict):
     attacker: Value | None = None
 
 
-class Measure(_Strict):
+class Measure(Strict):
     """A number that the chapter records. on: what this book always measures it on."""
 
     says: Sentence
@@ -109,7 +109,7 @@ class Measure(_Strict):
         return self.says.lower().startswith("share of") and not re.search(r"\b(minus|difference)\b", self.says)
 
 
-class Published(_Strict):
+class Published(Strict):
     """What the paper prints: a number with its unit, or a short statement such as "no protection"."""
 
     value: FiniteFloat | str | None
@@ -125,7 +125,7 @@ class Published(_Strict):
         return self.value if isinstance(self.value, str) else f"{self.value:g} {self.unit}".strip()
 
 
-class Setting(_Strict):
+class Setting(Strict):
     """The paper's own setting: for each key the values that count as the paper's. None: the paper does not fix it.
 
     data: names of image sets. budget: a number means at least as many.
@@ -139,7 +139,7 @@ class Setting(_Strict):
     budget: Values | None = None
 
 
-class Needs(_Strict):
+class Needs(Strict):
     """What a run must have for the claim to be decided by it."""
 
     data: tuple[str, ...] = ()  # any one of these; empty: any images will do
@@ -147,14 +147,14 @@ class Needs(_Strict):
     images: int = Field(ge=1)
 
 
-class Gate(_Strict):
+class Gate(Strict):
     """The control of a claim: its 95 % lower bound must reach `at_least` before the claim is decided."""
 
     measure: str
     at_least: Bound
 
 
-class Criterion(_Strict):
+class Criterion(Strict):
     """A measure and one bound on it."""
 
     measure: str
@@ -193,21 +193,21 @@ class Criterion(_Strict):
         return f"{bound.replace('_', ' ')} {number_words(getattr(self, bound), percent)}"
 
 
-class Part(_Strict):
+class Part(Strict):
     """One of several things that a claim states; each is judged."""
 
     name: Sentence
     criterion: Criterion
 
 
-class Undecidable(_Strict):
+class Undecidable(Strict):
     """Why no run of this book decides a claim. missing: the measurement is planned and has not been made yet."""
 
     reason: Literal["data", "weights", "compute", "budget", "unreadable", "out of scope", "missing"]
     says: Sentence
 
 
-class Changed(_Strict):
+class Changed(Strict):
     """When and why a criterion was written or changed after runs with the seeds `seen` had measured something of it."""
 
     date: date
@@ -215,7 +215,7 @@ class Changed(_Strict):
     seen: tuple[int, ...] = ()
 
 
-class Claim(_Strict):
+class Claim(Strict):
     """One statement or number of a paper (or of this book), with the criterion it is judged by."""
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
@@ -300,7 +300,7 @@ class Claim(_Strict):
         return self
 
 
-class Paper(_Strict):
+class Paper(Strict):
     """A file of claims."""
 
     paper: str
