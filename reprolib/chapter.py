@@ -33,7 +33,9 @@ from IPython.display import Markdown, display
 
 from reprolib import claims, clone, data, figures, records, results
 from reprolib.atomic import write_atomic
-from reprolib.metrics import Interval
+from reprolib.intervals import Interval
+from reprolib.ledger import Ledger, judge
+from reprolib.verdicts import SYMBOLS, Verdict, value_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,7 +100,9 @@ def start(
     reference, problem = _read_reference(paper)
     replays = profile == REPLAY and reference is not None and "records" in reference
     size = reference["profile"] if replays else "cpu" if profile == REPLAY else profile
-    ledger = claims.Ledger(claims.load(root / "claims" / f"{paper}.yml"), size)
+    ledger = Ledger(claims.load(root / "claims" / f"{paper}.yml"), size, seed=seed)
+    if replays:
+        ledger.time = reference["provenance"]["time"]
     chapter = Chapter(paper, size, seed, chosen, str(data_root), sizes, ledger, reference, profile == REPLAY)
     chapter._open(problem)
     return chapter
@@ -151,7 +155,7 @@ class Chapter:
         device: torch.device,
         data_root: str,
         sizes: dict[str, dict[str, Any]],
-        ledger: claims.Ledger,
+        ledger: Ledger,
         reference: dict[str, Any] | None,
         replaying: bool,
     ) -> None:
@@ -183,18 +187,20 @@ class Chapter:
         """Whether this chapter shows the committed reference run."""
         return self._recorded is not None
 
-    def data(self, name: str, split: str = "test", count: int | None = None, skip: int = 0) -> ImageSet:
+    def data(
+        self, name: str, split: str = "test", count: int | None = None, skip: int = 0, size: int | None = None
+    ) -> ImageSet:
         """Open an image set, the paper's or its stand-in; a stand-in is announced once and noted in the ledger.
 
         skip: leave out the images that an earlier run, of seed 0, met in its first `skip` trials (`ImageSet.after`), so
-        that this run judges on others. It has no effect on stand-ins, on which nothing was judged.
+        that this run judges on others. It has no effect on stand-ins, on which nothing was judged. size: of `data.load`.
         In a chapter that shows the reference run the set is what the record knows of it: shape, classes, fingerprint;
         its pixels are those of the copy at hand, if that is the same.
         """
-        request = f"{name}, {split}, {count}, {skip}"
+        request = f"{name}, {split}, {count}, {skip}, {size}"
 
         def opened() -> ImageSet:
-            images = data.choose(name, split, count, 0 if skip else self.seed, self._data_root or None)
+            images = data.choose(name, split, count, 0 if skip else self.seed, self._data_root or None, size)
             return images.after(skip) if skip and not images.substitute else images
 
         known = self._reference["sets"].get(request) if self.replays else None
@@ -299,12 +305,17 @@ class Chapter:
         return value
 
     def record(
-        self, measure: str, interval: Interval, data: ImageSet | str | None = None, images: int | None = None
+        self,
+        measure: str,
+        interval: Interval,
+        data: ImageSet | str | None = None,
+        images: int | None = None,
+        conditions: Mapping[str, str | int | float] | None = None,
     ) -> None:
         """Enter a measure into the ledger.
 
         data: the image set it was measured on; it may be left out while the chapter has opened only one. images: how
-        many images the interval rests on, `interval.n` when left out.
+        many images the interval rests on, `interval.n` when left out. conditions: as `Ledger.record`.
         """
         if data is None:
             opened = sorted({images.name for images in self._sets.values()})
@@ -313,11 +324,11 @@ class Chapter:
             data = opened[0] if opened else None
         elif not isinstance(data, str):
             data = data.name
-        self.ledger.record(measure, interval, interval.n if images is None else images, data)
+        self.ledger.record(measure, interval, interval.n if images is None else images, data, conditions)
 
-    def skip(self, measure: str, reason: str) -> None:
-        """Say in the ledger why this run does not take a measure."""
-        self.ledger.skip(measure, reason)
+    def skip(self, measure: str, why: str, reason: str = "missing") -> None:
+        """Say in the ledger why this run does not take a measure; reason: one of `verdicts.REASONS`."""
+        self.ledger.skip(measure, why, reason)
 
     def save_table(self, name: str, table: pd.DataFrame) -> None:
         """Keep a table under this name in the results file, which a reference run commits."""
@@ -450,7 +461,7 @@ class Chapter:
             else:
                 self.show(_box("This run", run))
         if self._reference is not None:
-            now = [claims.stored(verdict) for verdict in claims.judge(self.ledger.paper, self._reference)]
+            now = judge(self.ledger.paper, self._reference)
             self.show(_box("The reference run in a minute", _in_a_minute(now, self._made()), "#009E73"))
 
     def _made(self) -> str:
@@ -686,27 +697,29 @@ def _box(title: str, body: str, colour: str = "rgba(128,128,128,.8)") -> str:
     )
 
 
-def _in_a_minute(verdicts: list[Mapping[str, Any]], made: str) -> str:
+def _in_a_minute(verdicts: list[Verdict], made: str) -> str:
     """How the reference run judged the papers' claims, and below them the book's own; unfolded, which and by what."""
     lines = [f"{html.escape(made)}."]
     for origin, whose in (("paper", "The papers' claims"), ("book", "This book's own claims")):
-        own = [verdict for verdict in verdicts if verdict["origin"] == origin and verdict["kind"] != "setting"]
+        own = [verdict for verdict in verdicts if verdict.origin == origin and verdict.kind != "setting"]
         if own:
             lines.append(f"<div style='margin-top:.4rem'>{whose}, {len(own)}:</div>")
-        for word, symbol in claims.SYMBOLS.items():
-            items = [_in_short(verdict) for verdict in own if verdict["verdict"] == word]
+        for word, symbol in SYMBOLS.items():
+            items = [_in_short(verdict) for verdict in own if verdict.verdict == word]
             if items:
                 title = f"{symbol} <b>{len(items)} {word}</b>"
-                lines.append(f"<details><summary>{title}</summary><ul>{''.join(items)}</ul></details>")
+                lines.append(_folded(title, f"<ul>{''.join(items)}</ul>"))
     return "".join(lines)
 
 
-def _in_short(verdict: Mapping[str, Any]) -> str:
+def _in_short(verdict: Verdict) -> str:
     """A claim as an item of a list, with what was published and measured."""
-    sides = [f"published: {verdict['published']}"] if verdict["origin"] == "paper" else []
-    sides += [f"measured: {verdict['measured']}"] if verdict["measured"] else []
-    sides += [verdict["reason"]] if verdict["reason"] else []
-    return f"<li>{html.escape(verdict['says'])} <small>({html.escape('; '.join(sides))})</small></li>"
+    percent = (verdict.published or "").endswith("%")
+    sides = [f"published: {verdict.published}"] if verdict.origin == "paper" else []
+    measured = verdict.measured(percent)
+    sides += [f"measured: {measured}"] if measured else []
+    sides += [verdict.note] if verdict.note else []
+    return f"<li>{html.escape(verdict.says)} <small>({html.escape('; '.join(sides))})</small></li>"
 
 
 def _figure(anchor: str, body: str, caption: str) -> str:
@@ -752,7 +765,7 @@ def _picture(png: bytes, alt: str) -> str:
 def _words(value: Any) -> str:
     """A cell of a table: numbers to three digits, intervals with their ends, missing values as a dash."""
     if isinstance(value, Interval):
-        return claims.value_words(value)
+        return value_words(value)
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):

@@ -449,18 +449,22 @@ def load(
     seed: int = 0,
     root: str | Path | None = None,
     download: bool = False,
+    size: int | None = None,
 ) -> ImageSet:
     """Open the set called `name`: an offline one, one of the papers', or `folder:PATH` (images of your own).
 
     The images come in an order drawn from `seed`; `count` keeps the first ones, and only those are decoded. Pictures
     in grey, with a palette or with transparency become RGB (transparency is dropped); those of `mnist` become grey.
     `folder:PATH` holds PATH/{train,test}/<class>/* or PATH/<class>/*, all pictures of one size. `download` fetches a
-    missing set where torchvision can.
-    Raises ValueError for unknown names and splits, unreadable or ill-sized pictures and impossible counts,
+    missing set where torchvision can. size: of a paper's set, the side to which its pictures are brought (the shorter
+    side is resized, the centre kept), in place of the papers' own resolution.
+    Raises ValueError for unknown names and splits, unreadable or ill-sized pictures, impossible counts and sizes,
     FileNotFoundError for a set or data root that is not there.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
+    if size is not None and (size < 8 or name not in PAPER_SETS):
+        raise ValueError(f"size={size} of {name!r}: expected at least 8, and one of {', '.join(PAPER_SETS)}")
     if name in OFFLINE_SETS:
         return _load_offline(name, OFFLINE_SETS[name].image_shape, split, count, seed, asked=name)
     if name.startswith("folder:"):
@@ -470,7 +474,7 @@ def load(
         # Names go into results and pages, where a machine's paths have no place.
         name, source = f"folder:{path.name}", f"Images of the folder {path.name}, {split} split."
         return ImageSet(name, split, images, labels, tuple(dataset.classes), source, asked=name)
-    paper_set = _paper_set(name)
+    paper_set = _sized(_paper_set(name), size)
     found_root = _data_root(root)
     if found_root is None:
         raise FileNotFoundError(f"{name!r} needs a data root: pass root=... or set REPROLIB_DATA. {_how_to_get(name)}")
@@ -485,12 +489,18 @@ def load(
             "(a class without images needs its empty folder)"
         )
     images, labels = _decode(dataset, name, count, seed, paper_set)
-    source = f"{paper_set.title}, {split} split, from {where} of the data root."
+    resized = "" if size is None else f", brought to {size}x{size}"
+    source = f"{paper_set.title}, {split} split, from {where} of the data root{resized}."
     return ImageSet(name, split, images, labels, tuple(dataset.classes), source, name)
 
 
 def choose(
-    name: str, split: str = "test", count: int | None = None, seed: int = 0, root: str | Path | None = None
+    name: str,
+    split: str = "test",
+    count: int | None = None,
+    seed: int = 0,
+    root: str | Path | None = None,
+    size: int | None = None,
 ) -> ImageSet:
     """Open the paper's set where it is under the data root, and otherwise the offline set of its kind.
 
@@ -505,8 +515,15 @@ def choose(
     paper_set = _paper_set(name)
     found_root = _data_root(root)
     if found_root is not None and _splits(paper_set, found_root):
-        return load(name, split, count, seed, found_root)
-    return _load_offline(paper_set.stand_in, paper_set.image_shape, split, count, seed, asked=name)
+        return load(name, split, count, seed, found_root, size=size)
+    shape = _sized(paper_set, size).image_shape
+    return _load_offline(paper_set.stand_in, shape, split, count, seed, asked=name)
+
+
+def _sized(paper_set: PaperSet, size: int | None) -> PaperSet:
+    if size is None:
+        return paper_set
+    return replace(paper_set, image_shape=(paper_set.image_shape[0], size, size), fit="crop")
 
 
 def _paper_set(name: str) -> PaperSet:

@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from reprolib import chapter, claims, records, results, runner
+from reprolib.verdicts import validate_verdicts
 
 TRIALS = 3
 """Trials of a part that a verification runs again: more than one, because a single trial takes another path."""
@@ -55,7 +56,7 @@ def accept(root: Path, paper: str, profile: str = "gpu") -> str:
     loaded = claims.load(root / "claims" / f"{paper}.yml")
     if unknown := sorted(payload["measures"].keys() - loaded.measures.keys()):
         raise ValueError(f"{path.name} holds measures that claims/{paper}.yml does not declare: {', '.join(unknown)}")
-    claims.validate_verdicts(payload["verdicts"], loaded)
+    validate_verdicts(payload["verdicts"], loaded)
     for name, entry in payload["records"].items():
         file = made / "records" / f"{name}.json"
         if not file.is_file() or records.checksum(file) != entry["sha256"]:
