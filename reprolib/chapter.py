@@ -93,9 +93,7 @@ def start(
     first = next(iter(sizes.values()))
     for name, values in sizes.items():
         if differing := set(values) ^ set(first):
-            raise ValueError(
-                f"settings of {name!r} differ from the others' in {sorted(differing)}: name each in all four"
-            )
+            raise ValueError(f"settings of {name!r} differ in {sorted(differing)}: name each in all four profiles")
     figures.style()
     reference, problem = _read_reference(paper)
     replays = profile == REPLAY and reference is not None and "records" in reference
@@ -181,6 +179,10 @@ class Chapter:
         self._plan = _plan_of_verification() if replaying else None
 
     # --- what goes in
+
+    def described(self) -> dict[str, Any]:
+        """What a part depends on that reads the chapter: its settings, seed and image sets."""
+        return {"settings": vars(self.settings), "seed": self.seed, "data": dict(sorted(self._sets.items()))}
 
     @property
     def replays(self) -> bool:
@@ -268,7 +270,7 @@ class Chapter:
             return self._computed(name, function, asked, inputs, pictures)
         record = self._recorded.get(name)
         differing = ["there is no record of this name"] if record is None else None
-        differing = differing or record.answers(function.__name__, asked, self.seed)
+        differing = differing or record.answers(records.describe(function), asked, self.seed)
         if differing:
             return self._run_small(name, function, inputs, differing)
         code = records.code_fingerprint(function, inputs)
@@ -503,12 +505,13 @@ class Chapter:
     ) -> Any:
         """A part of a run: from the run's store, or computed and stored."""
         code = records.code_fingerprint(function, inputs)
-        identity = [name, function.__name__, asked, self.seed, self.device.type, code, results.versions(), pictures]
+        what = records.describe(function, "function")
+        identity = [name, what, asked, self.seed, self.device.type, code, results.versions(), pictures]
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         path = results_root() / "parts" / self.profile / f"{self.paper}-{name}-{key}.json"
         try:
             record = records.load(path)
-            if (record.paper, record.name) != (self.paper, name) or record.answers(function.__name__, asked, self.seed):
+            if (record.paper, record.name) != (self.paper, name) or record.answers(what, asked, self.seed):
                 raise ValueError(f"{path.name} is the record of another part")
             self._resumed += record.made["seconds"]
         except FileNotFoundError:
@@ -522,7 +525,7 @@ class Chapter:
             made = records.made(self.device, time.perf_counter() - began)
             records.save(
                 path,
-                records.Record(self.paper, name, function.__name__, asked, self.seed, code, made, value),
+                records.Record(self.paper, name, what, asked, self.seed, code, made, value),
                 pictures,
             )
             record = records.load(path)

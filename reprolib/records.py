@@ -91,6 +91,8 @@ class _Description:
             return {"$fingerprint": value.fingerprint}
         if isinstance(value, types.SimpleNamespace):
             return self.of(vars(value), where)
+        if hasattr(value, "described"):  # an open chapter, which a notebook's function reads
+            return self.of(value.described(), where)
         if isinstance(value, type | types.ModuleType | types.BuiltinFunctionType):
             return {"$name": value.__name__}
         if isinstance(value, types.FunctionType):
@@ -250,14 +252,14 @@ def _home_of(package: str, name: str) -> str:
 class Record:
     """What a part returned and what made it.
 
-    value: a DataFrame, or a dictionary of tensors, tables and JSON values. inputs: `describe`'s. code: of
+    value: a DataFrame, or a dictionary of tensors, tables and JSON values. function, inputs: `describe`'s. code: of
     `code_fingerprint`. made: commit, versions, device, platform, threads, time and seconds. sha256: of the whole
     record.
     """
 
     paper: str
     name: str
-    function: str
+    function: dict[str, Any]
     inputs: dict[str, Any]
     seed: int
     code: str
@@ -265,7 +267,7 @@ class Record:
     value: Any
     sha256: str = ""
 
-    def answers(self, function: str, inputs: Mapping[str, Any], seed: int) -> list[str]:
+    def answers(self, function: Mapping[str, Any], inputs: Mapping[str, Any], seed: int) -> list[str]:
         """In what the record differs from what is asked for; an empty list where it answers it."""
         asked = {"function": function, "seed": seed, **{f"inputs.{key}": item for key, item in inputs.items()}}
         own = {"function": self.function, "seed": self.seed}
