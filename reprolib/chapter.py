@@ -195,7 +195,7 @@ class Chapter:
         """Open an image set, the paper's or its stand-in; a stand-in is announced once and noted in the ledger.
 
         skip: leave out the images that an earlier run, of seed 0, met in its first `skip` trials (`ImageSet.after`), so
-        that this run judges on others. It has no effect on stand-ins, on which nothing was judged. size: of `data.load`.
+        that this run judges on others. It has no effect on stand-ins, on which nothing was judged. size: `data.load`'s.
         In a chapter that shows the reference run the set is what the record knows of it: shape, classes, fingerprint;
         its pixels are those of the copy at hand, if that is the same.
         """

@@ -1,24 +1,20 @@
-"""How good a reconstruction is, against what baseline, and how sure a rate over images and networks can be."""
+"""How good a reconstruction is, and against what baseline; how sure one can be of it stands in `intervals.py`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from scipy.optimize import linear_sum_assignment
-from statsmodels.stats.proportion import proportion_confint
-from statsmodels.stats.weightstats import CompareMeans
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from reprolib import priors
+from reprolib import intervals, priors
 
 if TYPE_CHECKING:
     from reprolib.data import ImageSet
@@ -28,9 +24,6 @@ THRESHOLDS = (1e-2, 5e-3, 1e-3, 5e-4, 1e-4)
 
 PSNR_CAP = 60.0
 """dB; beyond it (an MSE of 1e-6) differences are far below one grey level of an 8-bit image."""
-
-RESAMPLES = 10_000
-
 
 # --- images -----------------------------------------------------------------------------------------------------------
 
@@ -251,19 +244,28 @@ def score(reconstruction: Any, images: Tensor, labels: Tensor, pool: Tensor | Im
     return table
 
 
+def units(scores: pd.DataFrame) -> pd.Series:
+    """What the rows of `score` are independent by, for the clusters of an interval: [n].
+
+    The drawn network, in the column `network`, where there are several; under one network the trial, a client's batch:
+    such an interval speaks of that network.
+    """
+    several = "network" in scores and scores["network"].nunique() > 1
+    return scores["network" if several else "trial"]
+
+
 def summarise(scores: pd.DataFrame, by: str | Sequence[str], threshold: float = 1e-3) -> pd.DataFrame:
     """One row a group of `score`'s rows: the success rate with its interval, medians and means.
 
-    by: column or columns to group by, in order of appearance. A column `network` makes networks the clusters of the
-    interval. Medians count a failure as +inf; psnr and ssim are means over all images, diverged ones included.
+    by: column or columns to group by, in order of appearance. The clusters of the interval are each group's `units`.
+    Medians count a failure as +inf; psnr and ssim are means over all images, diverged ones included.
     """
     by = [by] if isinstance(by, str) else list(by)
     if missing := [name for name in by if name not in scores]:
         raise ValueError(f"by names {missing}, but scores has the columns {list(scores.columns)}")
     rows = []
     for key, group in scores.groupby(by, sort=False, dropna=False):
-        clusters = group["network"] if "network" in group and "network" not in by else None
-        rate = success(group["mse"], threshold, clusters)
+        rate = intervals.below(group["mse"], threshold, units(group))
         row = dict(zip(by, key, strict=True))
         row |= {"images": len(group), "success": rate.value, "low": rate.low, "high": rate.high}
         row |= {"median mse": float(group["mse"].median()), "psnr": group["psnr"].mean(), "ssim": group["ssim"].mean()}
@@ -271,6 +273,15 @@ def summarise(scores: pd.DataFrame, by: str | Sequence[str], threshold: float = 
         if "identified" in group:
             row["identified"] = group["identified"].mean()
         rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def fidelity_curve(mse: Any, thresholds: Sequence[float] = THRESHOLDS, clusters: Any = None) -> pd.DataFrame:
+    """Share of runs below each threshold (iDLG, Figure 1), one row a threshold: threshold, value, low, high, n."""
+    rows = []
+    for threshold in thresholds:
+        rate = intervals.below(mse, threshold, clusters)
+        rows.append({"threshold": threshold, "value": rate.value, "low": rate.low, "high": rate.high, "n": rate.n})
     return pd.DataFrame(rows)
 
 
@@ -316,246 +327,3 @@ def _same_shape(reconstructed: Tensor, images: Tensor) -> None:
         raise ValueError(
             f"reconstructed has shape {tuple(reconstructed.shape)}, expected that of images, {tuple(images.shape)}"
         )
-
-
-# --- intervals --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its 95 % interval. n counts images; method says how the interval was made."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    method: str
-
-    def __str__(self) -> str:
-        return f"{self.value:.3g} {self.ends()}"
-
-    def ends(self, scale: float = 1.0) -> str:
-        """The ends in words; a resampled single value has none, whatever its numbers say."""
-        if self.n == 1 and self.low == self.high:
-            return "(one value)"
-        return f"[{scale * self.low:.3g}, {scale * self.high:.3g}]"
-
-
-def wilson(successes: int, n: int) -> Interval:
-    """Share of n independent trials with its Wilson 95 % interval (Wilson 1927).
-
-    Raises ValueError unless 0 <= successes <= n and n >= 1.
-    """
-    successes, n = int(successes), int(n)
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"successes={successes} of n={n}: expected n >= 1 and 0 <= successes <= n")
-    low, high = proportion_confint(successes, n, alpha=0.05, method="wilson")
-    # at the ends the formula is exact and its floating-point value is not
-    low, high = (0.0 if successes == 0 else float(low)), (1.0 if successes == n else float(high))
-    return Interval(successes / n, low, high, n, "Wilson")
-
-
-def bootstrap_mean(values: Any, clusters: Any = None, seed: int = 0) -> Interval:
-    """Mean with a percentile bootstrap 95 % interval over 10,000 resamples.
-
-    values: [n], finite (for errors that may be infinite use `bootstrap_median` or `success`). clusters: [n], the
-    network (or other shared draw) that each value belongs to: clusters are resampled first, then values within them.
-    """
-    values, clusters = _sample(values, clusters)
-    _finite("values", values)
-    return _bootstrap(values, clusters, _row_means, float(values.mean()), "mean", seed)
-
-
-def student_mean(values: Any) -> Interval:
-    """The mean of a few independent runs, for instance seeds, with Student's 95 % interval; at least two values."""
-    sample = np.asarray(values, dtype=float)
-    if sample.ndim != 1 or len(sample) < 2:
-        raise ValueError(f"values has shape {sample.shape}: an interval over runs needs at least two of them")
-    half = stats.t.ppf(0.975, len(sample) - 1) * sample.std(ddof=1) / len(sample) ** 0.5
-    mean = float(sample.mean())
-    return Interval(mean, mean - half, mean + half, len(sample), f"Student's t over {len(sample)} runs")
-
-
-def bootstrap_median(values: Any, clusters: Any = None, seed: int = 0) -> Interval:
-    """Median with a percentile bootstrap 95 % interval; NaN counts as +inf, so a diverged run is the worst of all."""
-    values, clusters = _sample(values, clusters)
-    return _bootstrap(values, clusters, _row_medians, float(np.median(values)), "median", seed)
-
-
-def success(mse: Any, threshold: float, clusters: Any = None) -> Interval:
-    """Share of images with an error below the threshold, NaN and inf being failures, with a 95 % interval.
-
-    Without clusters: Wilson over independent images. With clusters (the network of each image): the network is a
-    random effect, so the interval is a bootstrap over networks and then over images within them. Where that bootstrap
-    has nothing to vary (all or no image succeeds), it is Wilson with the number of networks as the effective number:
-    the cautious end, as if the images of one network were one observation. With a single network it is Wilson over its
-    images and says nothing about other networks; `method` tells which.
-    """
-    values, labels = _sample(mse, clusters)
-    return share(values < threshold, None if clusters is None else labels)
-
-
-def share(hits: Any, clusters: Any = None, seed: int = 0) -> Interval:
-    """Share of true values with the interval of `success`: for labels that are right, images identified and so on."""
-    values, labels = _sample(hits, clusters)
-    if not np.isin(values, (0.0, 1.0)).all():
-        raise ValueError("hits must be true or false")
-    total, groups = int(values.sum()), len(np.unique(labels))
-    if clusters is None or groups == len(values) > 1:  # a network of its own for every image: independent trials
-        return wilson(total, len(values))
-    if groups == 1:
-        plain = wilson(total, len(values))
-        return Interval(plain.value, plain.low, plain.high, plain.n, "Wilson, within one network")
-    if total in (0, len(values)):
-        edge = wilson(groups if total else 0, groups)
-        return Interval(edge.value, edge.low, edge.high, len(values), f"Wilson, effective n = {groups} networks")
-    return _bootstrap(values, labels, _row_means, total / len(values), "share", seed)
-
-
-def difference(a: Any, b: Any, clusters: Any = None, seed: int = 0) -> Interval:
-    """Mean of a - b over pairs (the same image, network and start) with a paired bootstrap 95 % interval.
-
-    a, b: [n], finite: success indicators, or logarithms of errors. Where every pair differs by the same -1, 0 or 1 the
-    bootstrap has no width; the interval is then as wide as Wilson's for a share of 0 with the number of clusters
-    (without clusters: of pairs) as n.
-    """
-    a, labels = _sample(a, clusters)
-    b, _ = _sample(b, None)
-    if a.shape != b.shape:
-        raise ValueError(f"a has {len(a)} values and b {len(b)}: a paired difference needs as many, in the same order")
-    _finite("a", a)
-    _finite("b", b)
-    delta = a - b
-    if (delta == delta[0]).all() and delta[0] in (-1.0, 0.0, 1.0):
-        return _unvarying(float(delta[0]), len(np.unique(labels)), len(delta))
-    return _bootstrap(delta, labels, _row_means, float(delta.mean()), "paired difference", seed)
-
-
-def mean_difference(a: Any, b: Any) -> Interval:
-    """Mean of a minus mean of b, two independent samples, with Welch's 95 % interval. n counts both samples.
-
-    For the same images under two attacks use `difference`, which is paired and narrower. Where neither sample varies
-    Welch's interval has no width; the values are then shares, and the interval is as wide as Wilson's for a share of 0
-    with the smaller sample's n. Raises ValueError for fewer than two values a sample, for values that are not finite,
-    and for samples without variation outside [0, 1].
-    """
-    samples = [np.asarray(values, dtype=float) for values in (a, b)]
-    for name, values in zip("ab", samples, strict=True):
-        if values.ndim != 1 or len(values) < 2:
-            raise ValueError(f"{name} holds {values.size} values: an interval needs at least two in one dimension")
-        _finite(name, values)
-    value = samples[0].mean() - samples[1].mean()
-    if all(np.ptp(values) == 0 for values in samples):
-        if any(not 0 <= values[0] <= 1 for values in samples):
-            raise ValueError("neither sample varies, and they hold no shares: no interval can be drawn from them")
-        return _unvarying(float(value), min(map(len, samples)), sum(map(len, samples)))
-    found = CompareMeans.from_data(*samples).tconfint_diff(usevar="unequal")
-    return Interval(float(value), float(found[0]), float(found[1]), sum(map(len, samples)), "Welch")
-
-
-def _unvarying(value: float, effective: int, n: int) -> Interval:
-    """The interval of a difference of shares that never varied: Wilson's reach from an edge, inside [-1, 1]."""
-    reach = wilson(0, effective).high
-    low, high = max(value - reach, -1.0), min(value + reach, 1.0)
-    return Interval(value, low, high, n, f"Wilson, no variation, effective n = {effective}")
-
-
-def median_ratio(a: Any, b: Any, seed: int = 0) -> Interval:
-    """Median of a over median of b, two independent samples of positive numbers, with a bootstrap 95 % interval.
-
-    For costs such as evaluations until success, of the runs that got there. n counts both samples.
-    Raises ValueError for an empty sample and for values that are not positive and finite.
-    """
-    samples = [np.asarray(values, dtype=float) for values in (a, b)]
-    for name, values in zip("ab", samples, strict=True):
-        if values.ndim != 1 or not len(values) or not (np.isfinite(values) & (values > 0)).all():
-            raise ValueError(f"{name} holds {values.size} values: expected at least one, all positive and finite")
-    random = np.random.default_rng(seed)
-    draws = [np.median(random.choice(values, (RESAMPLES, len(values))), axis=1) for values in samples]
-    low, high = np.quantile(draws[0] / draws[1], [0.025, 0.975])
-    value = float(np.median(samples[0]) / np.median(samples[1]))
-    return Interval(value, float(low), float(high), sum(map(len, samples)), "bootstrap of both samples")
-
-
-def share_between(values: Any, clusters: Any, seed: int = 0) -> Interval:
-    """The share of the values' variance that lies between clusters (0: none, 1: all), resampling clusters.
-
-    values: one number an image, for instance 1 for a success; clusters: its network. Values without any variance give
-    a share of 0. A few images a network bias the share upwards, because a mean of few varies too.
-    """
-    table = pd.DataFrame({"value": np.asarray(values, dtype=float), "cluster": np.asarray(clusters)})
-    groups = [group.to_numpy() for _, group in table.groupby("cluster")["value"]]
-
-    def ratio(chosen: Sequence[np.ndarray]) -> float:
-        everything = np.concatenate(chosen)
-        total = everything.var()
-        means = np.concatenate([np.full(len(group), group.mean()) for group in chosen])
-        return 0.0 if total == 0 else float(means.var() / total)
-
-    random = np.random.default_rng(seed)
-    draws = [ratio([groups[i] for i in random.integers(len(groups), size=len(groups))]) for _ in range(2000)]
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Interval(ratio(groups), float(low), float(high), len(table), f"bootstrap over {len(groups)} clusters")
-
-
-def fidelity_curve(mse: Any, thresholds: Sequence[float] = THRESHOLDS, clusters: Any = None) -> pd.DataFrame:
-    """Share of runs below each threshold (iDLG, Figure 1), one row a threshold: threshold, value, low, high, n."""
-    rows = []
-    for threshold in thresholds:
-        rate = success(mse, threshold, clusters)
-        rows.append({"threshold": threshold, "value": rate.value, "low": rate.low, "high": rate.high, "n": rate.n})
-    return pd.DataFrame(rows)
-
-
-def _sample(values: Any, clusters: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Values as float64 with NaN as +inf, and the cluster of each: without clusters, every value is its own."""
-    values = np.asarray(values, dtype=np.float64).reshape(-1)
-    if len(values) == 0:
-        raise ValueError("no values: an interval needs at least one")
-    values = np.where(np.isnan(values), np.inf, values)
-    if clusters is None:
-        return values, np.arange(len(values))
-    clusters = np.unique(np.asarray(clusters).reshape(-1), return_inverse=True)[1]
-    if len(clusters) != len(values):
-        raise ValueError(f"clusters has {len(clusters)} entries for {len(values)} values: expected one for each")
-    return values, clusters
-
-
-def _finite(name: str, values: np.ndarray) -> None:
-    if not np.isfinite(values).all():
-        count = int((~np.isfinite(values)).sum())
-        raise ValueError(f"{name} holds {count} values that are not finite: use success or bootstrap_median")
-
-
-def _row_means(draws: np.ndarray) -> np.ndarray:
-    return np.nanmean(draws, axis=1) if np.isnan(draws).any() else draws.mean(axis=1)
-
-
-def _row_medians(draws: np.ndarray) -> np.ndarray:
-    return np.nanmedian(draws, axis=1) if np.isnan(draws).any() else np.median(draws, axis=1)
-
-
-def _bootstrap(
-    values: np.ndarray, clusters: np.ndarray, statistic: Any, estimate: float, name: str, seed: int
-) -> Interval:
-    """Two-level percentile bootstrap: resample clusters, then values within each drawn cluster."""
-    groups = [values[clusters == c] for c in np.unique(clusters)]
-    sizes = np.array([len(group) for group in groups])
-    padded = np.full((len(groups), sizes.max()), np.nan)
-    for row, group in zip(padded, groups, strict=True):
-        row[: len(group)] = group
-    generator = np.random.default_rng(seed)
-    statistics = []
-    chunk = max(1, 2_000_000 // padded.size)
-    for start in range(0, RESAMPLES, chunk):
-        count = min(chunk, RESAMPLES - start)
-        drawn = generator.integers(len(groups), size=(count, len(groups)))
-        within = generator.random((count, len(groups), padded.shape[1]))
-        index = (within * sizes[drawn][..., None]).astype(np.int64)
-        draws = padded[drawn[..., None], index]
-        draws[np.arange(padded.shape[1]) >= sizes[drawn][..., None]] = np.nan
-        statistics.append(statistic(draws.reshape(count, -1)))
-    # An order statistic, not an interpolation: between a finite value and +inf there is nothing to interpolate.
-    low, high = np.quantile(np.concatenate(statistics), [0.025, 0.975], method="inverted_cdf")
-    levels = "two-level " if sizes.max() > 1 else ""
-    return Interval(estimate, float(low), float(high), len(values), f"{levels}bootstrap of the {name}")

@@ -68,7 +68,7 @@ class _Description:
             return value
         if isinstance(value, float | np.generic):
             plain = value.item() if isinstance(value, np.generic) else value
-            return plain if not isinstance(plain, float) or np.isfinite(plain) else {"$float": repr(plain)}
+            return plain if not isinstance(plain, float) or np.isfinite(plain) else {"$number": repr(plain)}
         if isinstance(value, torch.device):
             return None
         if isinstance(value, torch.dtype):
@@ -82,7 +82,7 @@ class _Description:
             digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
             return {"$tensor": f"{array.dtype}{list(array.shape)}", "sha256": digest}
         if isinstance(value, pd.DataFrame | pd.Series):
-            return {"$table": hashlib.sha256(value.to_csv().encode()).hexdigest()[:16]}
+            return {"$frame": hashlib.sha256(value.to_csv().encode()).hexdigest()[:16]}
         if isinstance(value, nn.Module):
             return {"$model": type(value).__name__, "fingerprint": models.fingerprint(value)}
         if isinstance(getattr(value, "fingerprint", None), str) and hasattr(value, "image_shape"):
