@@ -22,7 +22,7 @@ import typer
 from rich import print
 from throughput import row
 
-from reprolib import attacks, client, data, metrics, models, results, training
+from reprolib import attacks, client, data, intervals, metrics, models, results, training
 from reprolib.client import ThreatModel, generator
 
 VICTIMS = {"lenet": {}, "convnet": {"width": 16}, "resnet20": {}}
@@ -91,8 +91,8 @@ def quality_table(images, trials: int, length: int, device) -> list[dict]:
     ours = metrics.psnr(attack(model, update, progress=False).images[:, 0].cpu(), x[:, 0])
     theirs = torch.stack([plain(attack, model, update, t).clamp(0, 1).cpu() for t in range(trials)])
     theirs = metrics.psnr(theirs, x[:, 0])
-    means = {"engine": metrics.bootstrap_mean(ours), "plain": metrics.bootstrap_mean(theirs)}
-    means["engine minus plain"] = metrics.difference(ours, theirs)
+    means = {"engine": intervals.mean(ours), "plain": intervals.mean(theirs)}
+    means["engine minus plain"] = intervals.difference(ours, theirs)
     return [{"what": name, "iterations": length, **vars(interval)} for name, interval in means.items()]
 
 

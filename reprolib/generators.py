@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
-from reprolib import client, data, metrics, models, training
+from reprolib import client, data, intervals, metrics, models, training
 from reprolib.atomic import write_atomic
 from reprolib.client import generator
 from reprolib.closed_form import rows_of_labels
@@ -332,7 +332,7 @@ def train(
         x = x[:128]
         found = nearest(model, x)
         shown = samples(model, 16)
-    error = metrics.bootstrap_mean(metrics.psnr(found, x))
+    error = intervals.mean(metrics.psnr(found, x))
     card = {
         "name": name,
         "recipe": asdict(recipe),

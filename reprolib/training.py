@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from reprolib import data, metrics, models, utility
+from reprolib import data, intervals, models, utility
 from reprolib.atomic import write_atomic
 from reprolib.client import generator
 
@@ -138,7 +138,8 @@ def train(
         progress=progress,
     )
     model.eval()
-    interval = metrics.wilson(round(utility.accuracy(model, test) * len(test)), len(test))
+    right = round(utility.accuracy(model, test) * len(test))
+    interval = intervals.proportion(torch.arange(len(test)) < right)
     card = {
         "name": name,
         "recipe": asdict(recipe),

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reprolib import attacks, chapter, client, data, defenses, experiments, labels, metrics, models, training
+from reprolib import attacks, chapter, client, data, defenses, experiments, intervals, labels, metrics, models, training
 from reprolib.attacks import History
 from reprolib.defenses.graddefense import root_set
 
@@ -110,7 +110,7 @@ def test_theory_predicts_what_the_rules_find_under_noise(digits):
     for _, row in theory.iterrows():
         rows = experiments.read_labels(digits, 40, 5, 0, defense=defenses.GaussianNoise(row.level))
         for rule in ("row_sum", "bias"):
-            found = metrics.share(rows[rule], rows.network)
+            found = intervals.proportion(rows[rule], rows.network)
             assert found.low - 0.05 <= row[rule] <= found.high + 0.05
 
 

@@ -1,13 +1,11 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy import stats
 
-from reprolib import claims, data, metrics, training
+from reprolib import data, intervals, metrics, training
 
 
 @dataclass
@@ -50,12 +48,6 @@ def test_psnr_and_its_cap():
     guess = truth.clone()
     guess[1] += 0.1
     assert metrics.psnr(guess, truth).tolist() == pytest.approx([60.0, 20.0], abs=1e-3)
-
-
-def test_one_value_has_no_interval_in_print():
-    assert str(metrics.bootstrap_mean([2.5])) == "2.5 (one value)"
-    assert str(metrics.bootstrap_mean([2.5, 2.5])) == "2.5 [2.5, 2.5]"
-    assert claims.value_words(metrics.bootstrap_mean([0.25]), percent=True) == "25 % (one value)"
 
 
 def test_psnr_of_normalised_images_is_another_number():
@@ -195,6 +187,21 @@ def test_summarise_groups_and_counts_failures(images):
         metrics.summarise(table, ["defense"])
 
 
+def test_networks_are_the_units_and_under_one_network_its_batches(images):
+    table = metrics.score(Outcome(images, _labels()), images, _labels())
+    assert metrics.units(table).tolist() == table["trial"].tolist()
+    table["network"] = "one"
+    assert metrics.units(table).tolist() == table["trial"].tolist()
+    table["network"] = table["trial"] // 2
+    assert metrics.units(table).tolist() == [0] * 6 + [1] * 6
+    table["attack"] = "none"
+    row = metrics.summarise(table, "attack").iloc[0]
+    expected = intervals.below(table["mse"], 1e-3, table["network"])
+    assert (row["low"], row["high"]) == (expected.low, expected.high)
+    each = metrics.summarise(table, "network")  # one network a row: its two batches of three images
+    assert each["low"].tolist() == [intervals.proportion([1] * 6, [0, 0, 0, 1, 1, 1]).low] * 2
+
+
 def test_the_mean_image_baseline_is_the_pixel_variance():
     known = torch.rand(50, 3, 12, 12, generator=torch.Generator().manual_seed(3))
     table = metrics.baselines(known, Auxiliary(known)).set_index("baseline")
@@ -222,159 +229,12 @@ def test_bad_shapes_name_the_argument(images, call, message):
         call(images)
 
 
-# --- intervals
-
-
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"), [(0, 20, 0, 0.1612), (10, 20, 0.2993, 0.7007), (3, 64, 0.0161, 0.1290)]
-)
-def test_wilson_values(successes, n, low, high):
-    interval = metrics.wilson(successes, n)
-    assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-4)
-    assert interval.value == successes / n and interval.n == n and interval.method == "Wilson"
-
-
-@pytest.mark.parametrize(("successes", "n"), [(1, 0), (-1, 5), (6, 5)])
-def test_wilson_refuses_impossible_counts(successes, n):
-    with pytest.raises(ValueError, match=f"successes={successes} of n={n}"):
-        metrics.wilson(successes, n)
-
-
-def test_the_bootstrap_agrees_with_scipy():
-    values = np.random.default_rng(0).gamma(2.0, size=60)
-    ours = metrics.bootstrap_mean(values)
-    theirs = stats.bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=1).confidence_interval
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), rel=0.03)
-    assert ours == metrics.bootstrap_mean(values) and ours.method == "bootstrap of the mean"
-
-
-def test_networks_that_differ_widen_the_interval():
-    rates = np.repeat([1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0], 16)
-    networks = np.repeat(np.arange(8), 16)
-    naive, clustered = metrics.bootstrap_mean(rates), metrics.bootstrap_mean(rates, networks)
-    assert clustered.value == naive.value == 0.75
-    assert clustered.high - clustered.low > 2.5 * (naive.high - naive.low)
-    assert clustered.method == "two-level bootstrap of the mean"
-
-
-def test_clusters_of_one_value_are_the_plain_bootstrap_and_sizes_may_differ():
-    values = np.random.default_rng(0).normal(size=30)
-    assert metrics.bootstrap_mean(values, np.arange(30)) == metrics.bootstrap_mean(values)
-    uneven = metrics.bootstrap_mean(values, np.repeat([0, 1, 2], [1, 9, 20]))
-    assert uneven.low < uneven.value < uneven.high
-
-
-def test_the_median_counts_divergence_as_infinite():
-    values = [1e-6] * 6 + [math.nan] * 2 + [math.inf] * 2
-    interval = metrics.bootstrap_median(values)
-    assert interval.value == 1e-6 and interval.low == 1e-6 and interval.high == math.inf
-    assert metrics.bootstrap_median([math.inf] * 4).value == math.inf
-
-
-def test_success_counts_nan_and_infinity_as_failures():
-    interval = metrics.success([1e-5, 2e-3, math.nan, math.inf], 1e-3)
-    assert interval.value == 0.25 and interval.n == 4 and interval.method == "Wilson"
-    assert metrics.success([1e-3], 1e-3).value == 0  # below, not at, the threshold
-
-
-def test_success_over_networks():
-    errors, networks = [1e-6] * 12 + [1.0] * 4, np.repeat(np.arange(4), 4)
-    mixed = metrics.success(errors, 1e-3, clusters=networks)
-    assert mixed.value == 0.75 and mixed.n == 16 and "two-level" in mixed.method
-    every = metrics.success([1e-6] * 16, 1e-3, clusters=networks)
-    assert (every.value, every.high) == (1.0, 1.0) and every.low == pytest.approx(metrics.wilson(4, 4).low)
-    assert every.n == 16 and every.method == "Wilson, effective n = 4 networks"
-    none = metrics.success([math.nan] * 16, 1e-3, clusters=networks)
-    assert (none.value, none.low) == (0.0, 0.0) and none.high == pytest.approx(metrics.wilson(0, 4).high)
-    single = metrics.success(errors, 1e-3, clusters=["one"] * 16)
-    assert single.method == "Wilson, within one network" and single.low == metrics.wilson(12, 16).low
-
-
-def test_difference_is_paired():
-    generator = np.random.default_rng(0)
-    hard = generator.normal(size=200)
-    a, b = hard + 1.0 + 0.1 * generator.normal(size=200), hard
-    interval = metrics.difference(a, b)
-    assert interval.low < 1.0 < interval.high and interval.high - interval.low < 0.1
-    assert metrics.difference(a, b, clusters=np.repeat(np.arange(20), 10)).n == 200
-
-
-def test_difference_without_any_variation_still_has_a_width():
-    same = metrics.difference([1, 1, 0, 0], [1, 1, 0, 0])
-    assert same.value == 0 and same.low == -same.high and same.high == pytest.approx(metrics.wilson(0, 4).high)
-    always = metrics.difference([1.0] * 20, [0.0] * 20)
-    assert always.value == always.high == 1 and always.low == pytest.approx(metrics.wilson(20, 20).low)
-    never = metrics.difference([0.0] * 20, [1.0] * 20, clusters=np.repeat([0, 1], 10))
-    assert never.low == -1 and never.high == pytest.approx(-metrics.wilson(2, 2).low)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: metrics.bootstrap_mean([]), "no values"),
-        (lambda: metrics.bootstrap_mean([1.0, math.inf]), "1 values that are not finite: use success"),
-        (lambda: metrics.bootstrap_mean([1.0, 2.0], clusters=[0]), "clusters has 1 entries for 2 values"),
-        (lambda: metrics.difference([1.0], [1.0, 2.0]), "a has 1 values and b 2"),
-        (lambda: metrics.difference([math.nan], [1.0]), "a holds 1 values that are not finite"),
-        (lambda: metrics.share([0.5]), "hits must be true or false"),
-    ],
-)
-def test_bad_samples_are_refused(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
 def test_fidelity_curve_falls_with_the_threshold():
     errors = [3e-3, 8e-4, 2e-4, 5e-5, math.inf]
     curve = metrics.fidelity_curve(errors)
     assert curve["threshold"].tolist() == list(metrics.THRESHOLDS)
     assert curve["value"].tolist() == [0.8, 0.8, 0.6, 0.4, 0.2] and (curve["n"] == 5).all()
     assert isinstance(curve, pd.DataFrame) and (curve["low"] < curve["value"]).all()
-
-
-def test_a_few_runs_get_students_interval():
-    interval = metrics.student_mean([0.1, 0.2, 0.3])
-    assert interval.value == pytest.approx(0.2)
-    assert interval.high == pytest.approx(0.2 + 4.302653 * 0.1 / 3**0.5, rel=1e-5)
-    with pytest.raises(ValueError, match="needs at least two"):
-        metrics.student_mean([0.1])
-
-
-def test_the_share_of_variance_between_networks():
-    networks = np.repeat([0, 1], 4)
-    assert metrics.share_between([1, 1, 1, 1, 0, 0, 0, 0], networks).value == 1.0
-    assert metrics.share_between([1, 0, 1, 0, 1, 0, 1, 0], networks).value == 0.0
-    assert metrics.share_between([1] * 8, networks).value == 0.0
-
-
-def test_images_with_a_network_each_are_independent_trials():
-    hits = [True, False, True, True]
-    assert metrics.share(hits, clusters=range(4)) == metrics.wilson(3, 4)
-
-
-def test_the_ratio_of_medians_and_its_interval():
-    random = np.random.default_rng(0)
-    a, b = random.lognormal(1.0, 0.2, 200), random.lognormal(0.0, 0.2, 300)
-    ratio = metrics.median_ratio(a, b)
-    assert ratio.value == pytest.approx(np.median(a) / np.median(b)) and ratio.n == 500
-    assert ratio.low < np.e < ratio.high and ratio.high - ratio.low < 0.3
-    for bad in ([], [1.0, np.inf], [0.0]):
-        with pytest.raises(ValueError, match="b holds .* values: expected at least one, all positive and finite"):
-            metrics.median_ratio(a, bad)
-
-
-def test_the_difference_of_independent_means_is_welchs():
-    a, b = [1.0, 2.0, 4.0], [0.0, 1.0, 0.5, 0.5]
-    found = metrics.mean_difference(a, b)
-    expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
-    assert found.value == pytest.approx(7 / 3 - 0.5) and found.n == 7
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    with pytest.raises(ValueError, match="b holds 1 values: an interval needs at least two"):
-        metrics.mean_difference(a, [1.0])
-    same = metrics.mean_difference([1.0] * 20, [1.0] * 20)
-    assert same.value == 0 and same.high == -same.low == metrics.wilson(0, 20).high
-    apart = metrics.mean_difference([1.0] * 20, [0.0] * 30)
-    assert (apart.value, apart.high) == (1, 1) and apart.low == pytest.approx(metrics.wilson(20, 20).low)
-    assert metrics.mean_difference([0.9] * 2, [0.1] * 2).high == 1  # Wilson reaches further than shares can differ
-    with pytest.raises(ValueError, match="neither sample varies, and they hold no shares"):
-        metrics.mean_difference([3.0, 3.0], [2.0, 2.0])
+    clustered = metrics.fidelity_curve(errors * 2, clusters=[*range(5)] * 2)
+    expected = intervals.below(errors * 2, metrics.THRESHOLDS[0], [*range(5)] * 2)
+    assert clustered["low"][0] == expected.low and clustered["high"][0] == expected.high
