@@ -33,7 +33,6 @@ PACKAGES = (
     "scipy",
     "scikit-image",
     "scikit-learn",
-    "statsmodels",
     "cma",
 )
 """Packages whose versions a measurement depends on."""

@@ -43,7 +43,7 @@ def test_run_names_what_failed_and_where_and_ends_non_zero(book):
     ("arguments", "message"),
     [
         (["run", "gdl"], "Error: chapter 'gdl' is unknown; known chapters: 01-good"),
-        (["run", "--profile", "huge"], "profile 'huge' is unknown; known profiles: auto, smoke, cpu, gpu, paper"),
+        (["run", "--profile", "huge"], "profile 'huge' is unknown; known profiles: reference, smoke, cpu, gpu, paper"),
         (["run", "--device", "tpu"], "device 'tpu' is unknown; known devices: auto, cpu, cuda"),
         (["run", "--jobs", "0"], "jobs is 0; it must be at least 1"),
         (["run", "--data", "nowhere"], "nowhere' is not a folder; make it, or leave it out to run offline"),

@@ -13,7 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from reprolib import claims, runner
+from reprolib import chapter, claims, runner
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -72,7 +72,7 @@ def test_no_tracked_file_names_a_folder_of_this_machine_or_a_package_index():
 
 
 def test_the_runner_knows_the_profiles_of_the_claims():
-    assert ("auto", *claims.PROFILES) == runner.PROFILES
+    assert runner.PROFILES == chapter.PROFILES == ("reference", *claims.PROFILES)
 
 
 def test_every_chapter_is_in_the_table_of_contents_and_in_the_readme():

@@ -118,4 +118,6 @@ def test_without_git_there_is_no_commit(monkeypatch):
         raise FileNotFoundError("git")
 
     monkeypatch.setattr(subprocess, "run", absent)
+    results.commit.cache_clear()
     assert results.provenance()["commit"] is None
+    results.commit.cache_clear()
