@@ -54,6 +54,9 @@ REPLAY = "reference"
 
 PROFILES = (REPLAY, *claims.PROFILES)
 
+UNRECORDED = "smoke"
+"""The sizes at which that profile runs a chapter without records: a book of many chapters is replayed in minutes."""
+
 VERIFY = "REPROLIB_VERIFY"
 """Environment variable with the file that says which parts a verification runs again (`reprolib.verification`)."""
 
@@ -73,7 +76,7 @@ def start(
     """Open a paper's chapter.
 
     paper: the name of a file in `claims/`. profile: "reference" shows the committed reference run, and where there is
-    none runs at the sizes of `cpu`; or one of `claims.PROFILES`, which runs everything here. device: "auto", "cpu" or
+    none runs at the sizes of UNRECORDED; or one of `claims.PROFILES`, which runs everything here. device: "auto", "cpu" or
     "cuda". data_root: folder of the papers' image sets; "" takes REPROLIB_DATA, and without it the offline sets stand
     in. settings: the sizes of each of the four profiles, all with the same names.
     Raises ValueError for unknown names, a missing CUDA device, and settings that differ between profiles.
@@ -97,7 +100,7 @@ def start(
     figures.style()
     reference, problem = _read_reference(paper)
     replays = profile == REPLAY and reference is not None and "records" in reference
-    size = reference["profile"] if replays else "cpu" if profile == REPLAY else profile
+    size = reference["profile"] if replays else UNRECORDED if profile == REPLAY else profile
     ledger = Ledger(claims.load(root / "claims" / f"{paper}.yml"), size, seed=seed)
     if replays:
         ledger.time = reference["provenance"]["time"]
@@ -455,9 +458,10 @@ class Chapter:
             if self._folder_of_run == REPLAY:
                 why = html.escape(problem) if problem else "it has not been computed yet as data"
                 text = (
-                    f"<b>Record missing</b>: {why}. What follows was run here at a small size ({run}); where there are "
-                    f"pictures of the older reference run, they stand with it. "
-                    f"<code>reprolib run {self.paper} --profile gpu --data ROOT</code> makes the record."
+                    f"<b>Record missing</b>: {why}. What follows ran here at the sizes of a test ({run}): its numbers "
+                    f"mean little. The pictures of the older reference run stand before its own. "
+                    f"<code>reprolib run {self.paper} --profile gpu --data ROOT</code> makes the record, "
+                    f"<code>--profile cpu</code> runs the chapter small."
                 )
                 self.show(_box("⚠ Record missing", text, "#D55E00"))
             else:
@@ -484,7 +488,7 @@ class Chapter:
     def _origin(self) -> str:
         """Whether what is shown now comes from the record or ran here, as the end of a caption."""
         if not self.replays:
-            return ""
+            return "<i>(run here at the sizes of a test)</i>" if self._folder_of_run == REPLAY else ""
         here = self._here.get(_cell())
         if here is not None:
             return f"<i>({html.escape(here)})</i>"

@@ -1,8 +1,9 @@
 """The results for readers: the book's generated pages, and one HTML file to send by mail.
 
 Both read `claims/*.yml`, the committed reference run `results/reference/<paper>/<paper>.json` and this run
-`results/runs/<profile>/<paper>.json`; nothing is measured or judged here. A file that is missing or damaged becomes a
-line in the place where its content would stand.
+`results/runs/<profile>/<paper>.json`. Verdicts are drawn from the measures that these files hold, with the claims as
+they are now; nothing is measured here, and a stored verdict is not read. A file that is missing, damaged or of another
+schema becomes a line in the place where its content would stand.
 """
 
 from __future__ import annotations
@@ -13,30 +14,80 @@ import os
 import re
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from docutils.nodes import make_id
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from reprolib import claims, results
+from reprolib import claims, ledger, results, runner
 from reprolib.atomic import write_atomic
-from reprolib.runner import Chapter
+from reprolib.claims import number_words
+from reprolib.verdicts import REASONS, SYMBOLS, UNDECIDED, Verdict, count, count_at_99
 
 REPORT_LIMIT = 5_000_000
 """Bytes of the report: most mail servers let an attachment of this size pass."""
 
-CLASSES = {
-    "reproduced": "reproduced",
-    "partly": "partly",
-    "not reproduced": "not-reproduced",
-    "not decided here": "undecided",
+REPLAY = runner.PROFILES[0]
+"""The profile whose run shows the reference run from its records, and the folder of such runs."""
+
+MEANINGS = {
+    "reproduced": "Measured on the paper's own setting: the whole interval satisfies the criterion.",
+    "partly": "On the paper's own setting, of a claim with named parts: some hold and the others fail.",
+    "not reproduced": "On the paper's own setting: no part of the interval satisfies the criterion.",
+    "holds on a substitute": "As reproduced, but a network, image set, size, budget or batch is another than the "
+    "paper's. The differences stand beside it.",
+    "partly on a substitute": "As partly, measured on a substitute.",
+    "fails on a substitute": "As not reproduced, but measured on a substitute: it speaks of this setting, not of the "
+    "paper's.",
+    UNDECIDED: "This run cannot tell. A reason code and a sentence say why.",
+    "holds": "An identity, which follows from algebra: every case satisfies it. Counted apart.",
+    "fails": "An identity that some case does not satisfy.",
+    "setting": "Something that the paper fixes and does not claim. Shown, not judged and not counted.",
 }
-"""Verdict -> class in book/_static/leaky.css, in the order in which the tables count them."""
+"""Every word of a verdict, and what it means."""
+
+REASON_MEANINGS = {
+    "data": "the image set that it needs is not here, or another stands in for it",
+    "weights": "needs trained weights that are not at hand",
+    "compute": "needs more computing than this book has",
+    "budget": "the run is too small: a larger profile decides it",
+    "unreadable": "the paper's number or setting could not be read, and memory decides nothing",
+    "imprecise": "the interval lies on both sides of the criterion",
+    "gate": "its control failed: the attack does not work here even without the defense, so nothing can be stopped",
+    "few": "too few images, or too few independent networks, batches or runs behind the interval",
+    "out of scope": "about something that this book does not measure",
+    "stale": "the record was made for another form of the experiment",
+    "missing": "the measurement is planned and has not been made yet",
+}
+"""Every reason code of a verdict that is not decided, and what it means."""
+
+CLASSES = {word: "undecided" if word == UNDECIDED else word.replace(" ", "-") for word in SYMBOLS}
+"""Verdict -> class in book/_static/leaky.css and in the report."""
+
+PARTS = {"holds": SYMBOLS["reproduced"], "fails": SYMBOLS["not reproduced"], UNDECIDED: SYMBOLS[UNDECIDED]}
+"""What becomes of a claim's part -> its symbol."""
+
+OWN, SUBSTITUTES, IDENTITIES = tuple(SYMBOLS)[:3], tuple(SYMBOLS)[3:6], ("holds", "fails")
+
+FAILURES_FIRST = (
+    "not reproduced",
+    "fails on a substitute",
+    "fails",
+    "partly",
+    "partly on a substitute",
+    "reproduced",
+    "holds on a substitute",
+    "holds",
+    UNDECIDED,
+    "setting",
+)
+"""The order of the claims in a ledger."""
 
 
 def write_pages(root: str | os.PathLike) -> None:
@@ -48,9 +99,10 @@ def write_pages(root: str | os.PathLike) -> None:
     root = Path(root)
     papers = _papers(root)
     generated = root / "book" / "_generated"
-    for name in ("picture", "summary", "scoreboard"):
-        template = _TEMPLATES.from_string(globals()[f"_{name.upper()}"])
-        text = template.render(papers=papers, pictures=_pictures(papers), totals=_totals(papers))
+    for name, template in _PAGES.items():
+        text = _TEMPLATES.from_string(template).render(
+            papers=papers, pictures=_pictures(papers), totals=_totals(papers)
+        )
         _write(generated / f"{name}.md", text)
     for paper in papers:
         if paper.stem is None:
@@ -74,7 +126,7 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike) -> None:
         raise ValueError(f"out={str(out)!r} is a folder: name a file in it, for example {out.name}/report.html")
     papers = _papers(Path(root))
     template, totals = _TEMPLATES.from_string(_REPORT), _totals(papers)
-    everything = {paper.key: [*paper.reference.figures, *paper.run.figures] for paper in papers}
+    everything = {paper.key: [*paper.reference.figures, *paper.further_figures] for paper in papers}
     bare = template.render(papers=papers, totals=totals, figures={}, left_out=everything)
     figures = _chosen(papers, REPORT_LIMIT - len(bare.encode()))
     left_out = {key: [figure for figure in every if figure not in figures[key]] for key, every in everything.items()}
@@ -86,12 +138,12 @@ def _chosen(papers: list[Paper], room: int) -> dict[str, list[Figure]]:
     """The figures of each paper that fit into `room` bytes together.
 
     The papers take turns, each with its next figure in the order of its chapter, so that the first ones of every
-    chapter are there. What was measured at full size comes first: where a paper has figures of a reference run, those
-    of the other run wait until no paper has any of the former left.
+    chapter are there. Where a paper has figures of a reference run, those of the other run wait until no paper has any
+    of the former left.
     """
     chosen: dict[str, list[Figure]] = {paper.key: [] for paper in papers}
-    first = [paper.reference.figures or paper.run.figures for paper in papers]
-    second = [paper.run.figures if paper.reference.figures else () for paper in papers]
+    first = [paper.reference.figures or paper.further_figures for paper in papers]
+    second = [paper.further_figures if paper.reference.figures else () for paper in papers]
     for turn in itertools.chain(itertools.zip_longest(*first), itertools.zip_longest(*second)):
         for paper, figure in zip(papers, turn, strict=True):
             if figure is not None and figure.size <= room:
@@ -100,12 +152,96 @@ def _chosen(papers: list[Paper], room: int) -> dict[str, list[Figure]]:
     return chosen
 
 
+# --- what a results file must hold ------------------------------------------------------------------------------------
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Measure(_Checked):
+    value: float
+    low: float
+    high: float
+    n: int
+    method: str
+    images: int
+    data: str | None
+    substitute_for: str | None = None
+    conditions: dict[str, str | int | float] = {}
+    clusters: int | None = None
+    low99: float | None = None
+    high99: float | None = None
+    skewed: bool = False
+
+
+class _Skipped(_Checked):
+    reason: Literal[REASONS]
+    why: str
+
+
+class _Figure(_Checked):
+    name: str
+    caption: str
+    file: str | None = None
+
+
+class _Part(_Checked):
+    device: str
+    seconds: float
+    commit: str | None
+
+
+class _Made(_Checked):
+    device: str
+    threads: Annotated[int, Field(ge=1)]
+    seed: int | None
+    data: dict[str, str]
+    versions: dict[str, str | None]
+    commit: str | None
+    time: str
+    seconds: float | None = None
+
+
+class Stored(_Checked):
+    """A results file, as far as it is read here. profile: whose sizes were run. records: of each part, if it has any.
+
+    skipped: measure -> why, in older files a sentence alone.
+    """
+
+    paper: str
+    profile: Literal[claims.PROFILES]
+    measures: dict[str, _Measure]
+    skipped: dict[str, _Skipped | str]
+    figures: list[_Figure]
+    provenance: _Made
+    records: dict[str, _Part] = {}
+
+
+def _stored(path: Path, key: str) -> tuple[Stored, dict[str, Any]]:
+    """A paper's results file, checked, and as it is. Raises FileNotFoundError, and ValueError saying what is wrong."""
+    remedy = "run the chapter again"
+    try:
+        payload = results.load(path)
+    except (KeyError, TypeError, AttributeError) as error:  # a table or a number in a form that no version has written
+        raise ValueError(f"{path.name} is not of a form that this book reads; {remedy}") from error
+    try:
+        stored = Stored.model_validate(payload)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ", ".join(str(step) for step in fault["loc"]) or "the whole"
+        raise ValueError(f"{path.name} is of another form: {where}: {fault['msg']}; {remedy}") from error
+    if stored.paper != key:
+        raise ValueError(f"{path.name} is of the paper {stored.paper!r}, not of {key!r}")
+    return stored, payload
+
+
 # --- what is known of a paper -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A saved picture of a run. path: the PNG file."""
+    """A saved picture of a run. path: the PNG file. run: of which run, and on what it was made."""
 
     path: Path
     caption: str
@@ -118,70 +254,158 @@ class Figure:
     @property
     def size(self) -> int:
         """Bytes that it takes in the report, where its caption stands twice: below it, and for who cannot see it."""
-        return len(self.source) + 2 * len(Markup.escape(self.caption).encode()) + 200
+        return len(self.source) + 2 * len(Markup.escape(self.caption).encode()) + 300
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many verdicts of one origin there are of each kind.
+
+    words: verdict -> number, without settings and zeros. reasons: code -> number of undecided ones. Of the decided
+    results: how many there are, of one network only, the same at 99 %, and of no known 99 % interval. provisional: of
+    all decided.
+    """
+
+    words: dict[str, int]
+    reasons: dict[str, int]
+    decided: int
+    network: int
+    at_99: int
+    unknown_at_99: int
+    provisional: int
+
+    @classmethod
+    def of(cls, verdicts: Iterable[Verdict], origin: str) -> Counts:
+        own = [verdict for verdict in verdicts if verdict.origin == origin]
+        reasons = Counter(verdict.reason for verdict in own if verdict.reason)
+        judged = [verdict for verdict in own if verdict.kind == "result" and verdict.decided]
+        return cls(
+            count(own, origin),
+            {reason: reasons[reason] for reason in REASONS if reasons[reason]},
+            len(judged),
+            sum(verdict.scope == "network" for verdict in judged),
+            count_at_99(own, origin),
+            sum(verdict.stands_at_99 is None for verdict in judged),
+            sum(bool(verdict.provisional) for verdict in own),
+        )
+
+    @property
+    def total(self) -> int:
+        return sum(self.words.values())
+
+    def some(self, words: Iterable[str]) -> dict[str, int]:
+        return {word: self.words[word] for word in words if word in self.words}
+
+    @property
+    def why_open(self) -> str:
+        """The undecided ones by reason: "3 data, 1 few"."""
+        return ", ".join(f"{number} {reason}" for reason, number in self.reasons.items())
+
+    @property
+    def limits(self) -> list[str]:
+        """What must be said beside the numbers of decided verdicts, in sentences without a full stop."""
+        told = []
+        if self.decided:
+            unknown = f" (of {self.unknown_at_99} it is not known)" if self.unknown_at_99 else ""
+            told = [f"{self.at_99} of {_many(self.decided, 'decided result')} stand at 99 %{unknown}"]
+        if self.network:
+            told.insert(0, f"{self.network} of them on one network only")
+        return [*told, *[f"{self.provisional} provisional"] * bool(self.provisional)]
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run says of a paper's claims. title: how tables call it; record: its results file, None without one."""
+    """What a run says of a paper's claims.
+
+    title: how tables call it. stored: its results file, None without one. verdicts: claim -> verdict, drawn now.
+    replays: whether it shows the reference run from its records.
+    """
 
     title: str
-    record: Mapping[str, Any] | None = None
+    stored: Stored | None = None
+    verdicts: Mapping[str, Verdict] | None = None
     figures: tuple[Figure, ...] = ()
     problems: tuple[str, ...] = ()
+    replays: bool = False
 
-    def cell(self, claim: claims.Claim) -> dict[str, str] | None:
-        """Measured value, verdict and reason of a claim; None where this run knows nothing of it."""
-        if self.record is None:
-            return None
-        stored = next((entry for entry in self.record["verdicts"] if entry["id"] == claim.id), None)
-        if stored is None:
-            return None
-        criterion = claim.criterion
-        now = (criterion.measure, criterion.words(claim.published.percent)) if criterion else (None, None)
-        if (stored["measure"], stored["criterion"]) != now:
-            then = f"{stored['measure']}: {stored['criterion']}" if stored["measure"] else "none"
-            reason = f"judged by another criterion ({then}); run the chapter again"
-            return {"measured": stored["measured"] or "", "verdict": "not decided here", "reason": reason}
-        return {"measured": stored["measured"] or "", "verdict": stored["verdict"], "reason": stored["reason"]}
+    def counts(self, origin: str) -> Counts:
+        return Counts.of((self.verdicts or {}).values(), origin)
 
-    def counts(self, all_claims: tuple[claims.Claim, ...], origin: str) -> dict[str, int]:
-        """Verdict -> number of claims of this origin, "paper" or "book"; without the verdicts that none has."""
-        cells = (self.cell(claim) for claim in all_claims if claim.origin == origin)
-        return _in_order(Counter(cell["verdict"] for cell in cells if cell is not None))
+    @property
+    def made(self) -> str:
+        """Devices, threads and time: "cpu: AMD EPYC, 1 thread, 1.5 hours"."""
+        return _made_on(self.stored)
 
     @property
     def provenance(self) -> str:
-        """Profile, device, seed, time and commit in one line."""
-        if self.record is None:
+        """What the run was made on and with, in one line."""
+        if self.stored is None:
             return "none"
-        made = self.record["provenance"]
+        if self.replays:
+            return "shows the reference run from its records; nothing but a live experiment ran here"
+        made = self.stored.provenance
+        sizes = {"this run": f"sizes of the profile {self.stored.profile}"}
         parts = [
-            f"profile {self.record['profile']}",
-            f"{made['device']}",
-            f"seed {made['seed']}",
-            f"{made['seconds']:.0f} s" if made.get("seconds") is not None else "",
-            f"images {', '.join(made['data']) or 'none'}",
-            f"torch {made['versions'].get('torch')}",
-            f"commit {made['commit'] or 'unknown'}",
-            made["time"][:10],
+            self.made,
+            sizes.get(self.title, ""),
+            f"seed {made.seed}",
+            f"images {', '.join(made.data) or 'none'}",
+            f"torch {made.versions.get('torch')}",
+            f"commit {self.commits}",
+            made.time[:10],
         ]
         return ", ".join(filter(None, parts))
+
+    @property
+    def commits(self) -> str:
+        made = {part.commit for part in self.stored.records.values()} or {self.stored.provenance.commit}
+        return " and ".join(sorted(commit or "unknown" for commit in made))
+
+
+def _made_on(stored: Stored) -> str:
+    """Devices, threads and time of a run; of its parts where it has records, which several machines may have made."""
+    made, devices = stored.provenance, Counter()
+    for part in stored.records.values():
+        devices[part.device] += part.seconds
+    named = [device for device, _ in devices.most_common()] or [made.device]
+    parts = [" and ".join(named), _many(made.threads, "thread")]
+    return ", ".join([*parts, *[_duration(made.seconds)] * (made.seconds is not None)])
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{seconds / 60:.0f} minutes"
+
+
+@dataclass(frozen=True)
+class Change:
+    """Claims of a paper whose criterion was set after a measurement, for one reason. state: of their verdicts now."""
+
+    ids: tuple[str, ...]
+    changed: claims.Changed
+    state: str
 
 
 @dataclass(frozen=True)
 class Paper:
-    """A paper's claims with the two runs. stem: of the chapter's file, None for claims without a chapter."""
+    """A paper's claims with the two runs. stem: of the chapter's file, None for claims without a chapter.
+
+    claims: the file of claims, None where it cannot be read. ledger: id of the section with the ledger on the page.
+    """
 
     key: str
     stem: str | None
     title: str
-    measures: Mapping[str, str]
-    claims: tuple[claims.Claim, ...]
+    claims: claims.Paper | None
     reference: Run
     run: Run
     has_page: bool
-    ledger: str  # id of the section with the ledger on the chapter's page
+    ledger: str
     stale: str
     problems: list[str]
 
@@ -199,21 +423,116 @@ class Paper:
     def all_problems(self) -> list[str]:
         return [*self.problems, *self.reference.problems, *self.run.problems]
 
+    @property
+    def shows_reference(self) -> bool:
+        """Whether this run says the same as the reference run because it shows it."""
+        return self.run.replays and self.run.verdicts == self.reference.verdicts
 
-def _in_order(counted: Counter[str]) -> dict[str, int]:
-    return {verdict: counted[verdict] for verdict in CLASSES if counted[verdict]}
+    @property
+    def further_figures(self) -> tuple[Figure, ...]:
+        """This run's figures, without those of the reference run that it shows once more."""
+        known = {figure.path.name for figure in self.reference.figures} if self.run.replays else ()
+        return tuple(figure for figure in self.run.figures if figure.path.name not in known)
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """How many claims are the paper's, the book's, and settings."""
+        every = self.claims.claims if self.claims else ()
+        judged = Counter(claim.origin for claim in every if claim.kind != "setting")
+        return {"paper": judged["paper"], "book": judged["book"], "settings": len(every) - judged.total()}
+
+    def ordered(self, origin: str) -> list[claims.Claim]:
+        """The claims of an origin, failures of the reference run first (of this run, where there is none), and of a
+        verdict the central ones."""
+        verdicts = self.reference.verdicts or self.run.verdicts or {}
+
+        def place(claim: claims.Claim) -> tuple[int, int, bool]:
+            verdict = verdicts.get(claim.id)
+            word, reason = (verdict.verdict, verdict.reason) if verdict else (UNDECIDED, "")
+            return FAILURES_FIRST.index(word), REASONS.index(reason) if reason else 0, not claim.central
+
+        return sorted((claim for claim in self.claims.claims if claim.origin == origin), key=place)
+
+    @property
+    def changes(self) -> list[Change]:
+        """Every `changed` entry of the claims, those of equal date, reason and state in one."""
+        found: dict[tuple[claims.Changed, str], list[str]] = {}
+        for claim in self.claims.claims if self.claims else ():
+            if claim.changed is not None:
+                found.setdefault((claim.changed, self._state(claim)), []).append(claim.id)
+        return [Change(tuple(ids), changed, state) for (changed, state), ids in found.items()]
+
+    def _state(self, claim: claims.Claim) -> str:
+        verdict = (self.reference.verdicts or {}).get(claim.id)
+        if verdict is None or not verdict.decided:
+            return "not decided yet"
+        if verdict.provisional:
+            return "provisional"
+        made = self.reference.stored.provenance
+        return f"no longer: decided with seed {made.seed}, {made.time[:10]}"
 
 
-def _totals(papers: list[Paper]) -> dict[str, dict[str, dict[str, int]]]:
-    """Title of a run -> origin of claims -> verdict -> how many over all chapters; without runs that have none."""
+def criterion_lines(claim: claims.Claim, paper: claims.Paper) -> list[str]:
+    """What is asked of which measure, a line for a claim's criterion or for each of its parts; why there is none."""
+    if claim.kind == "setting":
+        return ["a setting, which is not judged"]
+    if claim.undecidable:
+        return ["no criterion"]
+    names = [f"{part.name}: " for part in claim.parts] or [""]
+    return [
+        f"{name}{paper.measures[criterion.measure].says}: {criterion.words(claim.published.percent)}"
+        for name, criterion in zip(names, claim.criteria, strict=True)
+    ]
+
+
+def measured_lines(verdict: Verdict, percent: bool) -> list[str]:
+    """What was measured, a line for the measure or for each part, with what became of the part."""
+    if not verdict.parts:
+        return [told] if (told := verdict.measured(percent)) else []
+    alone = [(part, verdict.model_copy(update={"parts": [part]})) for part in verdict.parts]
+    return [f"{PARTS[part.verdict]} {one.measured(percent) or f'{part.name}: —'}" for part, one in alone]
+
+
+def basis(verdict: Verdict) -> str:
+    """The interval's method, and on how much it rests."""
+    if verdict.n is None:
+        return ""
+    method = verdict.method or "of the parts, the least"
+    units = "" if verdict.clusters is None or "over" in method else f", {_many(verdict.clusters, 'cluster')}"
+    return f"{method}; n = {verdict.n}{units}"
+
+
+def notes(verdict: Verdict, paper: claims.Paper) -> list[str]:
+    """What must be said beside the word: why it is not decided, or what stands in, its control, and its limits."""
+    if verdict.verdict == UNDECIDED:
+        return [f"{verdict.reason}: {verdict.why}"]
+    if not verdict.decided:
+        return []
+    told = [f"{other.what}: {other.here} in place of {other.paper}" for other in verdict.substitutes]
+    told += [verdict.favours] if verdict.substitutes and verdict.favours else []
+    if gate := verdict.gate:
+        measure = paper.measures[gate.measure]
+        low, asked = (number_words(bound, measure.share) for bound in (gate.low, gate.at_least))
+        told.append(f"control: {measure.says}, at its lower end {low}, where {asked} is asked")
+    if verdict.kind == "result":
+        told += ["on this network, not of others"] if verdict.scope == "network" else []
+        told += ["does not stand at 99 %"] if verdict.stands_at_99 is False else []
+    return [*told, *[verdict.provisional] * bool(verdict.provisional)]
+
+
+def _totals(papers: list[Paper]) -> dict[str, dict[str, Counts]]:
+    """Title of a run -> origin of claims -> counts over all chapters; without runs that have none.
+
+    A run that only shows the reference run is not counted a second time.
+    """
     found = {}
-    for runs in ([paper.reference for paper in papers], [paper.run for paper in papers]):
-        counted = {"paper": Counter(), "book": Counter()}
-        for paper, run in zip(papers, runs, strict=True):
-            for origin, counter in counted.items():
-                counter.update(run.counts(paper.claims, origin))
-        if any(counted.values()):
-            found[runs[0].title] = {origin: _in_order(counter) for origin, counter in counted.items()}
+    for runs in (
+        [paper.reference for paper in papers],
+        [paper.run for paper in papers if not paper.shows_reference],
+    ):
+        verdicts = [verdict for run in runs for verdict in (run.verdicts or {}).values()]
+        if verdicts:
+            found[runs[0].title] = {origin: Counts.of(verdicts, origin) for origin in ("paper", "book")}
     return found
 
 
@@ -224,78 +543,108 @@ def _papers(root: Path) -> list[Paper]:
         raise ValueError(f"root={str(root)!r} holds no book: _toc.yml and the folder claims are expected there")
     stems = re.findall(r"book/chapters/([\w.-]+)", yaml.dump(yaml.safe_load(toc.read_text(encoding="utf-8"))))
     stems = sorted(dict.fromkeys(Path(stem).stem if stem.endswith((".ipynb", ".md")) else stem for stem in stems))
-    by_key = {Chapter(root, stem).paper: stem for stem in stems}
+    by_key = {runner.Chapter(root, stem).paper: stem for stem in stems}
     keys = [*by_key, *sorted({path.stem for path in (root / "claims").glob("*.yml")} - by_key.keys())]
     return [_paper(root, key, by_key.get(key)) for key in keys]
 
 
 def _paper(root: Path, key: str, stem: str | None) -> Paper:
     problems: list[str] = []
-    title, measures, entries = stem or key, {}, ()
+    title, loaded = stem or key, None
     try:
-        loaded = claims.load(root / "claims" / f"{key}.yml")
-        title, measures, entries = loaded.title, loaded.measures, loaded.claims
+        found = claims.load(root / "claims" / f"{key}.yml")
+        if found.paper != key:
+            raise ValueError(f"{key}.yml holds the claims of {found.paper!r}: its key paper must be {key!r}")
+        title, loaded = found.title, found
     except FileNotFoundError:
         problems.append(f"claims/{key}.yml is missing, so there is nothing to judge.")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         problems.append(str(error))
     page = root / "book" / "chapters" / f"{stem}.ipynb"
-    stale, ledger = _page_notes(page) if stem else ("", "")
-    return Paper(
-        key,
-        stem,
-        title,
-        measures,
-        entries,
-        _run("reference run", [root / "results" / "reference" / key / f"{key}.json"]),
-        _run("this run", [root / "results" / "runs" / profile / f"{key}.json" for profile in claims.PROFILES]),
-        stem is not None and page.is_file(),
-        ledger,
-        stale,
-        problems,
-    )
+    stale, heading = _page_notes(page) if stem else ("", "")
+    folder = root / "results"
+    reference = _run("reference run", [folder / "reference" / key / f"{key}.json"], key, loaded)
+    run = _run("this run", [folder / "runs" / name / f"{key}.json" for name in runner.PROFILES], key, loaded, reference)
+    has_page = stem is not None and page.is_file()
+    return Paper(key, stem, title, loaded, reference, run, has_page, heading, stale, problems)
 
 
-def _run(title: str, paths: list[Path]) -> Run:
-    """The newest readable record; one of the smoke profile, whose numbers mean nothing, only without another."""
+def _run(title: str, paths: list[Path], key: str, paper: claims.Paper | None, reference: Run | None = None) -> Run:
+    """The newest readable results; of the smoke profile, whose numbers mean nothing, only without others.
+
+    New is what was written last: the time that a run of records names is that of the records.
+    """
     found, problems = [], []
     for path in paths:
+        where = f"{title.capitalize()} ({path.parent.name})"
         try:
-            record = results.load(path)
-            if missing := {"profile", "verdicts", "provenance", "figures"} - record.keys():
-                raise ValueError(f"{path.name} lacks {', '.join(sorted(missing))}; run the chapter again")
+            stored, payload = _stored(path, key)
+            verdicts = {verdict.id: verdict for verdict in ledger.judge(paper, payload)} if paper else {}
+            written = path.stat().st_mtime_ns
         except FileNotFoundError:
             continue
         except (ValueError, OSError) as error:
-            problems.append(f"{title.capitalize()} ({path.parent.name}): {error}")
+            problems.append(f"{where}: {error}")
         else:
-            found.append((record["profile"] != "smoke", record["provenance"]["time"], path, record))
+            found.append((stored.profile != "smoke", written, path, stored, verdicts))
     if not found:
         return Run(title, problems=tuple(problems))
-    _, _, path, record = max(found, key=lambda entry: entry[:2])
-    # A reference run's pictures lie beside its record, another run's in a folder of the paper's name.
-    folder = path.parent if path.parent.name == path.stem else path.with_suffix("")
-    figures = tuple(
-        Figure(folder / entry["file"], entry["caption"], title)
-        for entry in record["figures"]
-        if entry.get("file") and (folder / entry["file"]).is_file()
-    )
-    return Run(title, record, figures, tuple(problems))
+    _, _, path, stored, verdicts = max(found, key=lambda entry: entry[:2])
+    told, folder = f"{title}, {_made_on(stored)}", path.with_suffix("")
+    if (
+        reference is None
+    ):  # the committed pictures lie beside their results, another run's in a folder of the paper's name
+        folder = path.parent
+    figures, refused = _figures(stored.figures, folder, told)
+    replays = False
+    if reference is not None and reference.stored is not None and path.parent.name == REPLAY:
+        replays = bool(reference.stored.records) and stored.provenance.time == reference.stored.provenance.time
+    problems += [f"{title.capitalize()} ({path.parent.name}): {line}" for line in refused]
+    return Run(title, stored, verdicts, figures, tuple(problems), replays)
+
+
+def _figures(entries: list[_Figure], folder: Path, run: str) -> tuple[tuple[Figure, ...], list[str]]:
+    """The pictures that a results file names, and a line for each that is none.
+
+    What is shown is sent by mail and put on the web: a name may lead to a PNG file in the run's own folder only.
+    """
+    figures, refused = [], []
+    for entry in entries:
+        if not entry.file:
+            continue
+        path, problem = folder / entry.file, ""
+        try:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.png", entry.file):
+                problem = "is not the bare name of a PNG file"
+            elif path.is_symlink():
+                problem = "is a link to another place"
+            elif not path.is_file():
+                problem = "is not there"
+            else:
+                with path.open("rb") as file:
+                    problem = "" if file.read(8) == b"\x89PNG\r\n\x1a\n" else "is no PNG file"
+        except OSError as error:
+            problem = f"cannot be read ({error.strerror})"
+        if problem:
+            refused.append(f"the figure {entry.name!r} is left out: its file {entry.file!r} {problem}")
+        else:
+            figures.append(Figure(path, entry.caption, run))
+    return tuple(figures), refused
 
 
 def _page_notes(page: Path) -> tuple[str, str]:
     """Why a chapter's page is out of date ("" where it is not), and the id of its section with the ledger."""
     try:
         notebook = json.loads(page.read_bytes())
+        stale = notebook["metadata"].get("reprolib", {}).get("stale")
+        reason = f"last run failed: {stale['reason']}" if stale else ""
+        texts = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
     except FileNotFoundError:
         return "", ""
-    except ValueError:
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"book/chapters/{page.name} is not a complete notebook: delete it and run the chapter again", ""
-    stale = notebook["metadata"].get("reprolib", {}).get("stale")
-    texts = ("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
     headings = [match[1] for text in texts for match in re.finditer(r"^##+ (.+)$", text, re.MULTILINE)]
-    ledger = next((make_id(heading) for heading in headings if "ledger" in heading.lower()), "")
-    return (f"last run failed: {stale['reason']}" if stale else ""), ledger
+    return reason, next((make_id(heading) for heading in headings if "ledger" in heading.lower()), "")
 
 
 FIRST_PAGE = {"strip": claims.PROFILES, "every-attack": ("gpu", "paper")}
@@ -308,7 +657,7 @@ def _pictures(papers: list[Paper]) -> list[Figure]:
     runs = [paper.reference for paper in papers] + [paper.run for paper in papers]
     found = []
     for name, profiles in FIRST_PAGE.items():
-        fitting = (run for run in runs if run.record is not None and run.record["profile"] in profiles)
+        fitting = (run for run in runs if run.stored is not None and run.stored.profile in profiles)
         figures = (figure for run in fitting for figure in run.figures if figure.path.stem == name)
         found += itertools.islice(figures, 1)
     return found
@@ -322,9 +671,23 @@ def _write(path: Path, text: str) -> None:
 # --- templates --------------------------------------------------------------------------------------------------------
 
 
-def _badge(verdict: str, count: int | None = None) -> Markup:
-    word = verdict if count is None else f"{count} {verdict}"
-    return Markup('<span class="verdict {}">{} {}</span>').format(CLASSES[verdict], claims.SYMBOLS[verdict], word)
+def _badge(verdict: str, number: int | None = None) -> Markup:
+    word = verdict if number is None else _counted(verdict, number)
+    return Markup('<span class="verdict {}">{} {}</span>').format(CLASSES[verdict], SYMBOLS[verdict], word)
+
+
+def _counted(verdict: str, number: int) -> str:
+    """ "3 reproduced", "2 identities hold": in a count an identity is named as one."""
+    if verdict not in IDENTITIES:
+        return f"{number} {verdict}"
+    return f"{number} {'identity' if number == 1 else 'identities'} {verdict if number == 1 else verdict[:-1]}"
+
+
+def _listed(counts: Counts) -> str:
+    """Counts in one line: "3 reproduced, 2 not decided here (1 data, 1 few)"."""
+    told = [_counted(word, number) for word, number in counts.words.items()]
+    told = [f"{line} ({counts.why_open})" if line.endswith(UNDECIDED) else line for line in told]
+    return ", ".join(told) + "".join(f"; {line}" for line in counts.limits)
 
 
 def _linked(text: str, address: str | None) -> Markup:
@@ -348,9 +711,27 @@ def _root_path(path: Path) -> str:
 
 
 _NOTES = {"recalled": "recalled, unverified", "plot": "off the plot"}
+_WHOSE = {"paper": "The paper's claims", "book": "This book's own claims"}
 
 _TEMPLATES = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-_TEMPLATES.globals |= {"badge": _badge, "linked": _linked, "NOTES": _NOTES}
+_TEMPLATES.globals |= {
+    "NOTES": _NOTES,
+    "WHOSE": _WHOSE,
+    "OWN": OWN,
+    "SUBSTITUTES": SUBSTITUTES,
+    "IDENTITIES": IDENTITIES,
+    "UNDECIDED": UNDECIDED,
+    "MEANINGS": MEANINGS,
+    "REASON_MEANINGS": REASON_MEANINGS,
+    "badge": _badge,
+    "basis": basis,
+    "criterion_lines": criterion_lines,
+    "linked": _linked,
+    "listed": _listed,
+    "many": _many,
+    "measured_lines": measured_lines,
+    "notes": notes,
+}
 _TEMPLATES.filters |= {"markdown": _markdown, "raw_text": _in_raw, "root_path": _root_path}
 
 _PICTURE = """\
@@ -358,7 +739,7 @@ _PICTURE = """\
 ```{figure} {{ picture.path | root_path }}
 :alt: {{ picture.caption | tojson }}
 
-{{ picture.caption | markdown }} ({{ picture.run }})
+{{ picture.caption | markdown }} ({{ picture.run | markdown }})
 ```
 {% else %}
 <!-- No run has a strip of a reconstruction yet. -->
@@ -366,35 +747,78 @@ _PICTURE = """\
 """
 
 _COUNTS = """\
-{% macro listed(counts) %}
-{% for verdict, count in counts.items() %}{{ count }} {{ verdict }}{{ "" if loop.last else ", " }}{% endfor %}
-{% endmacro %}
-{% macro counts(run, claims) %}
-{% set papers_claims, own = run.counts(claims, "paper"), run.counts(claims, "book") %}
-<div>
-{% for verdict, count in papers_claims.items() %}
-{{ badge(verdict, count) }}
+{% macro badges(counts, words) %}
+{% for verdict, number in counts.some(words).items() %}
+{{ badge(verdict, number) }}
 {% endfor %}
-{% if own %}
+{% endmacro %}
+{% macro counts(run) %}
+{% set papers_claims, own = run.counts("paper"), run.counts("book") %}
+<div>
+{% for words in (OWN, SUBSTITUTES, IDENTITIES) %}
+{% if papers_claims.some(words) %}
+<div>{{ badges(papers_claims, words) }}</div>
+{% endif %}
+{% endfor %}
+{% if papers_claims.reasons %}
+<div>{{ badges(papers_claims, [UNDECIDED]) }}
+<span class="note">{{ papers_claims.why_open }}</span></div>
+{% endif %}
+{% for line in papers_claims.limits %}
+<div class="note">{{ line }}</div>
+{% endfor %}
+{% if own.total %}
 <div class="note">the book's own: {{ listed(own) }}</div>
-{% elif not papers_claims %}
+{% elif not papers_claims.total %}
 none yet
 {% endif %}
 </div>
 {% endmacro %}
-{% macro how_many(claims) %}
-{% set own = claims | selectattr("origin", "equalto", "book") | list | length %}
-<div>{{ claims | length - own }}
-{% if own %}
-<div class="note">and {{ own }} of the book's own</div>
+{% macro of_this_run(paper) %}
+{% if paper.shows_reference %}
+<span class="note">shows the reference run from its records</span>
+{% else %}
+{{ counts(paper.run) }}
+{% endif %}
+{% endmacro %}
+{% macro how_many(paper) %}
+<div>{{ paper.numbers.paper }}
+{% if paper.numbers.book %}
+<div class="note">and {{ paper.numbers.book }} of the book's own</div>
+{% endif %}
+{% if paper.numbers.settings %}
+<div class="note">{{ many(paper.numbers.settings, "setting") }}, not counted</div>
 {% endif %}
 </div>
 {% endmacro %}
+{% macro totals_table(run, by_origin) %}
+<table class="ledger cards totals" aria-label="{{ run | capitalize }}, all chapters">
+<thead><tr><th>{{ run }}, all chapters</th><th>on the paper's own setting</th><th>on a substitute</th>
+<th>identities</th><th>open</th></tr></thead>
+<tbody>
+{% for origin, counts in by_origin.items() %}
+<tr><td><b>{{ "The papers' " if origin == "paper" else "The book's own " }}{{ many(counts.total, "claim") }}</b>
+{% for line in counts.limits %}
+<div class="note">{{ line }}</div>
+{% endfor %}
+</td>
+{% for title, words in (("own setting", OWN), ("on a substitute", SUBSTITUTES), ("identities", IDENTITIES)) %}
+<td data-column="{{ title }}"><div>{{ badges(counts, words) if counts.some(words) else "none" }}</div></td>
+{% endfor %}
+<td data-column="open"><div>{{ badges(counts, [UNDECIDED]) if counts.reasons else "none" }}
+<div class="note">{{ counts.why_open }}</div></div></td></tr>
+{% endfor %}
+</tbody></table>
+{% endmacro %}
 {% macro totals_of(totals) %}
 {% for run, by_origin in totals.items() %}
-<p class="totals">{{ run | capitalize }}, all chapters. The papers' {{ by_origin.paper.values() | sum }} claims:
-<b>{{ listed(by_origin.paper) }}</b>; the book's own {{ by_origin.book.values() | sum }}:
-{{ listed(by_origin.book) }}.</p>
+{% if loop.first %}
+{{ totals_table(run, by_origin) }}
+{% else %}
+<details><summary>The same of {{ run }}, where it is another</summary>
+{{ totals_table(run, by_origin) }}
+</details>
+{% endif %}
 {% endfor %}
 {% endmacro %}
 """
@@ -416,9 +840,9 @@ _SUMMARY = (
 <div class="note">out of date: {{ paper.stale | raw_text }}</div>
 {% endif %}
 </td>
-<td data-column="papers' claims" class="number">{{ how_many(paper.claims) }}</td>
-<td data-column="reference run">{{ counts(paper.reference, paper.claims) }}</td>
-<td data-column="this run">{{ counts(paper.run, paper.claims) }}</td></tr>
+<td data-column="papers' claims" class="number">{{ how_many(paper) }}</td>
+<td data-column="reference run">{{ counts(paper.reference) }}</td>
+<td data-column="this run">{{ of_this_run(paper) }}</td></tr>
 {% else %}
 <tr><td colspan="4">There are no claims yet.</td></tr>
 {% endfor %}
@@ -428,22 +852,24 @@ _SUMMARY = (
 )
 
 _LEDGER = """\
-{% macro result(claim, run) %}
-{% set cell = run.cell(claim) %}
-{% if cell %}
-<div>{{ badge(cell.verdict) }}
-{% if cell.measured %}
-<div class="measured">{{ cell.measured | raw_text }}</div>
-{% endif %}
-{% if cell.reason %}
-<div class="note">{{ cell.reason | raw_text }}</div>
+{% macro verdict_cell(verdict, paper) %}
+<div>{{ badge(verdict.verdict) }}
+{% for line in notes(verdict, paper.claims) %}
+<div class="note">{{ line | raw_text }}</div>
+{% endfor %}
+</div>
+{% endmacro %}
+{% macro measured_cell(verdict, claim) %}
+<div class="measured">
+{% for line in measured_lines(verdict, claim.published.percent) %}
+<div>{{ line | raw_text }}</div>
+{% else %}
+—
+{% endfor %}
+{% if basis(verdict) %}
+<div class="note">{{ basis(verdict) | raw_text }}</div>
 {% endif %}
 </div>
-{% elif run.record %}
-<span class="note">not in this run's ledger; run the chapter again</span>
-{% else %}
-<span class="note">none yet</span>
-{% endif %}
 {% endmacro %}
 {% macro problems(paper) %}
 {% for problem in paper.all_problems %}
@@ -456,34 +882,57 @@ _LEDGER = """\
 {% macro ledger(paper, link) %}
 {% if paper.claims %}
 <table class="counts"><tbody>
-<tr><th>reference run</th><td>{{ counts(paper.reference, paper.claims) }}</td></tr>
-<tr><th>this run</th><td>{{ counts(paper.run, paper.claims) }}</td></tr>
+<tr><th>reference run</th><td>{{ counts(paper.reference) }}</td></tr>
+<tr><th>this run</th><td>{{ of_this_run(paper) }}</td></tr>
 </tbody></table>
+{% set both = not paper.shows_reference %}
 <table class="ledger cards">
-<thead><tr><th>claim</th><th>published</th><th>reference run</th><th>this run</th></tr></thead>
-<tbody>
-{% for claim in paper.claims %}
-<tr id="{{ paper.key }}-{{ claim.id }}"><td>{{ claim.says | raw_text }}
-<div class="where">{{ claim.where | raw_text if claim.origin == "paper" else "this book" }} ·
-{{ linked(claim.id, link) }}</div>
-<div class="where">
-{% if claim.criterion %}
-criterion: {{ paper.measures[claim.criterion.measure] | raw_text }}:
-{{ claim.criterion.words(claim.published.percent) | raw_text }}
-{% else %}
-no criterion
+<thead><tr><th>claim</th><th>published</th><th>measured</th><th>verdict</th>
+{% if both %}
+<th>this run</th>
 {% endif %}
-</div></td>
+</tr></thead>
+{% for origin in WHOSE if paper.ordered(origin) %}
+<tbody>
+<tr class="group"><th colspan="{{ 5 if both else 4 }}" scope="rowgroup">{{ WHOSE[origin] }}</th></tr>
+{% for claim in paper.ordered(origin) %}
+{% set verdict = paper.reference.verdicts[claim.id] if paper.reference.verdicts else none %}
+{% set here = paper.run.verdicts[claim.id] if paper.run.verdicts else none %}
+<tr id="{{ paper.key }}-{{ claim.id }}"><td><div>{{ claim.says | raw_text }}</div>
+<div class="where">{{ claim.where | raw_text if claim.origin == "paper" else "this book" }} ·
+{{ linked(claim.id, link) }}{{ " · central" if claim.central }}</div>
+{% for line in criterion_lines(claim, paper.claims) %}
+<div class="where">{{ "criterion: " if loop.first and not line.startswith(("no ", "a ")) }}{{ line | raw_text }}</div>
+{% endfor %}
+</td>
 <td data-column="published"><div{% if claim.provenance == "recalled" %} class="recalled"{% endif %}>
 {{ claim.published | string | raw_text }}
 {% if claim.provenance in NOTES %}
 <div class="note">{{ NOTES[claim.provenance] }}</div>
 {% endif %}
 </div></td>
-<td data-column="reference run">{{ result(claim, paper.reference) }}</td>
-<td data-column="this run">{{ result(claim, paper.run) }}</td></tr>
+{% if verdict %}
+<td data-column="measured">{{ measured_cell(verdict, claim) }}</td>
+<td data-column="verdict">{{ verdict_cell(verdict, paper) }}</td>
+{% else %}
+<td data-column="measured">—</td>
+<td data-column="verdict"><span class="note">no reference run yet</span></td>
+{% endif %}
+{% if both %}
+<td data-column="this run">
+{% if here %}
+<div>{{ verdict_cell(here, paper) }}
+{{ measured_cell(here, claim) }}</div>
+{% else %}
+<span class="note">none yet</span>
+{% endif %}
+</td>
+{% endif %}
+</tr>
 {% endfor %}
-</tbody></table>
+</tbody>
+{% endfor %}
+</table>
 {% endif %}
 <p class="provenance">Reference run: {{ paper.reference.provenance | raw_text }}.<br>
 This run: {{ paper.run.provenance | raw_text }}.</p>
@@ -508,6 +957,92 @@ There are no claims yet: `claims/` holds no file.
 """
 )
 
+_WORDS = """\
+{% macro words() %}
+<table class="legend">
+<tbody>
+{% for word, meaning in MEANINGS.items() %}
+<tr><td>{{ badge(word) }}</td><td>{{ meaning }}</td></tr>
+{% endfor %}
+</tbody></table>
+{% endmacro %}
+{% macro reasons() %}
+<table class="legend">
+<tbody>
+{% for reason, meaning in REASON_MEANINGS.items() %}
+<tr><td><b>{{ reason }}</b></td><td>{{ meaning }}</td></tr>
+{% endfor %}
+</tbody></table>
+{% endmacro %}
+"""
+
+_EXCEPTIONS = """\
+{% set every = papers | map(attribute="changes") | sum(start=[]) %}
+`````{raw} html
+<p>{{ many(every | map(attribute="ids") | map("length") | sum, "claim") }} in all; the reference run decides
+{{ every | selectattr("state", "equalto", "provisional") | map(attribute="ids") | map("length") | sum }} of them
+provisionally.</p>
+<table class="ledger cards exceptions">
+<thead><tr><th>claims</th><th>changed</th><th>why</th><th>provisional?</th></tr></thead>
+{% for paper in papers if paper.changes or not paper.claims %}
+<tbody>
+<tr class="group"><th colspan="4" scope="rowgroup">{{ paper.title | raw_text }}</th></tr>
+{% for change in paper.changes %}
+<tr><td><div>
+{% for id in change.ids %}
+<a href="scoreboard.html#{{ paper.key | raw_text }}-{{ id }}">{{ id }}</a>{{ "" if loop.last else ", " }}
+{% endfor %}
+</div></td>
+<td data-column="changed"><div>{{ change.changed.date }}
+{% if change.changed.seen %}
+<div class="note">seen: seed {{ change.changed.seen | join(", ") }}</div>
+{% endif %}
+</div></td>
+<td data-column="why"><div>{{ change.changed.why | raw_text }}</div></td>
+<td data-column="provisional?"><div>{{ change.state }}</div></td></tr>
+{% endfor %}
+{% if not paper.claims %}
+<tr><td colspan="4">The claims of this paper cannot be read: see the scoreboard.</td></tr>
+{% endif %}
+</tbody>
+{% endfor %}
+</table>
+`````
+"""
+
+_MACHINES = """\
+`````{raw} html
+<table class="ledger cards machines">
+<thead><tr><th>chapter</th><th>made on</th><th>seed</th><th>images</th><th>commit, date</th><th>records</th></tr></thead>
+<tbody>
+{% for paper in papers %}
+<tr><td>{{ linked(paper.title, paper.page) }}</td>
+{% if paper.reference.stored %}
+{% set made = paper.reference.stored.provenance %}
+<td data-column="made on"><div>{{ paper.reference.made | raw_text }}</div></td>
+<td data-column="seed">{{ made.seed }}</td>
+<td data-column="images"><div>{{ (made.data | join(", ") or "none") | raw_text }}</div></td>
+<td data-column="commit, date"><div>{{ paper.reference.commits | raw_text }}, {{ made.time[:10] | raw_text }}</div></td>
+<td data-column="records"><div>{{ paper.reference.stored.records | length or "none: run before there were any" }}</div></td></tr>
+{% else %}
+<td colspan="5">no reference run yet</td></tr>
+{% endif %}
+{% endfor %}
+</tbody></table>
+`````
+"""
+
+_PAGES = {
+    "picture": _PICTURE,
+    "summary": _SUMMARY,
+    "scoreboard": _SCOREBOARD,
+    "words": _WORDS + "`````{raw} html\n{{ words() }}\n`````\n",
+    "reasons": _WORDS + "`````{raw} html\n{{ reasons() }}\n`````\n",
+    "exceptions": _EXCEPTIONS,
+    "machines": _MACHINES,
+}
+"""Name of a file in book/_generated -> its template."""
+
 _PLACEHOLDER = """\
 # {{ paper.title | markdown }}
 
@@ -516,7 +1051,7 @@ _PLACEHOLDER = """\
 
 Its page appears once the notebook has been executed. In a clone of the repository:
 
-    reprolib run {{ paper.stem }} --profile cpu
+    reprolib run {{ paper.stem }}
     jupyter-book build .
 
 or `make book`, which runs every chapter that is missing. The notebook is `notebooks/{{ paper.stem }}.ipynb`.
@@ -528,6 +1063,7 @@ The [scoreboard](../scoreboard.md) has its claims, with what the reference run m
 _REPORT = (
     _COUNTS
     + _LEDGER
+    + _WORDS
     + """\
 <!doctype html>
 <html lang="en">
@@ -550,7 +1086,8 @@ a { color: var(--blue); }
 table { border-collapse: collapse; width: 100%; margin: .7rem 0; font-size: .92rem; line-height: 1.45; }
 th, td { border-bottom: 1px solid var(--line); padding: .45rem .6rem; text-align: left; vertical-align: top; }
 thead th { border-bottom-width: 2px; }
-.ledger th:first-child { width: 38%; }
+.ledger thead th:first-child { width: 34%; }
+.ledger tr.group th { padding-top: 1.1rem; }
 .counts { width: auto; }
 .counts th, .counts td { border: 0; padding: .15rem .8rem .15rem 0; }
 .counts th { font-weight: 500; white-space: nowrap; }
@@ -562,7 +1099,14 @@ thead th { border-bottom-width: 2px; }
 .verdict.reproduced { color: var(--blue); background: var(--blue-soft); }
 .verdict.partly { color: var(--amber); background: var(--amber-soft); }
 .verdict.not-reproduced { color: var(--red); background: var(--red-soft); }
+.verdict.holds-on-a-substitute { color: var(--blue); }
+.verdict.partly-on-a-substitute { color: var(--amber); }
+.verdict.fails-on-a-substitute { color: var(--red); }
+.verdict.holds, .verdict.fails { border-radius: .25em; }
+.verdict.holds { color: var(--blue); }
+.verdict.fails { color: var(--red); }
 .verdict.undecided { color: var(--grey); border-style: dashed; font-weight: 500; }
+.verdict.setting { color: var(--grey); border-color: transparent; padding-left: 0; font-weight: 500; }
 .problem { border-left: .3rem solid var(--red); background: var(--red-soft); padding: .5rem .8rem; }
 figure { margin: 1.2rem 0; }
 figure img { display: block; box-sizing: border-box; max-width: 100%; height: auto; padding: .3rem;
@@ -572,6 +1116,8 @@ figure img { display: block; box-sizing: border-box; max-width: 100%; height: au
   table.cards, table.cards tbody { display: block; }
   table.cards tr { display: block; margin-bottom: .8rem; padding: .4rem 0; border: 1px solid var(--line);
     border-radius: .5rem; }
+  table.cards tr.group { border: 0; margin: 0; }
+  table.cards tr.group th { display: block; border: 0; }
   table.cards td { display: flex; gap: .8rem; border: 0; padding: .2rem .6rem; }
   table.cards td:not([data-column]) { display: block; }
   table.cards td[data-column]::before { content: attr(data-column); flex: 0 0 6.2rem; color: var(--grey);
@@ -585,7 +1131,8 @@ figure img { display: block; box-sizing: border-box; max-width: 100%; height: au
 <p>The gradient-inversion papers, re-run and judged: the results in one file. Each claim has a criterion, fixed before
 the run that judges it (the book's page <em>How to read and rerun</em> lists the exceptions); a verdict compares the
 95&nbsp;% interval of what was measured with it. Coloured labels count the claims of the papers; the book's own
-(controls, attackers who know a defense, steps of an argument) are counted beside them.</p>
+(controls, attackers who know a defense, steps of an argument) are counted beside them. What was measured on the paper's
+own setting is counted apart from what was measured on a substitute.</p>
 
 {{ totals_of(totals) }}
 <table class="cards">
@@ -593,24 +1140,21 @@ the run that judges it (the book's page <em>How to read and rerun</em> lists the
 <tbody>
 {% for paper in papers %}
 <tr><td><a href="#{{ paper.key }}">{{ paper.title }}</a></td>
-<td data-column="papers' claims">{{ how_many(paper.claims) }}</td>
-<td data-column="reference run">{{ counts(paper.reference, paper.claims) }}</td>
-<td data-column="this run">{{ counts(paper.run, paper.claims) }}</td></tr>
+<td data-column="papers' claims">{{ how_many(paper) }}</td>
+<td data-column="reference run">{{ counts(paper.reference) }}</td>
+<td data-column="this run">{{ of_this_run(paper) }}</td></tr>
 {% else %}
 <tr><td colspan="4">There are no claims yet: the folder claims holds no file.</td></tr>
 {% endfor %}
 </tbody></table>
 
 <h2>How to read a verdict</h2>
-<table>
-<tbody>
-<tr><td>{{ badge("reproduced") }}</td><td>The whole interval satisfies the criterion.</td></tr>
-<tr><td>{{ badge("partly") }}</td><td>Part of the interval satisfies it.</td></tr>
-<tr><td>{{ badge("not reproduced") }}</td><td>No part of the interval satisfies it.</td></tr>
-<tr><td>{{ badge("not decided here") }}</td><td>The run cannot judge the claim; the reason stands beside it.</td></tr>
-</tbody></table>
-<p>The <em>reference run</em> uses the papers' data and large sizes; <em>this run</em> is the one on the machine that
-wrote this file, where other images may stand in for a paper's. A published value in
+{{ words() }}
+<p>A verdict that is not decided has one of these reasons:</p>
+{{ reasons() }}
+<p><em>provisional</em>: the criterion was written or changed after something of it had been measured; a run of another
+seed, made since, decides. The <em>reference run</em> is committed with the book; <em>this run</em> is the one on the
+machine that wrote this file, where other images may stand in for a paper's. A published value in
 <span class="recalled">grey italics</span> could not be checked against its source; no verdict rests on it.</p>
 
 {% for paper in papers %}

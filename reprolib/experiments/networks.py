@@ -125,21 +125,21 @@ def attack_trials(
     images: ImageSet,
     trials: Sequence[int],
     each: int,
-    batch: int,
-    distinct_labels: bool,
     seed: int,
     device: torch.device,
-    threat: ThreatModel | None,
-    defense: Defense | None,
-    local: LocalTraining | None,
-    pool: ImageSet | None,
-    model: str,
-    shipped: torch.nn.Module | None,
-    trained_on: ImageSet | None,
-    train_steps: int,
-    watch: float | None,
-    judge: torch.nn.Module | None,
-    options: Mapping[str, Any],
+    batch: int = 1,
+    distinct_labels: bool = False,
+    threat: ThreatModel | None = None,
+    defense: Defense | None = None,
+    local: LocalTraining | None = None,
+    pool: ImageSet | None = None,
+    model: str = "lenet",
+    shipped: torch.nn.Module | None = None,
+    trained_on: ImageSet | None = None,
+    train_steps: int = 0,
+    watch: float | None = None,
+    judge: torch.nn.Module | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A part of `attack_networks`: build the victims, share, attack, score.
 
@@ -154,7 +154,7 @@ def attack_trials(
     for network in networks.unique().tolist():
         victim, own = shipped, network_seed(seed, network)
         if victim is None:
-            victim = models.build(model, images.num_classes, images.image_shape, seed=own, **options)
+            victim = models.build(model, images.num_classes, images.image_shape, seed=own, **options or {})
         # the model that the clients train; the attacker is given the same
         victim = client.extended(victim.to(device), defense)
         if trained_on is not None:
