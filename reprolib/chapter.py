@@ -76,9 +76,9 @@ def start(
     """Open a paper's chapter.
 
     paper: the name of a file in `claims/`. profile: "reference" shows the committed reference run, and where there is
-    none runs at the sizes of UNRECORDED; or one of `claims.PROFILES`, which runs everything here. device: "auto", "cpu" or
-    "cuda". data_root: folder of the papers' image sets; "" takes REPROLIB_DATA, and without it the offline sets stand
-    in. settings: the sizes of each of the four profiles, all with the same names.
+    none runs at the sizes of UNRECORDED; or one of `claims.PROFILES`, which runs everything here. device: "auto", "cpu"
+    or "cuda". data_root: folder of the papers' image sets; "" takes REPROLIB_DATA, and without it the offline sets
+    stand in. settings: the sizes of each of the four profiles, all with the same names.
     Raises ValueError for unknown names, a missing CUDA device, and settings that differ between profiles.
     """
     root = repository()
@@ -419,6 +419,8 @@ class Chapter:
         Raises ValueError naming every measure that the claims declare and the chapter neither recorded nor skipped.
         """
         self.ledger.check()
+        provenance = self._provenance()
+        self.ledger.time = provenance["time"]
         payload = {
             "paper": self.paper,
             "title": self.ledger.paper.title,
@@ -431,7 +433,7 @@ class Chapter:
             "figures": [{"name": name, **entry} for name, entry in self._figures.items()],
             "sets": self._known,
             "records": self._parts,
-            "provenance": self._provenance(),
+            "provenance": provenance,
         }
         results.save(self._folder("runs").with_suffix(".json"), payload)
         self.table(
@@ -441,7 +443,7 @@ class Chapter:
         )
         if self.replays:
             self.show(_box("The record", self._state_of_the_record()))
-        self.show(_box("Provenance", _provenance(payload["provenance"])))
+        self.show(_box("Provenance", _provenance(provenance)))
 
     # --- inside
 
