@@ -111,7 +111,7 @@ def start(
 
 def _read_reference(paper: str) -> tuple[dict[str, Any] | None, str]:
     """The committed results of a paper, and why they cannot be used."""
-    path = results_root() / "reference" / paper / f"{paper}.json"
+    path = reference_root() / paper / f"{paper}.json"
     try:
         found = results.load(path)
         if found.get("paper") != paper:
@@ -133,6 +133,11 @@ def repository() -> Path:
 def results_root() -> Path:
     """Where measurements go: `results/` of the repository, or the folder REPROLIB_RESULTS names."""
     return Path(os.environ.get("REPROLIB_RESULTS") or repository() / "results")
+
+
+def reference_root() -> Path:
+    """Where the committed reference runs are: `results/reference` of the repository, wherever measurements go."""
+    return repository() / "results" / "reference"
 
 
 class Settings(types.SimpleNamespace):
@@ -178,6 +183,7 @@ class Chapter:
             self._recorded, self._problems = _accepted_records(paper, reference["records"])
         self._parts: dict[str, dict[str, Any]] = {}
         self._changed_code: dict[str, str] = {}
+        self._small: set[str] = set()  # parts that ran on two trials because no record answers them
         self._here: dict[int, str] = {}  # number of a cell -> what ran in it and did not come from the record
         self._plan = _plan_of_verification() if replaying else None
 
@@ -358,7 +364,7 @@ class Chapter:
         self._figures[name]["file"] = f"{name}.png"
         title = f"<b>Figure {number}.</b> {html.escape(caption)}"
         body = _figure(f"fig-{name}", _picture(drawn, caption), f"{title} {self._origin()}")
-        kept = results_root() / "reference" / self.paper / f"{name}.png"
+        kept = reference_root() / self.paper / f"{name}.png"
         stored = {} if self._reference is None else {entry["name"]: entry for entry in self._reference["figures"]}
         if not self.replays and name in stored and kept.is_file():
             old = stored[name]["caption"]
@@ -433,6 +439,7 @@ class Chapter:
             "figures": [{"name": name, **entry} for name, entry in self._figures.items()],
             "sets": self._known,
             "records": self._parts,
+            "state": self._state() if self.replays else {},
             "provenance": provenance,
         }
         results.save(self._folder("runs").with_suffix(".json"), payload)
@@ -442,7 +449,7 @@ class Chapter:
             "the criterion, and the place in the paper.",
         )
         if self.replays:
-            self.show(_box("The record", self._state_of_the_record()))
+            self.show(_box("The record", self._state_of_the_record(payload["state"])))
         self.show(_box("Provenance", _provenance(provenance)))
 
     # --- inside
@@ -557,6 +564,7 @@ class Chapter:
         command = f"reprolib run {self.paper} --profile gpu --data ROOT"
         if "trials" not in inputs:
             raise MissingPart(f"part {name!r}: {why}; `{command}` computes it anew")
+        self._small.add(name)
         here, same = self._with_images(inputs)
         trials = list(inputs["trials"])
         here["trials"] = trials[:: max(1, len(trials) // 2)][:2]
@@ -613,24 +621,33 @@ class Chapter:
         with open(self._plan["log"], "a", encoding="utf-8") as log:
             log.write(json.dumps(entry) + "\n")
 
-    def _state_of_the_record(self) -> str:
-        """Whether the code still is the record's, what was verified since, and what nothing asks for."""
-        lines = [f"{len(self._parts)} parts, read from <code>results/reference/{self.paper}/records</code>."]
-        verified = verification_log(self.paper)
+    def _state(self) -> dict[str, list[str]]:
+        """What is not as the record has it, by kind; nothing but empty lists where the page is the reference run's."""
+        verified = {entry["code"] for entry in verification_log(self.paper)}
+        changed = {name: code for name, code in self._changed_code.items()}
+        return {
+            "code changed and verified since": sorted(name for name, code in changed.items() if code in verified),
+            "code changed and not verified": sorted(name for name, code in changed.items() if code not in verified),
+            "not from the record": sorted(self._small),
+            "records that nothing asks for": sorted(self._recorded.keys() - self._parts.keys()),
+            "records that cannot be used": list(self._problems),
+        }
+
+    def _state_of_the_record(self, state: Mapping[str, list[str]]) -> str:
+        """The state in sentences."""
         commits = sorted({entry["commit"] or "unknown" for entry in self._parts.values()})
-        lines.append(f"Made at commit {', '.join(commits)}.")
-        for name, code in self._changed_code.items():
-            known = [entry for entry in verified if entry["code"] == code]
-            if not known:
-                lines.append(f"Code changed since part <code>{name}</code> was made, and it was not verified.")
-        seen = [entry for entry in verified if entry["code"] in set(self._changed_code.values())]
+        lines = [
+            f"{len(self._parts)} parts, read from <code>results/reference/{self.paper}/records</code>, made at commit "
+            f"{', '.join(commits)}."
+        ]
+        codes = set(self._changed_code.values())
+        seen = [entry for entry in verification_log(self.paper) if entry["code"] in codes]
         if seen:
             trials = sum(entry["count"] for entry in seen)
             lines.append(f"Code changed since; {trials} trials re-run equal at {seen[-1]['commit']}.")
-        unasked = sorted(self._recorded.keys() - self._parts.keys())
-        if unasked:
-            lines.append(f"Records that nothing asks for: {', '.join(unasked)}.")
-        lines += [html.escape(problem) for problem in self._problems]
+        for kind, names in state.items():
+            if names and kind != "code changed and verified since":
+                lines.append(f"<b>{kind.capitalize()}</b>: {html.escape(', '.join(names))}.")
         return "<br>".join(lines)
 
     def _provenance(self) -> dict[str, Any]:
@@ -646,14 +663,14 @@ class Chapter:
 def verification_log(paper: str) -> list[dict[str, Any]]:
     """What `reprolib verify` has found equal since the record was made, newest last; empty without a readable log."""
     try:
-        return list(results.load(results_root() / "reference" / paper / "verified.json")["entries"])
+        return list(results.load(reference_root() / paper / "verified.json")["entries"])
     except (FileNotFoundError, ValueError, KeyError):
         return []
 
 
 def _accepted_records(paper: str, manifest: Mapping[str, Any]) -> tuple[dict[str, records.Record], list[str]]:
     """The records that an accepted run names, by part, and a line for each that cannot be used."""
-    folder, found, problems = results_root() / "reference" / paper / "records", {}, []
+    folder, found, problems = reference_root() / paper / "records", {}, []
     for name, entry in manifest.items():
         try:
             record = records.load(folder / f"{name}.json")

@@ -75,7 +75,7 @@ def accept(root: Path, paper: str, profile: str = "gpu") -> str:
     size = sum(file.stat().st_size for file in kept if file.is_file()) / 1e6
     if size > LIMIT_MB:
         raise ValueError(f"the records take {size:.1f} MB, a chapter may have {LIMIT_MB:g}: keep fewer `pictures`")
-    target = chapter.results_root() / "reference" / paper
+    target = chapter.reference_root() / paper
     fresh, old = target.with_name(f".{paper}.new"), target.with_name(f".{paper}.old")
     for folder in (fresh, old):
         shutil.rmtree(folder, ignore_errors=True)
@@ -108,7 +108,7 @@ def compare(paper: str, run: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     mine = results.load(run)
     if mine.get("paper") != paper:
         raise ValueError(f"{run.name} is of the paper {mine.get('paper')!r}, not of {paper!r}")
-    home = chapter.results_root() / "reference" / paper
+    home = chapter.reference_root() / paper
     reference = results.load(home / f"{paper}.json")
     measures = [
         {
@@ -165,7 +165,7 @@ def verify(
     """
     if parameters.profile != "reference":
         raise ValueError(f"profile={parameters.profile!r}: a verification executes the profile reference")
-    paper, home = which.paper, chapter.results_root() / "reference" / which.paper
+    paper, home = which.paper, chapter.reference_root() / which.paper
     found, problems = records.read_all(home / "records")
     if problems:
         raise ValueError("; ".join(problems))

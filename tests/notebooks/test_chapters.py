@@ -15,16 +15,12 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CHAPTERS = runner.chapters(ROOT)
 
 
-@pytest.mark.notebook
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
-def test_a_chapter_runs_at_the_smoke_profile(chapter, device, tmp_path):
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("this machine has no CUDA device")
+def executed(chapter, tmp_path, *parameters):
+    """The executed cells, and the results that the chapter wrote."""
     out = tmp_path / "out.ipynb"
     command = [sys.executable, "-m", "papermill", str(chapter.notebook), str(out), "--no-progress-bar"]
     done = subprocess.run(
-        [*command, "-p", "profile", "smoke", "-p", "device", device],
+        [*command, *parameters],
         cwd=ROOT,
         env=os.environ | {"REPROLIB_RESULTS": str(tmp_path / "results")},
         capture_output=True,
@@ -32,7 +28,31 @@ def test_a_chapter_runs_at_the_smoke_profile(chapter, device, tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    cells = nbformat.read(out, as_version=4).cells
+    (record,) = (tmp_path / "results" / "runs").glob(f"*/{chapter.paper}.json")
+    return nbformat.read(out, as_version=4).cells, results.load(record)
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
+def test_a_chapter_runs_at_the_smoke_profile(chapter, device, tmp_path):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("this machine has no CUDA device")
+    cells, record = executed(chapter, tmp_path, "-p", "profile", "smoke", "-p", "device", device)
     assert all(cell.execution_count for cell in cells if cell.cell_type == "code" and cell.source.strip())
-    record = results.load(tmp_path / "results" / "runs" / "smoke" / f"{chapter.paper}.json")
     assert record["profile"] == "smoke" and record["verdicts"], "a chapter ends with the verdicts on its claims"
+
+
+def recorded(chapter):
+    path = ROOT / "results" / "reference" / chapter.paper / f"{chapter.paper}.json"
+    return path.is_file() and "records" in results.load(path)
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("chapter", filter(recorded, CHAPTERS), ids=lambda chapter: chapter.stem)
+def test_a_chapter_with_records_shows_them_and_they_are_what_the_code_makes(chapter, tmp_path):
+    cells, record = executed(chapter, tmp_path)
+    reference = results.load(ROOT / "results" / "reference" / chapter.paper / f"{chapter.paper}.json")
+    stale = {kind: names for kind, names in record["state"].items() if "verified since" not in kind and names}
+    assert not stale, f"stale records: run `reprolib verify {chapter.paper} --data ROOT`, or the chapter again"
+    assert record["measures"] == reference["measures"], "accept the run again: its measures are computed otherwise now"
