@@ -37,6 +37,8 @@ OVERHEAD = 20.0
 def accept(root: Path, paper: str, profile: str = "gpu") -> str:
     """Make a finished run of a paper's chapter the reference run: results, records and figures; returns what was done.
 
+    profile: "reference" takes the results of a chapter that was drawn from the present records: after a change of
+    claims, intervals or figures, which needs no new run.
     Raises FileNotFoundError for a run that never ended, and ValueError for one that failed or was made by uncommitted
     code, whose records are incomplete, damaged or of another paper, that asks for measures of another file of claims,
     or that is too large. The old reference stays until the new one is whole.
@@ -49,8 +51,16 @@ def accept(root: Path, paper: str, profile: str = "gpu") -> str:
             f"`reprolib run {paper} --profile {profile}` goes on where it stopped"
         )
     payload = results.load(path)
-    if payload.get("paper") != paper or payload.get("profile") != profile:
+    if payload.get("paper") != paper or profile not in (chapter.REPLAY, payload.get("profile")):
         raise ValueError(f"{path.name} is of {payload.get('paper')!r} at {payload.get('profile')!r}, not this run's")
+    target = chapter.reference_root() / paper
+    source = made / "records"
+    if profile == chapter.REPLAY:
+        source = target / "records"
+        if stale := [f"{kind}: {', '.join(names)}" for kind, names in payload.get("state", {}).items() if names]:
+            stale = [line for line in stale if "verified since" not in line]
+        if stale or not payload.get("state"):
+            raise ValueError(f"{path.name} does not show the records as they are ({'; '.join(stale) or 'no records'})")
     if not payload.get("records"):
         raise ValueError(f"{path.name} names no records: it was written by an older reprolib; run the chapter again")
     loaded = claims.load(root / "claims" / f"{paper}.yml")
@@ -58,7 +68,7 @@ def accept(root: Path, paper: str, profile: str = "gpu") -> str:
         raise ValueError(f"{path.name} holds measures that claims/{paper}.yml does not declare: {', '.join(unknown)}")
     validate_verdicts(payload["verdicts"], loaded)
     for name, entry in payload["records"].items():
-        file = made / "records" / f"{name}.json"
+        file = source / f"{name}.json"
         if not file.is_file() or records.checksum(file) != entry["sha256"]:
             raise ValueError(
                 f"the record of part {name!r} is missing from the run, or is another: run the chapter again"
@@ -71,11 +81,10 @@ def accept(root: Path, paper: str, profile: str = "gpu") -> str:
                 f"part {name!r} was made by code that no commit holds ({record.made['commit'] or 'no checkout'}): "
                 f"commit it and run the chapter again"
             )
-    kept = [made / "records" / f"{name}{end}" for name in payload["records"] for end in (".json", ".safetensors")]
+    kept = [source / f"{name}{end}" for name in payload["records"] for end in (".json", ".safetensors")]
     size = sum(file.stat().st_size for file in kept if file.is_file()) / 1e6
     if size > LIMIT_MB:
         raise ValueError(f"the records take {size:.1f} MB, a chapter may have {LIMIT_MB:g}: keep fewer `pictures`")
-    target = chapter.reference_root() / paper
     fresh, old = target.with_name(f".{paper}.new"), target.with_name(f".{paper}.old")
     for folder in (fresh, old):
         shutil.rmtree(folder, ignore_errors=True)
@@ -87,6 +96,8 @@ def accept(root: Path, paper: str, profile: str = "gpu") -> str:
         if figure.get("file"):
             shutil.copyfile(made / Path(figure["file"]).name, fresh / Path(figure["file"]).name)
     shutil.copyfile(path, fresh / f"{paper}.json")
+    if profile == chapter.REPLAY and (target / "verified.json").is_file():
+        shutil.copyfile(target / "verified.json", fresh / "verified.json")
     if target.exists():
         os.replace(target, old)
     os.replace(fresh, target)
