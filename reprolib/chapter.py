@@ -3,13 +3,14 @@
 ch = chapter.start("dlg", profile, seed, device, data_root, settings={"smoke": {...}, "cpu": {...}, ...})
 images = ch.data("cifar10", count=ch.settings.images)
 scores = ch.part("success", run_attacks, attack=DLG.stable())     # saved; a killed chapter continues after it
-ch.record("recovery_success", metrics.success(scores.mse, 1e-3, scores.network), data=images)
+ch.record("recovery_success", intervals.below(scores.mse, 1e-3, scores.network), data=images)
 ch.figure(figures.fidelity(curves), "fidelity", "Share of images below each error.")
 ch.finish()
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import html
@@ -214,7 +215,7 @@ class Chapter:
             images = data.choose(name, split, count, 0 if skip else self.seed, self._data_root or None, size)
             return images.after(skip) if skip and not images.substitute else images
 
-        known = self._reference["sets"].get(request) if self.replays else None
+        known = self._reference.get("sets", {}).get(request) if self.replays else None
         images = opened() if known is None else records.RecordedSet(known, opened)
         if known is not None and self._plan is not None:
             images.opened  # noqa: B018 - a verification needs the record's own images, and says at once that it lacks them
@@ -273,8 +274,7 @@ class Chapter:
         for a part that no record answers and that cannot be run on fewer trials.
         """
         _slug("name", name)
-        asked = {key: records.describe(item, f"inputs[{key!r}]") for key, item in inputs.items()}
-        asked = {key: item for key, item in asked.items() if not isinstance(inputs[key], torch.device)}
+        asked = _asked(inputs)
         if not self.replays:
             return self._computed(name, function, asked, inputs, pictures)
         record = self._recorded.get(name)
@@ -282,36 +282,48 @@ class Chapter:
         differing = differing or record.answers(records.describe(function), asked, self.seed)
         if differing:
             return self._run_small(name, function, inputs, differing)
-        code = records.code_fingerprint(function, inputs)
-        if code != record.code:
-            self._changed_code[name] = code
+        code = self._code_of(record, function, inputs)
         if self._plan is not None and name in self._plan["parts"]:
-            self._verify(record, code, function, inputs)
+            here, _ = self._with_images(inputs)
+            trials = self._plan["parts"][name]
+            self._verify(record, code, function, here if trials is None else here | {"trials": trials}, trials)
         self._note(record)
-        return record.value
+        return copy.deepcopy(record.value)  # a cell that changes what it got, and runs again, gets it as it was
 
     def live(self, name: str, function: Callable[..., Any], **inputs: Any) -> Any:
         """A part that really runs on this machine, for a few seconds, also where the reference run is shown.
 
         There it runs on the record's own images where they are at hand, and what comes out is compared with the record:
-        a difference raises ValueError. Elsewhere it runs on the offline images, and nothing is compared.
+        a difference raises ValueError. Elsewhere it runs on the offline images, and nothing is compared; nor where the
+        record answers other inputs, as after a change of the cell.
         """
+        _slug("name", name)
+        asked = _asked(inputs)
         if not self.replays:
             return self.part(name, function, **inputs)
+        record, note = self._recorded.get(name), "There is no record of it to compare with."
+        if record is not None and (differing := record.answers(records.describe(function), asked, self.seed)):
+            self._small.add(name)
+            note = f"Its record is of other inputs ({', '.join(differing)}), so there is nothing to compare it with."
+            record = None
         here, same = self._with_images(inputs)
         self._ran_here(f"{name} ran on this machine, on {'the images of the record' if same else 'stand-in images'}")
         began = time.perf_counter()
         value = function(**here)
         seconds = time.perf_counter() - began
-        record, note = self._recorded.get(name), "There is no record of it to compare with."
-        if record is not None and same:
-            exact = record.made["device"] == results.device_name(self.device)
+        if record is not None:
+            self._note(record)
+            code = self._code_of(record, function, inputs)
+        if not same:
+            note = "The paper's images are not here, so it ran on stand-ins, and its numbers are not the record's."
+        elif record is not None:
+            if self._plan is not None and name in self._plan["parts"]:
+                self._log(record, code, value, None, seconds)
+            exact = self._exact(record)
             if found := records.differences(record.value, value, exact):
                 raise ValueError(f"part {name!r} ran here and differs from its record: {'; '.join(found)}")
             how = "equal to six digits" if exact else "the same outcomes, on another kind of machine"
             note = f"Beside the record, made at commit {record.made['commit']}: {how}."
-        elif not same:
-            note = "The paper's images are not here, so it ran on stand-ins, and its numbers are not the record's."
         self.show(_box("Run live", f"This ran just now, in {seconds:.1f} s. {html.escape(note)}", "#009E73"))
         return value
 
@@ -588,38 +600,58 @@ class Chapter:
                 except (FileNotFoundError, ValueError):
                     same = False
                     return data.choose(value.asked, value.split, None, self.seed)
-            if isinstance(value, Mapping):
+            if isinstance(value, dict):
                 return {key: filled(item) for key, item in value.items()}
+            if type(value) in (list, tuple):
+                return type(value)(map(filled, value))
             if dataclasses.is_dataclass(value) and not isinstance(value, type):
                 own = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-                if any(isinstance(item, records.RecordedSet) for item in own.values()):
-                    return dataclasses.replace(value, **{key: filled(item) for key, item in own.items()})
+                new = {key: filled(item) for key, item in own.items()}
+                if any(isinstance(item, data.ImageSet) and item is not own[key] for key, item in new.items()):
+                    return dataclasses.replace(value, **new)
             return value
 
         return {key: filled(item) for key, item in inputs.items()}, same
 
     def _verify(
-        self, record: records.Record, code: str, function: Callable[..., Any], inputs: Mapping[str, Any]
+        self,
+        record: records.Record,
+        code: str,
+        function: Callable[..., Any],
+        inputs: Mapping[str, Any],
+        trials: list[int] | None,
     ) -> None:
-        """Run the planned trials of a part again and write what came of it to the verification's log."""
-        here, _ = self._with_images(inputs)
-        trials = self._plan["parts"][record.name]
-        if trials is not None:
-            here["trials"] = trials
+        """Run the planned trials of a part again, all if None, for the verification's log."""
         began = time.perf_counter()
-        value = function(**here)
-        exact = record.made["device"] == results.device_name(self.device)
+        value = function(**inputs)
+        self._log(record, code, value, trials, time.perf_counter() - began)
+
+    def _log(self, record: records.Record, code: str, value: Any, trials: list[int] | None, seconds: float) -> None:
+        """Write into the verification's log how a part that ran again compares with its record."""
+        exact = self._exact(record)
         entry = {
             "part": record.name,
+            "sha256": record.sha256,
             "trials": trials,
             "exact": exact,
-            "differences": records.differences(record.value, value, exact),
+            "differences": records.differences(record.value, value, exact, trials),
             "beside": records.beside(record.value, value),
             "code": code,
-            "seconds": round(time.perf_counter() - began, 1),
+            "seconds": round(seconds, 1),
         }
         with open(self._plan["log"], "a", encoding="utf-8") as log:
             log.write(json.dumps(entry) + "\n")
+
+    def _exact(self, record: records.Record) -> bool:
+        """Whether this is the kind of machine that made a record, so that its numbers come out again."""
+        return record.made["device"] == results.device_name(self.device)
+
+    def _code_of(self, record: records.Record, function: Callable[..., Any], inputs: Mapping[str, Any]) -> str:
+        """The fingerprint of the code as it is now; a change since the record is noted."""
+        code = records.code_fingerprint(function, inputs)
+        if code != record.code:
+            self._changed_code[record.name] = code
+        return code
 
     def _state(self) -> dict[str, list[str]]:
         """What is not as the record has it, by kind; nothing but empty lists where the page is the reference run's."""
@@ -629,7 +661,7 @@ class Chapter:
             "code changed and verified since": sorted(name for name, code in changed.items() if code in verified),
             "code changed and not verified": sorted(name for name, code in changed.items() if code not in verified),
             "not from the record": sorted(self._small),
-            "records that nothing asks for": sorted(self._recorded.keys() - self._parts.keys()),
+            "records that nothing asks for": sorted(self._recorded.keys() - self._parts.keys() - self._small),
             "records that cannot be used": list(self._problems),
         }
 
@@ -673,10 +705,11 @@ def _accepted_records(paper: str, manifest: Mapping[str, Any]) -> tuple[dict[str
     folder, found, problems = reference_root() / paper / "records", {}, []
     for name, entry in manifest.items():
         try:
+            _slug("a part's name", name)
             record = records.load(folder / f"{name}.json")
-            if record.paper != paper:
-                raise ValueError(f"the record is of the paper {record.paper!r}")
-            if record.sha256 != entry["sha256"]:
+            if (record.paper, record.name) != (paper, name):
+                raise ValueError(f"the record is of the paper {record.paper!r} and of part {record.name!r}")
+            if not isinstance(entry, dict) or record.sha256 != entry.get("sha256"):
                 raise ValueError("the record is not the one that was accepted: its checksum is another")
             if not record.made["commit"] or "+" in record.made["commit"]:
                 raise ValueError("the record was made from a tree with changes, which no commit holds")
@@ -686,6 +719,12 @@ def _accepted_records(paper: str, manifest: Mapping[str, Any]) -> tuple[dict[str
         except (ValueError, OSError) as error:
             problems.append(f"{name}: {error}")
     return found, problems
+
+
+def _asked(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """A part's inputs as a record keeps them: without devices, on which results do not depend."""
+    told = {key: item for key, item in inputs.items() if not isinstance(item, torch.device)}
+    return {key: records.describe(item, f"inputs[{key!r}]") for key, item in told.items()}
 
 
 def _plan_of_verification() -> dict[str, Any] | None:

@@ -48,7 +48,7 @@ def test_a_network_meets_the_same_images_and_dummies_with_fewer_networks_beside_
 def test_groups_are_parts_that_are_computed_once(ch, digits, monkeypatch, tmp_path):
     monkeypatch.setattr(experiments.networks, "TOGETHER", 2)
     first = experiments.attack_networks(ch, "grouped", SHORT, digits, 3, 1).scores
-    assert len(list((tmp_path / "parts").rglob("grouped-networks-*.json"))) == 2
+    assert len(list((tmp_path / "parts").rglob("*-grouped-networks-*.json"))) == 2
     assert first.network.tolist() == [0, 1, 2]
     computed = len(list((tmp_path / "parts").rglob("*.json")))
     again = experiments.attack_networks(ch, "grouped", SHORT, digits, 3, 1).scores
@@ -143,7 +143,7 @@ def test_a_shipped_victim_is_the_one_network_of_all_trials(ch, digits, monkeypat
     assert found.scores.network.tolist() == [0, 0, 0] and found.scores.label_correct.all()
     x, y = digits.batches(1, 3, seed=3)
     alone = attack(shipped, client.share(shipped, x, y, **given), seed=experiments.network_seed(3, 0))
-    torch.testing.assert_close(found.shown, alone.images[:, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.shown, alone.images[:, 0], rtol=0, atol=2.1e-3)  # kept in 8 bits
     with pytest.raises(ValueError, match="checkpoint='known' is one network, but networks=2"):
         experiments.attack_networks(ch, "two", attack, digits, 2, 3, checkpoint="known", **given)
 
