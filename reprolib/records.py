@@ -10,6 +10,7 @@ Source: design section 4.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import dis
 import hashlib
@@ -17,10 +18,11 @@ import inspect
 import io
 import json
 import os
-import re
+import sys
 import tokenize
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,10 +34,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from reprolib import models, results
+from reprolib import data, models, results
 from reprolib.atomic import write_atomic
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised when the layout of a record changes; `load` refuses any other."""
 
 PACKAGE = Path(__file__).resolve().parent
@@ -60,7 +62,6 @@ def describe(value: Any, where: str = "value") -> Any:
 
 class _Description:
     def __init__(self) -> None:
-        self._home: str | None = None
         self._seen: set[int] = set()
 
     def of(self, value: Any, where: str) -> Any:
@@ -68,61 +69,188 @@ class _Description:
             return value
         if isinstance(value, float | np.generic):
             plain = value.item() if isinstance(value, np.generic) else value
-            return plain if not isinstance(plain, float) or np.isfinite(plain) else {"$number": repr(plain)}
+            if isinstance(plain, float) and not np.isfinite(plain):
+                return {"$number": repr(plain)}
+            if isinstance(plain, bool | int | float | str):
+                return plain
         if isinstance(value, torch.device):
             return None
         if isinstance(value, torch.dtype):
             return str(value)
         if isinstance(value, Mapping):
+            if len({str(key) for key in value}) < len(value):
+                raise ValueError(f"{where} has keys that are equal as text among {list(value)}: name them apart")
             return {str(key): self.of(item, f"{where}[{key!r}]") for key, item in value.items()}
         if isinstance(value, list | tuple | range):
             return [self.of(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        if isinstance(value, np.ndarray) and value.dtype.hasobject:
+            return self.of(value.tolist(), where)
         if isinstance(value, Tensor | np.ndarray):
-            array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-            digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
-            return {"$tensor": f"{array.dtype}{list(array.shape)}", "sha256": digest}
+            return _array(value)
         if isinstance(value, pd.DataFrame | pd.Series):
-            return {"$frame": hashlib.sha256(value.to_csv().encode()).hexdigest()[:16]}
+            return {"$frame": _digest_of_table(value, where)}
         if isinstance(value, nn.Module):
-            return {"$model": type(value).__name__, "fingerprint": models.fingerprint(value)}
+            known = {"$model": type(value).__name__, "fingerprint": models.fingerprint(value)}
+            return known | {"layers": _digest(_layers(value))} | self._own(type(value), where)
         if isinstance(getattr(value, "fingerprint", None), str) and hasattr(value, "image_shape"):
             return {"$images": value.name, "split": value.split, "count": len(value), "fingerprint": value.fingerprint}
         if isinstance(getattr(value, "fingerprint", None), str):
             return {"$fingerprint": value.fingerprint}
         if isinstance(value, types.SimpleNamespace):
             return self.of(vars(value), where)
+        if isinstance(value, type):
+            return {"$name": value.__name__} | self._own(value, where)
         if hasattr(value, "described"):  # an open chapter, which a notebook's function reads
             return self.of(value.described(), where)
-        if isinstance(value, type | types.ModuleType | types.BuiltinFunctionType):
+        if isinstance(value, types.ModuleType):
+            own = {"source": _source_of_file(value)} if _origin(value.__name__) == "own" else {}
+            return {"$name": value.__name__.rpartition(".")[2]} | own
+        if isinstance(value, types.BuiltinFunctionType):
             return {"$name": value.__name__}
         if isinstance(value, types.FunctionType):
-            return self._function(value, where)
+            return self._function(_unwrapped(value), where)
         if dataclasses.is_dataclass(value):
             fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-            return {"$is": type(value).__name__, **self.of(fields, where)}
+            return {"$is": type(value).__name__} | self._own(type(value), where) | self.of(fields, where)
         raise ValueError(
             f"{where} is a {type(value).__name__}, whose content cannot be identified: pass numbers, text, tensors, "
             f"tables, image sets, models, attacks or defenses"
         )
 
-    def _function(self, function: types.FunctionType, where: str) -> Any:
-        """A notebook's function by its source and the values of earlier cells that it reads; else by its name."""
-        name = {"$function": function.__qualname__}
-        library = function.__module__.partition(".")[0] == "reprolib"
-        if library or id(function) in self._seen or self._home not in (None, function.__module__):
+    def _function(self, function: types.FunctionType, where: str) -> dict[str, Any]:
+        """A notebook's function by its source and the values that it reads; an installed one by its name."""
+        name, origin = {"$function": function.__qualname__}, _origin(function.__module__)
+        if origin == "package" or id(function) in self._seen:
             return name
-        self._home = function.__module__
         self._seen.add(id(function))
-        codes, names = [function.__code__], set()
-        while codes:
-            code = codes.pop()
-            names |= {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
-            codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-        read = {key: function.__globals__[key] for key in sorted(names) if key in function.__globals__}
-        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        read |= {key: cell.cell_contents for key, cell in cells}
-        values = {key: self.of(value, f"{where} reads {key}, which") for key, value in read.items()}
-        return name | {"source": without_prose(inspect.getsource(function)), "reads": values}
+        read = _closure_of(function)
+        if origin == "own":
+            name["source"] = _source_of_function(function, where)
+            read |= _defaults_of(function) | {key: value for key, _, value in _globals_of(function)}
+        values = {key: self.of(read[key], f"{where} reads {key}, which") for key in sorted(read)}
+        return name | ({"reads": values} if values or origin == "own" else {})
+
+    def _own(self, kind: type, where: str) -> dict[str, Any]:
+        """What a class of the notebook does, which its name does not tell; nothing for an installed one."""
+        if _origin(kind.__module__) != "own" or id(kind) in self._seen:
+            return {}
+        self._seen.add(id(kind))
+        return {"$class": {name: self.of(item, f"{where}.{name}") for name, item in _members(kind).items()}}
+
+
+def _array(value: Tensor | np.ndarray) -> dict[str, str]:
+    if isinstance(value, Tensor):
+        kind = str(value.dtype).removeprefix("torch.")
+        content = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()  # NumPy has no bfloat16
+    else:
+        kind, content = str(value.dtype), np.ascontiguousarray(value)
+    digest = hashlib.sha256(content.tobytes()).hexdigest()[:16]
+    return {"$tensor": f"{kind}{list(value.shape)}", "sha256": digest}
+
+
+def _digest_of_table(table: pd.DataFrame | pd.Series, where: str) -> str:
+    frame = table.to_frame() if isinstance(table, pd.Series) else table
+    try:
+        content = [results.encoded(frame), results.encoded(frame.index.tolist())]
+    except TypeError as error:
+        raise ValueError(f"{where} is a table whose content cannot be identified: {error}") from error
+    return _digest([content, [str(dtype) for dtype in frame.dtypes]])
+
+
+def _digest(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _layers(model: nn.Module) -> list[Any]:
+    """What the weights of a model do not tell: its layers' classes, strides, activations, and how it was built."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        if value is None or isinstance(value, bool | int | float | str):
+            return repr(value)
+        return getattr(value, "__name__", "")  # of a function, for instance F.relu
+
+    found = []
+    for name, layer in model.named_modules():
+        told = {key: plain(item) for key, item in vars(layer).items() if key[0] != "_" and key != "training"}
+        found.append([name, type(layer).__name__, told])
+    return found
+
+
+# --- what a notebook defines itself -----------------------------------------------------------------------------------
+
+
+def _origin(module: str | None) -> str:
+    """Whose code a module is: "library" (reprolib), "package" (installed) or "own" (a notebook, a file beside it)."""
+    top = (module or "").partition(".")[0]
+    if top == "reprolib":
+        return "library"
+    file = Path(getattr(sys.modules.get(top), "__file__", None) or "")
+    installed = top in sys.stdlib_module_names or {"site-packages", "dist-packages"} & set(file.parts)
+    return "package" if installed or not top else "own"
+
+
+def _unwrapped(function: types.FunctionType) -> types.FunctionType:
+    """The function below the decorators of installed packages, such as `torch.no_grad`."""
+    while hasattr(function, "__wrapped__") and _origin(function.__globals__.get("__name__")) == "package":
+        function = function.__wrapped__
+    return function
+
+
+def _source_of_function(function: types.FunctionType, where: str) -> str:
+    try:
+        return without_prose(inspect.getsource(function))
+    except (OSError, TypeError) as error:
+        raise ValueError(f"{where} is a function without source: define it in a cell or in a file") from error
+
+
+def _source_of_file(module: types.ModuleType) -> str:
+    file = getattr(module, "__file__", None)
+    return without_prose(Path(file).read_text(encoding="utf-8")) if file else ""
+
+
+def _globals_of(function: types.FunctionType) -> Iterator[tuple[str, str, Any]]:
+    """The values of earlier cells that a function reads: name, the attribute that is taken of it or "", value."""
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+        steps = [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
+        for step, after in zip(steps, [*steps[1:], None], strict=True):
+            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in function.__globals__:
+                taken = after is not None and after.opname in ("LOAD_ATTR", "LOAD_METHOD")
+                yield step.argval, after.argval if taken else "", function.__globals__[step.argval]
+
+
+def _closure_of(function: types.FunctionType) -> dict[str, Any]:
+    found = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # an empty cell: the name is not bound yet
+            found[name] = cell.cell_contents
+    return found
+
+
+def _defaults_of(function: types.FunctionType) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    return {f"{one.name}=": one.default for one in parameters if one.default is not one.empty}
+
+
+def _members(kind: type) -> dict[str, Any]:
+    """What a notebook's class and the notebook's classes below it define: functions, and values with public names."""
+    found: dict[str, Any] = {"bases": [base.__name__ for base in kind.__mro__[1:]]}
+    for base in reversed([base for base in kind.__mro__ if _origin(base.__module__) == "own"]):
+        for name, item in vars(base).items():
+            for inner in ("__func__", "fget", "func"):  # of static and class methods, properties, cached properties
+                item = getattr(item, inner, None) or item
+            if isinstance(item, types.FunctionType):
+                if not item.__code__.co_filename.startswith("<string>"):  # what a dataclass generates
+                    found[name] = item
+            elif not name.startswith("_") and not isinstance(item, types.MemberDescriptorType):
+                found[name] = item
+    return found
 
 
 # --- what code a part ran ---------------------------------------------------------------------------------------------
@@ -132,52 +260,128 @@ def code_fingerprint(function: Callable[..., Any], inputs: Mapping[str, Any]) ->
     """16 hex digits over the sources that a part runs, without their comments and docstrings.
 
     They are the modules of `function` and of the classes of its inputs, and every module of reprolib that these import,
-    directly or not, as far as it measures: files that only show what was measured do not count.
+    directly or not, as far as it measures: files that only show what was measured do not count. Of a notebook's own
+    function or class they are its source, and the modules of what it reads.
     """
-    texts, roots = [], set()
-    for thing in (function, *_things(inputs)):
-        module = getattr(thing, "__module__", "") or ""
-        if module.partition(".")[0] == "reprolib":
+    texts, roots, seen, ahead = set(), set(), set(), [*_things(function), *_things(inputs)]
+    while ahead:
+        thing = ahead.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        module = thing.__name__ if isinstance(thing, types.ModuleType) else thing.__module__
+        origin = _origin(module)
+        if origin == "library":
             roots.add(module)
-        elif isinstance(thing, types.FunctionType):
-            texts.append(without_prose(inspect.getsource(thing)))
-    for module in sorted(_reached(frozenset(roots))):
-        texts.append(f"{module}\n{_source_of(module)}")
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+        elif origin == "own" and isinstance(thing, types.ModuleType):
+            texts.add(_source_of_file(thing))
+        elif origin == "own" and isinstance(thing, types.FunctionType):
+            texts.add(_source_of_function(thing, thing.__qualname__))
+            for _, attribute, value in _globals_of(thing):  # of a module what is taken from it, not all of it
+                ahead += _things(getattr(value, attribute, value) if isinstance(value, types.ModuleType) else value)
+            ahead += _things([_closure_of(thing), _defaults_of(thing)])
+        elif origin == "own":
+            ahead += _things(_members(thing))
+            ahead += [base for base in thing.__mro__ if _origin(base.__module__) == "library"]
+    for module in _reached(frozenset(roots)):
+        texts.add(f"{module}\n{_source_of(module)}")
+    return hashlib.sha256("\0".join(sorted(texts)).encode()).hexdigest()[:16]
 
 
 def without_prose(source: str) -> str:
-    """Python source without comments, docstrings and differences of white space: what an edit of prose leaves equal."""
-    source = inspect.cleandoc("\n" + source) + "\n"
-    lines = source.splitlines(keepends=True)
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
-            node
-        ):
-            prose = node.body[0]
-            for number in range(prose.lineno - 1, prose.end_lineno):
-                lines[number] = "\n"
-            lines[prose.end_lineno - 1] = "pass\n" if len(node.body) == 1 else "\n"
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            row, column = token.start
-            if lines[row - 1].strip() not in ("", "pass"):
-                lines[row - 1] = lines[row - 1][:column] + "\n"
-    return re.sub(r"\s+", " ", "".join(lines)).strip()
+    """Python source without comments, docstrings, blank lines and line breaks in brackets: what it runs.
+
+    A line is a statement: its tokens with a space between, indented by its depth. So an edit of prose leaves it equal,
+    and any other edit does not. The text is the same under every version of Python. Of lines that are no whole
+    statement, such as those of some lambdas, only the white space at their ends goes.
+    """
+    source = source.lstrip("\n")
+    indented = source[:1] in (" ", "\t")  # a method
+    text = f"if True:\n{source}" if indented else source
+    rows = text.split("\n")
+    try:
+        prose = _prose(ast.parse(text), rows)
+    except SyntaxError:
+        return "\n".join(line.strip() for line in source.splitlines() if line.strip())
+    lines, line, depth, until = [], [], -1 if indented else 0, (0, 0)
+    nested, began = 0, (0, 0)
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        kind = tokenize.tok_name[token.type]
+        if kind == "INDENT":
+            depth += 1
+        elif kind == "DEDENT":
+            depth -= 1
+        elif token.start < until or kind in ("COMMENT", "NL", "ENDMARKER"):
+            continue
+        elif token.start in prose and not nested:
+            until, alone = prose[token.start]
+            line += ["pass"] if alone else []
+        elif kind.endswith("STRING_START"):  # of a formatted string, which before Python 3.12 is one token
+            nested, began = nested + 1, began if nested else token.start
+        elif kind.endswith("STRING_END"):
+            nested -= 1
+            line += [] if nested else [_between(rows, began, token.end)]
+        elif nested:
+            continue
+        elif kind == "NEWLINE":
+            lines += [" " * depth + " ".join(line)] if line else []
+            line = []
+        elif line or token.string != ";":
+            line.append(token.string)
+    return "\n".join(lines[indented:])
+
+
+def _prose(tree: ast.AST, rows: list[str]) -> dict[tuple[int, int], tuple[tuple[int, int], bool]]:
+    """Where statements begin that are nothing but a text, where each ends, and whether its block holds nothing else.
+
+    Places are (row from 1, character from 0), as the tokenizer counts.
+    """
+
+    def place(row: int, column: int) -> tuple[int, int]:
+        return row, len(rows[row - 1].encode()[:column].decode())  # the parser counts bytes
+
+    found = {}
+    for node in ast.walk(tree):
+        for _, block in ast.iter_fields(node):
+            steps = [step for step in block if isinstance(step, ast.Expr)] if isinstance(block, list) else []
+            values = [step.value for step in steps]
+            said = [
+                step
+                for step, value in zip(steps, values, strict=True)
+                if isinstance(value, ast.Constant) and isinstance(value.value, str)
+            ]
+            for step in said:
+                end = place(step.end_lineno, step.end_col_offset)
+                found[place(step.lineno, step.col_offset)] = end, len(said) == len(block) and step is said[0]
+    return found
+
+
+def _between(rows: list[str], start: tuple[int, int], end: tuple[int, int]) -> str:
+    """The text between two places."""
+    (first, left), (last, right) = start, end
+    if first == last:
+        return rows[first - 1][left:right]
+    return "\n".join([rows[first - 1][left:], *rows[first : last - 1], rows[last - 1][:right]])
 
 
 def _things(value: Any) -> Iterator[Any]:
-    """The classes and functions that a part's inputs bring with them."""
+    """The classes, functions and modules that a part's inputs bring with them."""
     if isinstance(value, Mapping):
         for item in value.values():
             yield from _things(item)
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _things(item)
-    elif isinstance(value, types.FunctionType | type):
+    elif isinstance(value, types.FunctionType):
+        yield _unwrapped(value)
+    elif isinstance(value, type | types.ModuleType):
         yield value
     elif isinstance(value, nn.Module):
-        yield from {type(module) for module in value.modules()}
+        yield from dict.fromkeys(type(module) for module in value.modules())
+    elif isinstance(value, RecordedSet):
+        yield data.ImageSet  # which it stands for
+    elif isinstance(value, types.SimpleNamespace):
+        yield from _things(vars(value))
     elif dataclasses.is_dataclass(value):
         yield type(value)
         for field in dataclasses.fields(value):
@@ -218,8 +422,9 @@ def _imported(module: str) -> tuple[str, ...]:
     typing_only = {
         id(node)
         for branch in ast.walk(tree)
-        if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.dump(branch.test)
-        for node in ast.walk(branch)
+        if isinstance(branch, ast.If) and ast.unparse(branch.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        for step in branch.body
+        for node in ast.walk(step)
     }
     found = []
     for node in ast.walk(tree):
@@ -278,25 +483,21 @@ class Record:
 
 
 def save(path: str | os.PathLike, record: Record, pictures: int | None = None) -> None:
-    """Write a record, its tensors first: the JSON says that it is whole.
+    """Write a record, its tensors first: the JSON says that it is whole. What cannot be written leaves no file.
 
+    A value's dictionaries keep their order, tables their columns, types and order, but no index.
     pictures: how many of each tensor of pictures are kept, all if None. A tensor [..., C, H, W] with one or three
     channels and values in [0, 1] counts as pictures and is kept in 8 bits.
-    Raises ValueError for a value that is neither a table nor a dictionary, TypeError for what no record can hold.
+    Raises ValueError for a value that is neither a table nor a dictionary, and for a table two of whose columns have
+    one name; TypeError for what no record can hold.
     """
-    value = record.value
-    if not isinstance(value, pd.DataFrame | dict):
+    if not isinstance(record.value, pd.DataFrame | dict):
         raise ValueError(
-            f"part {record.name!r} returned a {type(value).__name__}: expected a DataFrame or a dictionary"
+            f"part {record.name!r} returned a {type(record.value).__name__}: expected a DataFrame or a dictionary"
         )
     arrays: dict[str, Tensor] = {}
-    if isinstance(value, dict):
-        plain = {key: _packed(item, key, arrays, pictures) for key, item in value.items()}
-    else:
-        plain = _packed(value, "table", arrays, pictures)
+    plain = _packed(record.value, "", arrays, pictures)
     path, content = Path(path), safetensors.torch.save(arrays) if arrays else None
-    if content is not None:
-        write_atomic(path.with_suffix(".safetensors"), content)
     fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     payload = fields | {
         "schema": SCHEMA,
@@ -304,34 +505,58 @@ def save(path: str | os.PathLike, record: Record, pictures: int | None = None) -
         "tensors": None if content is None else hashlib.sha256(content).hexdigest(),
     }
     del payload["sha256"]
+    payload = results.encoded(payload)  # before any file is written: TypeError for what JSON does not know
+    if content is None:
+        path.with_suffix(".safetensors").unlink(missing_ok=True)  # of an earlier record with tensors
+    else:
+        write_atomic(path.with_suffix(".safetensors"), content)
     results.save(path, payload)
+
+
+_FIELDS = {
+    "paper": str,
+    "name": str,
+    "function": dict,
+    "inputs": dict,
+    "seed": int,
+    "code": str,
+    "made": dict,
+    "value": dict,
+}
+_MADE = ("python", "versions", "commit", "device", "threads", "platform", "time", "seconds")
 
 
 def load(path: str | os.PathLike) -> Record:
     """Read a record that `save` wrote.
 
-    Raises FileNotFoundError for a missing file; ValueError for one that is cut, was changed, has another schema, or
-    whose tensors do not fit its checksum.
+    Raises FileNotFoundError for a missing file; ValueError for one that is cut, was changed, has another schema, is
+    none, or whose tensors do not fit its checksum.
     """
     path = Path(path)
-    payload = results.load(path)
-    fields = {field.name for field in dataclasses.fields(Record)} - {"sha256"}
-    if missing := sorted((fields | {"schema", "tensors"}) - payload.keys()):
+    try:
+        payload = results.load(path)
+    except RecursionError as error:
+        raise ValueError(f"{path.name} is no record of a part: it is nested too deeply") from error
+    if not isinstance(payload, dict):
+        raise ValueError(f"{path.name} is no record of a part: it holds a {type(payload).__name__}")
+    if missing := sorted((_FIELDS.keys() | {"schema", "tensors"}) - payload.keys()):
         raise ValueError(f"{path.name} is no record of a part: it lacks {', '.join(missing)}")
     if payload["schema"] != SCHEMA:
         raise ValueError(f"{path.name} is a record of schema {payload['schema']}, this reprolib reads schema {SCHEMA}")
-    arrays: dict[str, Tensor] = {}
+    if wrong := [name for name, kind in _FIELDS.items() if not isinstance(payload[name], kind)]:
+        raise ValueError(f"{path.name} is no record of a part: its {', '.join(wrong)} cannot be read")
+    if missing := [name for name in _MADE if name not in payload["made"]]:
+        raise ValueError(f"{path.name} does not say what made it: {', '.join(missing)}")
+    content = b""
     if payload["tensors"] is not None:
         content = path.with_suffix(".safetensors").read_bytes()
         if hashlib.sha256(content).hexdigest() != payload["tensors"]:
             raise ValueError(f"{path.stem}.safetensors does not fit its checksum: it was cut or changed")
-        arrays = safetensors.torch.load(content)
-    value = payload["value"]
-    if isinstance(value, dict) and "$columns" not in value:
-        value = {key: _unpacked(item, key, arrays) for key, item in value.items()}
-    else:
-        value = _unpacked(value, "table", arrays)
-    own = {name: payload[name] for name in fields} | {"value": value}
+    try:
+        value = _unpacked(payload["value"], safetensors.torch.load(content) if content else {})
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{path.name} is damaged: its values and its tensors do not fit ({error!r})") from error
+    own = {name: payload[name] for name in _FIELDS} | {"value": value}
     return Record(**own, sha256=checksum(path))
 
 
@@ -342,152 +567,298 @@ def checksum(path: str | os.PathLike) -> str:
 
 def made(device: torch.device, seconds: float) -> dict[str, Any]:
     """What a record says of the run that makes it."""
-    found = results.provenance(device)
-    keep = ("python", "versions", "commit", "device", "threads", "platform", "time")
-    return {name: found[name] for name in keep} | {"seconds": round(seconds, 3)}
+    found = results.provenance(device) | {"seconds": round(seconds, 3)}
+    return {name: found[name] for name in _MADE}
 
 
 def _packed(value: Any, name: str, arrays: dict[str, Tensor], pictures: int | None) -> Any:
-    """JSON for a value; its numbers go into `arrays`."""
+    """JSON for a value; its numbers go into `arrays`, under the names that the JSON gives."""
     if isinstance(value, pd.DataFrame):
-        columns = {}
-        for column in value.columns:
-            columns[str(column)] = _column(value[column], f"{name}/{column}", arrays)
-        return {"$columns": columns, "rows": len(value)}
+        names = [str(column) for column in value.columns]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the table {name or 'of a part'} has several columns of one name among {names}")
+        columns = [_column(value.iloc[:, i], f"{name}/{column}", arrays) for i, column in enumerate(names)]
+        return {"$columns": [[column, how] for column, how in zip(names, columns, strict=True)], "rows": len(value)}
     if isinstance(value, Tensor):
-        tensor = value.detach().cpu().contiguous()
+        # a copy: the file holds no two tensors that share their memory
+        tensor = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         shown = tensor.ndim >= 3 and tensor.shape[-3] in (1, 3) and tensor.is_floating_point() and tensor.numel()
         if shown and tensor.ndim >= 4 and pictures is not None:
-            tensor = tensor[:pictures].contiguous()
+            tensor = tensor[:pictures].clone()
         if shown and tensor.numel() and tensor.min() >= 0 and tensor.max() <= 1:
-            arrays[name] = (tensor.double() * 255).round().to(torch.uint8)
-            return {"$pictures": str(tensor.dtype).removeprefix("torch.")}
-        arrays[name] = tensor
-        return {"$tensor": True}
+            pixels = (tensor.double() * 255).round().to(torch.uint8)
+            return {"$pictures": str(tensor.dtype).removeprefix("torch."), "in": _kept(pixels, name, arrays)}
+        return {"$tensor": _kept(tensor, name, arrays)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):  # in pairs: JSON is written in the order of its keys
+        if wrong := [key for key in value if not isinstance(key, str)]:
+            raise TypeError(f"keys of what a part returns must be text, got {wrong}")
+        return {"$items": [[key, _packed(item, f"{name}/{key}", arrays, pictures)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_packed(item, f"{name}/{i}", arrays, pictures) for i, item in enumerate(value)]
     return results.encoded(value)
 
 
-def _unpacked(value: Any, name: str, arrays: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, dict) and "$columns" in value:
-        columns = {key: _values(how, f"{name}/{key}", arrays, value["rows"]) for key, how in value["$columns"].items()}
+def _kept(tensor: Tensor, name: str, arrays: dict[str, Tensor]) -> str:
+    """Put a tensor into `arrays` under its name, or one like it where that is taken; returns the name."""
+    while name in arrays:
+        name += "'"
+    arrays[name] = tensor
+    return name
+
+
+def _unpacked(value: Any, arrays: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpacked(item, arrays) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "$columns" in value:
+        columns = {name: _values(how, arrays) for name, how in value["$columns"]}
+        if wrong := [name for name, column in columns.items() if len(column) != value["rows"]]:
+            raise ValueError(f"{', '.join(wrong)} has other rows than the {value['rows']} of its table")
         return pd.DataFrame(columns, index=pd.RangeIndex(value["rows"]))
-    if isinstance(value, dict) and "$pictures" in value:
-        return (arrays[name].to(getattr(torch, value["$pictures"])) / 255).contiguous()
-    if isinstance(value, dict) and "$tensor" in value:
-        return arrays[name]
-    return value
+    if "$pictures" in value:
+        kind = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+        return (arrays[value["in"]].double() / 255).to((kind | {"float64": torch.float64})[value["$pictures"]])
+    if "$tensor" in value:
+        return arrays[value["$tensor"]]
+    return {key: _unpacked(item, arrays) for key, item in value["$items"]}
 
 
 def _column(values: pd.Series, name: str, arrays: dict[str, Tensor]) -> Any:
     """A column as its different values and, row by row, which of them: short where values repeat; else as it is."""
-    array = values.to_numpy()
-    if array.dtype == object or array.dtype.kind not in "biuf":
-        entries = list(dict.fromkeys(array.tolist())) if all(map(_hashable, array)) else None
-        if entries is None or len(entries) > 255:
-            return {"values": results.encoded(array.tolist())}
-        place = {entry: i for i, entry in enumerate(entries)}
-        arrays[name] = torch.tensor([place[entry] for entry in array.tolist()], dtype=torch.uint8)
-        return {"of": results.encoded(entries)}
-    different, which = np.unique(array, return_inverse=True)
+    array, kind = values.to_numpy(), str(values.dtype)
+    if array.dtype.kind == "O":
+        entries = array.tolist()
+        marks = [(type(entry), repr(entry)) for entry in entries]  # True, 1 and 1.0 are equal, and not the same
+        place = {mark: i for i, mark in enumerate(dict.fromkeys(marks))}
+        told = {"dtype": kind if kind in ("str", "string") else "object"}
+        simple = all(entry is None or isinstance(entry, str | bool | int | float) for entry in entries)
+        if len(place) > 255 or not simple:
+            return told | {"values": [_packed(entry, name, arrays, None) for entry in entries]}
+        first = dict(zip(reversed(marks), reversed(entries), strict=True))
+        which = torch.tensor([place[mark] for mark in marks], dtype=torch.uint8)
+        return told | {"of": results.encoded([first[mark] for mark in place]), "in": _kept(which, name, arrays)}
+    if kind != str(array.dtype) or array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise TypeError(f"a record cannot hold column {name}, whose values are {kind}: give it numbers, truths or text")
+    bits = array.view(f"i{array.dtype.itemsize}") if array.dtype.kind == "f" else array  # 0.0 and -0.0 are equal
+    different, which = np.unique(bits, return_inverse=True)
     if len(different) <= 255 and len(different) < len(array) / 2:
-        arrays[name] = torch.from_numpy(which.reshape(-1).astype(np.uint8))
-        return {"dtype": str(array.dtype), "of": results.encoded(different.tolist())}
+        entries = results.encoded(different.view(array.dtype).tolist())
+        index = torch.from_numpy(which.reshape(-1).astype(np.uint8))
+        return {"dtype": kind, "of": entries, "in": _kept(index, name, arrays)}
     narrow = array
-    if array.dtype == np.float64 and np.array_equal(array.astype(np.float32).astype(np.float64), array, equal_nan=True):
-        narrow = array.astype(np.float32)
-    arrays[name] = torch.from_numpy(np.array(narrow))
-    return {"dtype": str(array.dtype)}
+    if array.dtype == np.float64:
+        with np.errstate(over="ignore"):
+            short = array.astype(np.float32)
+        narrow = short if np.array_equal(short.astype(np.float64), array, equal_nan=True) else array
+    return {"dtype": kind, "in": _kept(torch.from_numpy(np.array(narrow)), name, arrays)}
 
 
-def _values(how: Mapping[str, Any], name: str, arrays: Mapping[str, Tensor], rows: int) -> Any:
+def _values(how: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> pd.Series:
     if "values" in how:
-        return how["values"]
-    if "of" in how:
-        entries, which = how["of"], arrays[name].long().numpy()
-        if "dtype" in how:
-            return np.array(entries, dtype=how["dtype"])[which] if rows else np.array([], dtype=how["dtype"])
-        return [entries[i] for i in which]
-    return arrays[name].numpy().astype(how["dtype"])
-
-
-def _hashable(value: Any) -> bool:
-    return value is None or isinstance(value, str | bool | int | float)
+        return pd.Series([_unpacked(item, arrays) for item in how["values"]], dtype=how["dtype"])
+    array = arrays[how["in"]].numpy()
+    if "of" not in how:
+        return pd.Series(array.astype(how["dtype"]))
+    entries = pd.Series(how["of"], dtype=how["dtype"])
+    return entries.iloc[array.astype(np.int64)].reset_index(drop=True)
 
 
 # --- two records of one part ------------------------------------------------------------------------------------------
 
-KEYS = ("network", "trial", "image", "draw", "batch", "attack", "rule", "offset", "classes", "steps", "stage", "level")
-KEYS += ("attacker", "outer", "defense")
-"""Columns by which rows of two tables are found to be the same trial."""
+KEYS = ("network", "trial", "image", "draw", "batch", "attack", "rule", "offset", "classes", "steps", "stage", "case")
+KEYS += ("attacker", "outer", "defense", "client", "seed", "tensor", "baseline")
+"""Columns by which rows of two tables are found to be the same trial; not where they hold fractions."""
 
 TIMES = ("seconds",)
-"""Columns that no two runs share."""
+"""Columns and entries that no two runs share."""
+
+COSTS = ("evaluations", "starts", "rank")
+"""Whole numbers that depend on the last digits of a search."""
 
 
-def differences(recorded: Any, fresh: Any, exact: bool = True) -> list[str]:
-    """Where a part that ran again differs from its record, one line each; the fresh one may hold fewer trials.
+def by_trial(value: Any) -> bool:
+    """Whether a few trials of what a part returned can be compared: it holds tables, and each knows its trials."""
+    tables = [value] if isinstance(value, pd.DataFrame) else [v for v in value.values() if isinstance(v, pd.DataFrame)]
+    return bool(tables) and all("trial" in table for table in tables)
 
-    exact: every number must be equal to six digits, as on the kind of machine that made the record. Otherwise, on
-    another kind, what was decided of each row must be equal: columns of truth values and whole numbers other than
-    counts of evaluations; and numbers only to a factor of two, because a search is chaotic in its last digits.
-    Seconds are never compared.
+
+def differences(recorded: Any, fresh: Any, exact: bool = True, trials: Sequence[int] | None = None) -> list[str]:
+    """Where a part that ran again differs from its record, one line each.
+
+    Everything is compared: tables row by row, with the same columns and rows, tensors, texts and numbers; seconds
+    never. Rows are matched by the columns of KEYS that they have, and by their order where these are equal.
+    exact: every number must be equal to six digits, or to 1e-12, as on the kind of machine that made the record; and
+    pictures to a level of 8 bits. Otherwise, on another kind, what was decided must be equal, truths, texts and whole
+    numbers other than COSTS, and of fractions the size, because a search is chaotic in its last digits: a factor of
+    two, and below one a factor of two in decibels. Tensors of fractions are not compared there.
+    trials: those that ran again, where these are not all (`by_trial`): then the tables are compared in their rows, and
+    nothing else.
     """
-    found = []
-    for name, (old, new) in _tables(recorded, fresh).items():
-        keys = [key for key in KEYS if key in old and key in new]
-        if not keys:
-            if len(old) != len(new):
-                found.append(f"{name}: {len(new)} rows, the record has {len(old)}")
-                continue
-            old, new = old.reset_index(names="row"), new.reset_index(names="row")
-            keys = ["row"]
-        joined = new.merge(old, on=keys, suffixes=("", " recorded"), how="left", indicator=True)
-        if (absent := int((joined["_merge"] != "both").sum()) or len(joined) - len(new)) != 0:
-            found.append(f"{name}: {abs(absent)} rows have no counterpart in the record")
-            continue
-        for column in new.columns:
-            if column in keys or column in TIMES or f"{column} recorded" not in joined:
-                continue
-            a, b = joined[column], joined[f"{column} recorded"]
-            unequal = ~_equal(a, b, exact, column)
-            if unequal.any():
-                row = int(unequal.to_numpy().argmax())
-                place = ", ".join(f"{key} {joined[key].iloc[row]}" for key in keys)
-                text = f"{name}, {column}: {int(unequal.sum())} of {len(joined)} rows differ, first at {place}: "
-                found.append(text + f"{a.iloc[row]} here, {b.iloc[row]} recorded")
-    return found
+    if trials is None:
+        return _compared(recorded, fresh, "", exact)
+    if not by_trial(recorded):
+        return ["nothing of it can be compared on a few trials: run all of it"]
+    if isinstance(recorded, pd.DataFrame):
+        recorded, fresh = {"table": recorded}, {"table": fresh}
+    old, new = ({k: v for k, v in tables.items() if isinstance(v, pd.DataFrame)} for tables in (recorded, fresh))
+    return _compared({name: table[table.trial.isin(trials)] for name, table in old.items()}, new, "", exact)
 
 
 def beside(recorded: Any, fresh: Any) -> list[str]:
     """Fresh numbers beside recorded ones, one line a column: its mean over the rows that both have."""
+    pairs = {"table": (recorded, fresh)}
+    if isinstance(recorded, Mapping):
+        pairs = {name: (item, fresh.get(name)) for name, item in recorded.items()}
     lines = []
-    for name, (old, new) in _tables(recorded, fresh).items():
-        keys = [key for key in KEYS if key in old and key in new]
-        both = new.merge(old, on=keys, suffixes=("", " recorded")) if keys else new.join(old, rsuffix=" recorded")
+    for name, (old, new) in pairs.items():
+        if not (isinstance(old, pd.DataFrame) and isinstance(new, pd.DataFrame)):
+            continue
+        keys, theirs, ours, _, _ = _paired(old, new)
         for column in new.select_dtypes(["bool", "number"]).columns.difference([*keys, *TIMES], sort=False):
-            if f"{column} recorded" in both:
-                here, there = (both[name].astype(float).mean() for name in (column, f"{column} recorded"))
+            if ours and column in old and old[column].dtype.kind in "biuf":
+                here, there = (t[column].iloc[rows].astype(float).mean() for t, rows in ((new, ours), (old, theirs)))
                 lines.append(f"{name}, {column}: {here:.6g} here, {there:.6g} recorded")
     return lines
 
 
-def _tables(recorded: Any, fresh: Any) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
-    if isinstance(recorded, pd.DataFrame):
-        return {"table": (recorded, fresh)}
-    return {
-        key: (item, fresh[key]) for key, item in recorded.items() if isinstance(item, pd.DataFrame) and key in fresh
-    }
+def _compared(old: Any, new: Any, name: str, exact: bool) -> list[str]:
+    """Lines on where two values differ, and in what."""
+    if dataclasses.is_dataclass(new) and not isinstance(new, type):  # a record holds its fields
+        new = {field.name: getattr(new, field.name) for field in dataclasses.fields(new)}
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        lines = [f"{_of(name, key)}: not here" for key in old.keys() - new.keys()]
+        lines += [f"{_of(name, key)}: not recorded" for key in new.keys() - old.keys()]
+        lines.sort()
+        for key in old:
+            if key in new and key not in TIMES:
+                lines += _compared(old[key], new[key], _of(name, key), exact)
+        return lines
+    if isinstance(old, pd.DataFrame) and isinstance(new, pd.DataFrame):
+        return _compared_tables(old, new, name or "table", exact)
+    if isinstance(old, Tensor) and isinstance(new, Tensor):
+        return _compared_tensors(old, new.detach().cpu(), name, exact)
+    kinds = pd.DataFrame | Tensor | Mapping
+    lists = isinstance(old, list) and isinstance(new, list | tuple) and len(old) == len(new)
+    if lists and any(isinstance(item, kinds | list) for item in old):
+        parts = enumerate(zip(old, new, strict=True))
+        return [line for i, pair in parts for line in _compared(*pair, _of(name, str(i)), exact)]
+    if isinstance(old, kinds) or isinstance(new, kinds):
+        return [f"{name or 'the part'} is a {type(new).__name__} here, a {type(old).__name__} recorded"]
+    same = _same(results.encoded(old), results.encoded(new), exact)
+    return [] if same else [f"{name}: {_short(new)} here, {_short(old)} recorded"]
 
 
-def _equal(a: pd.Series, b: pd.Series, exact: bool, column: str) -> pd.Series:
-    if a.dtype.kind == "f" or b.dtype.kind == "f":
-        x, y = a.astype(float).to_numpy(), b.astype(float).to_numpy()
-        tolerance = 1e-6 if exact else 1.0
+def _of(name: str, key: str) -> str:
+    return f"{name}/{key}" if name else key
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _compared_tables(old: pd.DataFrame, new: pd.DataFrame, name: str, exact: bool) -> list[str]:
+    ours, theirs = ({str(column) for column in table} for table in (new, old))
+    lines = [f"{name}: column {column} is not here" for column in sorted(theirs - ours)]
+    lines += [f"{name}: column {column} is not recorded" for column in sorted(ours - theirs)]
+    keys, left, right, more, fewer = _paired(old, new)
+    if more:
+        lines.append(f"{name}: {more} of {len(new)} rows have no counterpart in the record")
+    if fewer:
+        lines.append(f"{name}: {fewer} of {len(old)} recorded rows are not here")
+    for column in [column for column in new if str(column) in theirs and column not in (*keys, *TIMES)]:
+        a, b = new[column].iloc[right].reset_index(drop=True), old[str(column)].iloc[left].reset_index(drop=True)
+        unequal = np.flatnonzero(~_equal(a, b, exact, str(column)))
+        if len(unequal):
+            row = int(unequal[0])
+            place = ", ".join(f"{key} {new[key].iloc[right[row]]}" for key in keys) or f"row {right[row]}"
+            lines.append(
+                f"{name}, {column}: {len(unequal)} of {len(a)} rows differ, first at {place}: "
+                f"{_short(a[row])} here, {_short(b[row])} recorded"
+            )
+    return lines
+
+
+def _paired(old: pd.DataFrame, new: pd.DataFrame) -> tuple[list[str], list[int], list[int], int, int]:
+    """Rows of two tables that are the same trial: the key columns, places in old and in new, and how many are alone."""
+    keys = [key for key in KEYS if all(key in table and table[key].dtype.kind != "f" for table in (old, new))]
+    found: dict[tuple[str, ...], deque[int]] = {}
+    for place, key in enumerate(_rows(old, keys)):
+        found.setdefault(key, deque()).append(place)
+    left, right = [], []
+    for place, key in enumerate(_rows(new, keys)):
+        if found.get(key):
+            left.append(found[key].popleft())
+            right.append(place)
+    return keys, left, right, len(new) - len(right), len(old) - len(left)
+
+
+def _rows(table: pd.DataFrame, keys: list[str]) -> list[tuple[str, ...]]:
+    if not keys:
+        return [()] * len(table)
+    return list(zip(*(map(repr, table[key].tolist()) for key in keys), strict=True))
+
+
+def _equal(a: pd.Series, b: pd.Series, exact: bool, column: str) -> np.ndarray:
+    if a.dtype.kind in "biuf" and b.dtype.kind in "biuf":
+        if "f" in (a.dtype.kind, b.dtype.kind):
+            return _near(a.to_numpy(float), b.to_numpy(float), exact)
+        return (a == b).to_numpy() | (not exact and column in COSTS)
+
+    def plain(item: Any) -> Any:  # what is missing in a column of text is None or NaN, as pandas has it
+        return None if isinstance(item, float) and np.isnan(item) else results.encoded(item)
+
+    ours, theirs = (map(plain, side.tolist()) for side in (a, b))
+    return np.array([_same(x, y, exact) for x, y in zip(ours, theirs, strict=True)], dtype=bool)
+
+
+def _near(x: np.ndarray, y: np.ndarray, exact: bool) -> np.ndarray:
+    """Whether numbers are equal as `differences` says; NaN and an infinite number equal nothing but themselves."""
+    with np.errstate(all="ignore"):
+        tolerance = 1e-6 if exact else 0.5
         near = np.abs(x - y) <= tolerance * np.maximum(np.abs(x), np.abs(y)) + 1e-12
-        return pd.Series(near | (x == y) | (np.isnan(x) & np.isnan(y)), index=a.index)
-    if not exact and column in ("evaluations", "starts", "rank"):
-        return pd.Series(True, index=a.index)
-    return (a == b) | (a.isna() & b.isna())
+        if not exact:
+            low, high = np.log(np.minimum(x, y)), np.log(np.maximum(x, y))
+            near |= (high < 0) & (high - low <= -0.5 * low)
+        return (np.isfinite(x) & np.isfinite(y) & near) | (x == y) | (np.isnan(x) & np.isnan(y))
+
+
+def _same(x: Any, y: Any, exact: bool) -> bool:
+    """Whether two JSON values are equal as `differences` says."""
+    if isinstance(x, dict) and isinstance(y, dict):
+        return x.keys() == y.keys() and all(key in TIMES or _same(x[key], y[key], exact) for key in x)
+    if isinstance(x, list) and isinstance(y, list):
+        return len(x) == len(y) and all(_same(one, other, exact) for one, other in zip(x, y, strict=True))
+    if {type(x), type(y)} in ({float}, {int, float}):
+        return bool(_near(np.array(float(x)), np.array(float(y)), exact))
+    return type(x) is type(y) and x == y
+
+
+def _compared_tensors(old: Tensor, new: Tensor, name: str, exact: bool) -> list[str]:
+    if old.ndim >= 4 and old.shape[1:] == new.shape[1:] and len(old) < len(new):
+        new = new[: len(old)]  # a record may keep the first pictures only
+    if (old.shape, old.dtype) != (new.shape, new.dtype):
+        shapes = [f"{str(one.dtype).removeprefix('torch.')}{list(one.shape)}" for one in (new, old)]
+        return [f"{name} is {shapes[0]} here, {shapes[1]} recorded"]
+    if not old.is_floating_point():
+        unequal = old != new
+    elif not exact:
+        return []
+    else:
+        unequal = ~torch.from_numpy(_near(new.double().numpy(), old.double().numpy(), exact))
+        levels = old.double() * 255
+        if old.numel() and (levels - levels.round()).abs().max() < 1e-3:  # pictures are kept in 8 bits
+            unequal &= (levels - new.double() * 255).abs().nan_to_num(nan=256.0) > 0.51
+    if not unequal.any():
+        return []
+    return [f"{name}: {int(unequal.sum())} of {unequal.numel()} numbers differ, by up to {_gap(old, new):.3g}"]
+
+
+def _gap(old: Tensor, new: Tensor) -> float:
+    return float((old.double() - new.double()).abs().nan_to_num(nan=torch.inf).max())
 
 
 # --- sets of images that only a record knows --------------------------------------------------------------------------
