@@ -59,11 +59,11 @@ REASON_MEANINGS = {
     "budget": "the run is too small: a larger profile decides it",
     "unreadable": "the paper's number or setting could not be read, and memory decides nothing",
     "imprecise": "the interval lies on both sides of the criterion",
-    "gate": "its control failed: the attack does not work here even without the defense, so nothing can be stopped",
-    "few": "too few images, or too few independent networks, batches or runs behind the interval",
+    "gate": "its control does not reach its bound: where an attack fails anyway, nothing can be said of a defense",
+    "few": "too few images, too few independent networks, batches or runs, or an interval without a width",
     "out of scope": "about something that this book does not measure",
-    "stale": "the record was made for another form of the experiment",
-    "missing": "the measurement is planned and has not been made yet",
+    "stale": "the record answers another form of the experiment than the chapter's",
+    "missing": "not measured in this run, or with an interval that does not cover; a new run decides",
 }
 """Every reason code of a verdict that is not decided, and what it means."""
 
@@ -73,7 +73,15 @@ CLASSES = {word: "undecided" if word == UNDECIDED else word.replace(" ", "-") fo
 PARTS = {"holds": SYMBOLS["reproduced"], "fails": SYMBOLS["not reproduced"], UNDECIDED: SYMBOLS[UNDECIDED]}
 """What becomes of a claim's part -> its symbol."""
 
-OWN, SUBSTITUTES, IDENTITIES = tuple(SYMBOLS)[:3], tuple(SYMBOLS)[3:6], ("holds", "fails")
+IDENTITIES = ("holds", "fails")
+
+KINDS = {
+    "on the paper's own setting": ("reproduced", "partly", "not reproduced"),
+    "on a substitute": ("holds on a substitute", "partly on a substitute", "fails on a substitute"),
+    "identities": IDENTITIES,
+    "open": (UNDECIDED,),
+}
+"""What the counts keep apart: title -> verdicts. Settings are not counted."""
 
 FAILURES_FIRST = (
     "not reproduced",
@@ -98,11 +106,10 @@ def write_pages(root: str | os.PathLike) -> None:
     """
     root = Path(root)
     papers = _papers(root)
+    content = {"papers": papers, "pictures": _pictures(papers), "totals": _totals(papers)}
     generated = root / "book" / "_generated"
     for name, template in _PAGES.items():
-        text = _TEMPLATES.from_string(template).render(
-            papers=papers, pictures=_pictures(papers), totals=_totals(papers)
-        )
+        text = _TEMPLATES.from_string(template).render(content)
         _write(generated / f"{name}.md", text)
     for paper in papers:
         if paper.stem is None:
@@ -306,10 +313,10 @@ class Counts:
         """What must be said beside the numbers of decided verdicts, in sentences without a full stop."""
         told = []
         if self.decided:
-            unknown = f" (of {self.unknown_at_99} it is not known)" if self.unknown_at_99 else ""
-            told = [f"{self.at_99} of {_many(self.decided, 'decided result')} stand at 99 %{unknown}"]
-        if self.network:
-            told.insert(0, f"{self.network} of them on one network only")
+            of_which = [f"{self.network} on one network only"] * bool(self.network)
+            of_which += [f"{self.at_99} the same at 99 %"]
+            of_which += [f"{self.unknown_at_99} without a 99 % interval"] * bool(self.unknown_at_99)
+            told = [f"of {_many(self.decided, 'decided result')} {', '.join(of_which)}"]
         return [*told, *[f"{self.provisional} provisional"] * bool(self.provisional)]
 
 
@@ -590,12 +597,9 @@ def _run(title: str, paths: list[Path], key: str, paper: claims.Paper | None, re
     if not found:
         return Run(title, problems=tuple(problems))
     _, _, path, stored, verdicts = max(found, key=lambda entry: entry[:2])
-    told, folder = f"{title}, {_made_on(stored)}", path.with_suffix("")
-    if (
-        reference is None
-    ):  # the committed pictures lie beside their results, another run's in a folder of the paper's name
-        folder = path.parent
-    figures, refused = _figures(stored.figures, folder, told)
+    # Committed pictures lie beside their results, those of another run in a folder of the paper's name.
+    folder = path.parent if reference is None else path.with_suffix("")
+    figures, refused = _figures(stored.figures, folder, f"{title}, {_made_on(stored)}")
     replays = False
     if reference is not None and reference.stored is not None and path.parent.name == REPLAY:
         replays = bool(reference.stored.records) and stored.provenance.time == reference.stored.provenance.time
@@ -677,10 +681,11 @@ def _badge(verdict: str, number: int | None = None) -> Markup:
 
 
 def _counted(verdict: str, number: int) -> str:
-    """ "3 reproduced", "2 identities hold": in a count an identity is named as one."""
-    if verdict not in IDENTITIES:
-        return f"{number} {verdict}"
-    return f"{number} {'identity' if number == 1 else 'identities'} {verdict if number == 1 else verdict[:-1]}"
+    """ "3 reproduced", "2 hold on a substitute", "2 identities hold": in a count an identity is named as one."""
+    word = verdict if number == 1 else verdict.replace("holds", "hold").replace("fails", "fail")
+    if verdict in IDENTITIES:
+        return f"{number} {'identity' if number == 1 else 'identities'} {word}"
+    return f"{number} {word}"
 
 
 def _listed(counts: Counts) -> str:
@@ -717,9 +722,8 @@ _TEMPLATES = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks
 _TEMPLATES.globals |= {
     "NOTES": _NOTES,
     "WHOSE": _WHOSE,
-    "OWN": OWN,
-    "SUBSTITUTES": SUBSTITUTES,
-    "IDENTITIES": IDENTITIES,
+    "KINDS": KINDS,
+    "SHOWN": {"verdict", "value", "low", "high", "parts", "why", "substitutes", "provisional"},
     "UNDECIDED": UNDECIDED,
     "MEANINGS": MEANINGS,
     "REASON_MEANINGS": REASON_MEANINGS,
@@ -755,15 +759,13 @@ _COUNTS = """\
 {% macro counts(run) %}
 {% set papers_claims, own = run.counts("paper"), run.counts("book") %}
 <div>
-{% for words in (OWN, SUBSTITUTES, IDENTITIES) %}
-{% if papers_claims.some(words) %}
-<div>{{ badges(papers_claims, words) }}</div>
+{% for words in KINDS.values() if papers_claims.some(words) %}
+<div>{{ badges(papers_claims, words) }}
+{% if UNDECIDED in words %}
+<span class="note">{{ papers_claims.why_open }}</span>
 {% endif %}
+</div>
 {% endfor %}
-{% if papers_claims.reasons %}
-<div>{{ badges(papers_claims, [UNDECIDED]) }}
-<span class="note">{{ papers_claims.why_open }}</span></div>
-{% endif %}
 {% for line in papers_claims.limits %}
 <div class="note">{{ line }}</div>
 {% endfor %}
@@ -782,32 +784,42 @@ none yet
 {% endif %}
 {% endmacro %}
 {% macro how_many(paper) %}
-<div>{{ paper.numbers.paper }}
-{% if paper.numbers.book %}
-<div class="note">and {{ paper.numbers.book }} of the book's own</div>
-{% endif %}
-{% if paper.numbers.settings %}
-<div class="note">{{ many(paper.numbers.settings, "setting") }}, not counted</div>
-{% endif %}
+<div class="note">{{ many(paper.numbers.paper, "claim") }} of the paper
+{%- if paper.numbers.book %}, {{ paper.numbers.book }} of the book{% endif %}
+{%- if paper.numbers.settings %}, and {{ many(paper.numbers.settings, "setting") }}{% endif %}
 </div>
 {% endmacro %}
 {% macro totals_table(run, by_origin) %}
 <table class="ledger cards totals" aria-label="{{ run | capitalize }}, all chapters">
-<thead><tr><th>{{ run }}, all chapters</th><th>on the paper's own setting</th><th>on a substitute</th>
-<th>identities</th><th>open</th></tr></thead>
-<tbody>
+<thead><tr><th>{{ run }}, all chapters</th>
 {% for origin, counts in by_origin.items() %}
-<tr><td><b>{{ "The papers' " if origin == "paper" else "The book's own " }}{{ many(counts.total, "claim") }}</b>
+<th>{{ "the papers' " if origin == "paper" else "the book's own " }}{{ many(counts.total, "claim") }}</th>
+{% endfor %}
+</tr></thead>
+<tbody>
+{% for title, words in KINDS.items() %}
+<tr><td>{{ title }}</td>
+{% for origin, counts in by_origin.items() %}
+<td data-column="{{ "the papers'" if origin == "paper" else "the book's own" }}"><div>
+{{ badges(counts, words) if counts.some(words) else "none" }}
+{% if UNDECIDED in words %}
+<div class="note">{{ counts.why_open }}</div>
+{% endif %}
+</div></td>
+{% endfor %}
+</tr>
+{% endfor %}
+<tr><td>limits</td>
+{% for origin, counts in by_origin.items() %}
+<td data-column="{{ "the papers'" if origin == "paper" else "the book's own" }}"><div>
 {% for line in counts.limits %}
 <div class="note">{{ line }}</div>
+{% else %}
+none
 {% endfor %}
-</td>
-{% for title, words in (("own setting", OWN), ("on a substitute", SUBSTITUTES), ("identities", IDENTITIES)) %}
-<td data-column="{{ title }}"><div>{{ badges(counts, words) if counts.some(words) else "none" }}</div></td>
+</div></td>
 {% endfor %}
-<td data-column="open"><div>{{ badges(counts, [UNDECIDED]) if counts.reasons else "none" }}
-<div class="note">{{ counts.why_open }}</div></div></td></tr>
-{% endfor %}
+</tr>
 </tbody></table>
 {% endmacro %}
 {% macro totals_of(totals) %}
@@ -829,10 +841,10 @@ _SUMMARY = (
 `````{raw} html
 {{ totals_of(totals) }}
 <table class="ledger cards">
-<thead><tr><th>chapter</th><th>papers' claims</th><th>reference run</th><th>this run</th></tr></thead>
+<thead><tr><th>chapter</th><th>reference run</th><th>this run</th></tr></thead>
 <tbody>
 {% for paper in papers %}
-<tr><td>{{ linked(paper.title, paper.page) }}
+<tr><td>{{ linked(paper.title, paper.page) }}{{ how_many(paper) }}
 {% if paper.page and not paper.has_page %}
 <div class="note">not run here yet</div>
 {% endif %}
@@ -840,11 +852,10 @@ _SUMMARY = (
 <div class="note">out of date: {{ paper.stale | raw_text }}</div>
 {% endif %}
 </td>
-<td data-column="papers' claims" class="number">{{ how_many(paper) }}</td>
 <td data-column="reference run">{{ counts(paper.reference) }}</td>
 <td data-column="this run">{{ of_this_run(paper) }}</td></tr>
 {% else %}
-<tr><td colspan="4">There are no claims yet.</td></tr>
+<tr><td colspan="3">There are no claims yet.</td></tr>
 {% endfor %}
 </tbody></table>
 `````
@@ -920,9 +931,14 @@ _LEDGER = """\
 {% endif %}
 {% if both %}
 <td data-column="this run">
-{% if here %}
+{% if here and verdict and here.model_dump(include=SHOWN) == verdict.model_dump(include=SHOWN) %}
+<span class="note">the same</span>
+{% elif here %}
 <div>{{ verdict_cell(here, paper) }}
-{{ measured_cell(here, claim) }}</div>
+{% if here.n %}
+{{ measured_cell(here, claim) }}
+{% endif %}
+</div>
 {% else %}
 <span class="note">none yet</span>
 {% endif %}
@@ -1013,19 +1029,18 @@ provisionally.</p>
 _MACHINES = """\
 `````{raw} html
 <table class="ledger cards machines">
-<thead><tr><th>chapter</th><th>made on</th><th>seed</th><th>images</th><th>commit, date</th><th>records</th></tr></thead>
+<thead><tr><th>chapter</th><th>made on</th><th>images</th><th>made with</th></tr></thead>
 <tbody>
 {% for paper in papers %}
 <tr><td>{{ linked(paper.title, paper.page) }}</td>
 {% if paper.reference.stored %}
 {% set made = paper.reference.stored.provenance %}
 <td data-column="made on"><div>{{ paper.reference.made | raw_text }}</div></td>
-<td data-column="seed">{{ made.seed }}</td>
 <td data-column="images"><div>{{ (made.data | join(", ") or "none") | raw_text }}</div></td>
-<td data-column="commit, date"><div>{{ paper.reference.commits | raw_text }}, {{ made.time[:10] | raw_text }}</div></td>
-<td data-column="records"><div>{{ paper.reference.stored.records | length or "none: run before there were any" }}</div></td></tr>
+<td data-column="made with"><div>seed {{ made.seed }}, commit {{ paper.reference.commits | raw_text }},
+{{ made.time[:10] | raw_text }}; {{ many(paper.reference.stored.records | length, "record") }}</div></td></tr>
 {% else %}
-<td colspan="5">no reference run yet</td></tr>
+<td colspan="3">no reference run yet</td></tr>
 {% endif %}
 {% endfor %}
 </tbody></table>
@@ -1136,15 +1151,14 @@ own setting is counted apart from what was measured on a substitute.</p>
 
 {{ totals_of(totals) }}
 <table class="cards">
-<thead><tr><th>paper</th><th>papers' claims</th><th>reference run</th><th>this run</th></tr></thead>
+<thead><tr><th>paper</th><th>reference run</th><th>this run</th></tr></thead>
 <tbody>
 {% for paper in papers %}
-<tr><td><a href="#{{ paper.key }}">{{ paper.title }}</a></td>
-<td data-column="papers' claims">{{ how_many(paper) }}</td>
+<tr><td><a href="#{{ paper.key }}">{{ paper.title }}</a>{{ how_many(paper) }}</td>
 <td data-column="reference run">{{ counts(paper.reference) }}</td>
 <td data-column="this run">{{ of_this_run(paper) }}</td></tr>
 {% else %}
-<tr><td colspan="4">There are no claims yet: the folder claims holds no file.</td></tr>
+<tr><td colspan="3">There are no claims yet: the folder claims holds no file.</td></tr>
 {% endfor %}
 </tbody></table>
 

@@ -1,25 +1,30 @@
 import json
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from reprolib import claims, report, results
-from reprolib.metrics import wilson
+from reprolib import claims, intervals, report, results
+from reprolib.ledger import Ledger
+from reprolib.verdicts import REASONS, SYMBOLS
 
 CLAIMS = """
 paper: {paper}
 title: "{title}"
 measures:
-  label_accuracy: share of labels inferred
+  label_accuracy: {{says: share of labels inferred, on: {{model: LeNet}}}}
   protected: share of images that leak under noise
+  undefended: share of images that leak without a defense
 claims:
   - id: label-accuracy
     says: the label of one sample & its <sign> are recovered
     where: Table 1
     published: {{value: 100.0, unit: "% of labels"}}
     provenance: read
+    setting: {{model: {model}}}
     needs: {{data: [cifar10], profile: cpu, images: 100}}
     criterion: {{measure: label_accuracy, at_least: {bound}}}
   - id: noise
@@ -28,6 +33,7 @@ claims:
     published: {{value: protects}}
     provenance: recalled
     needs: {{data: [cifar10], profile: gpu, images: 64}}
+    gate: {{measure: undefended, at_least: 0.5}}
     criterion: {{measure: protected, at_most: 0.5}}
   - id: own
     says: half of the labels are inferred
@@ -42,10 +48,44 @@ claims:
     where: Table 2
     published: {{value: null}}
     provenance: read
-    needs: {{profile: cpu, images: 1}}
-    criterion: null
-    undecidable: text is not part of this book
+    undecidable: {{reason: out of scope, says: text is not part of this book}}
 """
+
+CHANGED = "    changed: {{date: {date}, why: was <easier>, seen: [0]}}\n"
+
+FURTHER = """
+  - id: both
+    says: trained and untrained
+    where: Table 3
+    published: {value: null}
+    provenance: read
+    needs: {profile: cpu, images: 1}
+    parts:
+      - {name: labels, criterion: {measure: label_accuracy, at_least: 0.5}}
+      - {name: leak, criterion: {measure: protected, at_least: 0.5}}
+  - id: algebra
+    says: a sign is a sign
+    kind: identity
+    where: Equation 1
+    published: {value: null}
+    provenance: read
+    criterion: {measure: label_accuracy, at_least: 0.2}
+  - id: one-network
+    says: this network gives labels away
+    where: Table 4
+    published: {value: null}
+    provenance: read
+    scope: network
+    needs: {profile: cpu, images: 1}
+    criterion: {measure: label_accuracy, at_least: 0.5}
+  - id: optimiser
+    says: the paper searches with L-BFGS
+    kind: setting
+    where: Section 3
+    published: {value: null}
+    provenance: read
+"""
+"""A claim of parts, an identity, a claim on one network, and a setting."""
 
 TOC = """
 format: jb-book
@@ -67,42 +107,61 @@ def root(tmp_path):
     return tmp_path
 
 
-def write_claims(root, paper, title, bound=0.9):
-    (root / "claims" / f"{paper}.yml").write_text(CLAIMS.format(paper=paper, title=title, bound=bound))
+def write_claims(root, paper, title, bound=0.9, model="LeNet", further=""):
+    text = CLAIMS.format(paper=paper, title=title, bound=bound, model=model) + further
+    (root / "claims" / f"{paper}.yml").write_text(text)
 
 
-def add_run(root, paper, profile, kind="runs", data="cifar10", right=127, n=128, side=8, time=None, names=("strip",)):
-    ledger = claims.Ledger(claims.load(root / "claims" / f"{paper}.yml"), profile, {"photos": "cifar10"})
-    ledger.record("label_accuracy", wilson(right, n), n, data)
-    ledger.record("protected", wilson(0, n), n, data)
-    folder = root / "results" / "reference" / paper if kind == "reference" else root / "results" / "runs" / profile
-    pictures = folder if kind == "reference" else folder / paper
+def add_run(
+    root,
+    paper,
+    profile,
+    kind="runs",
+    data="cifar10",
+    right=127,
+    n=128,
+    side=8,
+    leaks=0,
+    undefended=127,
+    folder=None,
+    seed=0,
+    time="2026-12-01T00:00:00+00:00",
+    names=("strip",),
+    **made,
+):
+    """A results file with its pictures. kind: "runs" or "reference". made: further keys of the provenance."""
+    ledger = Ledger(claims.load(root / "claims" / f"{paper}.yml"), profile, {"photos": "cifar10"}, seed, time)
+    for name, hits in (("label_accuracy", right), ("protected", leaks), ("undefended", undefended)):
+        ledger.record(name, intervals.proportion([1] * hits + [0] * (n - hits)), n, data)
+    home = (
+        root / "results" / "reference" / paper if kind == "reference" else root / "results/runs" / (folder or profile)
+    )
+    pictures = home if kind == "reference" else home / paper
     pictures.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
     for name in names:
         Image.fromarray(noise).save(pictures / f"{name}.png")
-    provenance = results.provenance("cpu", 0, {data: "0123"})
+    caption = f"From {profile}: noise `becomes` an image."
+    figures = [{"name": name, "number": 1, "caption": caption, "file": f"{name}.png"} for name in names]
+    own = {"device": "cpu: AMD EPYC", "threads": 1, "seconds": 5400.0, "time": time}
     record = {
         "paper": paper,
         "profile": profile,
         **ledger.payload(),
-        "figures": [
-            *(
-                {
-                    "name": name,
-                    "number": 1,
-                    "caption": f"From {profile}: noise `becomes` an image.",
-                    "file": f"{name}.png",
-                }
-                for name in names
-            ),
-            {"name": "slider", "number": 2, "caption": "No file."},
-        ],
-        "provenance": provenance | ({"time": time} if time else {}),
+        "figures": [*figures, {"name": "slider", "number": 2, "caption": "No file."}],
+        "records": {},
+        "provenance": results.provenance("cpu", seed, {data: "0123"}) | own | made,
     }
-    path = folder / f"{paper}.json"
+    path = home / f"{paper}.json"
     results.save(path, record)
     return path
+
+
+def edit(path, change):
+    """Change a results file as its writer could: the checksum fits."""
+    payload = results.load(path)
+    change(payload)
+    results.save(path, payload)
 
 
 def page(root, name):
@@ -118,9 +177,19 @@ def put_chapter(root, stem, heading="The ledger, at last", **metadata):
     return path
 
 
+def row(text, claim, paper="dlg"):
+    """The row of a claim in a ledger."""
+    return re.search(rf'<tr id="{paper}-{claim}">.*?</tr>', text, re.DOTALL)[0]
+
+
 def badges(text):
     """Classes of the verdicts on single claims, without the counts."""
     return re.findall(r'class="verdict ([a-z-]+)">\S+ [a-z]', text)
+
+
+def words(text):
+    """Text of HTML, without tags and line breaks."""
+    return " ".join(re.sub(r"<[^>]+>", "", text).split()).replace("&#39;", "'")
 
 
 # --- the book's pages -------------------------------------------------------------------------------------------------
@@ -128,63 +197,128 @@ def badges(text):
 
 def test_pages_exist_before_anything_was_run(root):
     assert "none yet" in page(root, "summary")
-    assert page(root, "scoreboard").count("none yet") == 20  # 4 claims and the counts of 2 papers, 2 runs
+    assert page(root, "scoreboard").count("no reference run yet") == 8  # 4 claims of 2 papers
     assert "No run has a strip" in page(root, "picture")
+    assert words(page(root, "machines")).count("no reference run yet") == 2
+    assert "0 claims in all" in words(page(root, "exceptions"))
 
 
-def test_scoreboard_shows_both_runs_beside_the_published_value(root):
+def test_a_row_shows_published_measured_and_verdict_with_what_they_rest_on(root):
     add_run(root, "dlg", "gpu", "reference")
     add_run(root, "dlg", "cpu", data="photos")
     text = page(root, "scoreboard")
-    dlg = text.split("## iDLG")[0]
-    assert "100 % of labels" in dlg and "99.2 % [95.7, 99.9]" in dlg
-    decided, nowhere = ["reproduced", "undecided"], ["undecided", "undecided"]  # by the reference run, and by this one
-    assert badges(dlg) == [*decided, *decided, "reproduced", "reproduced", *nowhere]
-    assert "needs cifar10, this run has photos, a stand-in for cifar10" in dlg
-    assert "recalled, unverified" in dlg
-    assert "share of labels inferred: at least 90 %" in " ".join(dlg.split())
+    first = words(row(text, "label-accuracy"))
+    assert "100 % of labels" in first and "99.2 % [95.7, 100]" in first and "✔ reproduced" in first
+    assert "share of labels inferred: at least 90 %" in first and "Table 1 · label-accuracy" in first
+    assert "Clopper-Pearson; n = 128, 128 clusters" in first
+    assert "○ not decided here data: needs cifar10, this run has photos, a stand-in for cifar10" in first
+    noise = words(row(text, "noise"))
+    assert "recalled, unverified" in noise
+    assert "control: share of images that leak without a defense, at its lower end 95.7 %, where 50 % is asked" in noise
+    assert "out of scope: text is not part of this book" in words(row(text, "text"))
+
+
+def test_a_closed_gate_says_so(root):
+    add_run(root, "dlg", "gpu", "reference", undefended=10)
+    noise = words(row(page(root, "scoreboard"), "noise"))
+    assert "gate: its control, undefended, reaches 3.81 % at its lower bound, not 50 %" in noise
 
 
 @pytest.mark.parametrize(
-    ("right", "word"), [(127, "reproduced"), (115, "partly"), (20, "not-reproduced")], ids=lambda value: str(value)
+    ("word", "claim", "further", "model", "run"),
+    [
+        ("reproduced", "label-accuracy", "", "LeNet", {}),
+        ("not reproduced", "label-accuracy", "", "LeNet", {"right": 20}),
+        ("holds on a substitute", "label-accuracy", "", "ResNet-18", {}),
+        ("fails on a substitute", "label-accuracy", "", "ResNet-18", {"right": 20}),
+        ("not decided here", "label-accuracy", "", "LeNet", {"right": 115}),
+        ("partly", "both", FURTHER, "LeNet", {}),
+        ("partly on a substitute", "both", FURTHER.replace("parts:", "setting: {model: VGG}\n    parts:"), "LeNet", {}),
+        ("holds", "algebra", FURTHER, "LeNet", {}),
+        ("fails", "algebra", FURTHER, "LeNet", {"right": 20}),
+        ("setting", "optimiser", FURTHER, "LeNet", {}),
+    ],
 )
-def test_verdicts_have_symbol_word_and_class(root, right, word):
-    add_run(root, "dlg", "cpu", right=right)
-    first = re.search(r'<span class="verdict ([a-z-]+)">(\S+) ([a-z ]+)</span>', page(root, "scoreboard"))
-    assert first[1] == word and first[3].replace(" ", "-") == word
-    assert first[2] == claims.SYMBOLS[first[3]]
+def test_each_word_is_shown_with_symbol_and_class(root, word, claim, further, model, run):
+    write_claims(root, "dlg", "Deep Leakage", further=further, model=model)
+    add_run(root, "dlg", "gpu", "reference", **run)
+    shown = re.search(r'<span class="verdict ([a-z-]+)">(\S+) ([a-z ]+)</span>', row(page(root, "scoreboard"), claim))
+    assert (shown[1], shown[2], shown[3]) == (report.CLASSES[word], SYMBOLS[word], word)
 
 
-def words(text):
-    """Text of HTML, without tags and line breaks."""
-    return " ".join(re.sub(r"<[^>]+>", "", text).split())
+def test_every_word_and_reason_is_explained_and_has_its_look(root):
+    assert report.MEANINGS.keys() == SYMBOLS.keys() == set(report.FAILURES_FIRST)
+    assert tuple(report.REASON_MEANINGS) == REASONS
+    assert {word for kind in report.KINDS.values() for word in kind} == SYMBOLS.keys() - {"setting"}
+    assert badges(page(root, "words")) == list(report.CLASSES.values())
+    assert all(f"<b>{reason}</b>" in page(root, "reasons") for reason in REASONS)
+    css = (Path(__file__).parents[1] / "book/_static/leaky.css").read_text(encoding="utf-8")
+    for name in report.CLASSES.values():
+        assert f".verdict.{name} {{" in css and f".verdict.{name} {{" in written(root)
 
 
-def test_counts_set_the_papers_claims_apart_from_the_books_own(root):
-    add_run(root, "dlg", "gpu", "reference")
+def test_substitutes_parts_scope_and_99_percent_stand_beside_the_verdict(root):
+    write_claims(root, "dlg", "Deep Leakage", model="ResNet-18", further=FURTHER)
+    add_run(root, "dlg", "gpu", "reference", right=121)
+    text = page(root, "scoreboard")
+    assert "model: LeNet in place of ResNet-18" not in words(row(text, "one-network"))
+    assert "on this network, not of others" in words(row(text, "one-network"))
+    both = words(row(text, "both"))
+    assert "✔ labels: 0.945" in both and "✘ leak: 0 [0, 0.0284]" in both
+    assert "labels: share of labels inferred: at least 0.5" in both and "of the parts, the least; n = 128" in both
+    write_claims(root, "dlg", "Deep Leakage", model="ResNet-18", bound=0.885)
+    first = words(row(page(root, "scoreboard"), "label-accuracy"))
+    assert "(✔) holds on a substitute model: LeNet in place of ResNet-18" in first
+    assert "does not stand at 99 %" in first
+
+
+def test_the_papers_claims_come_first_and_failures_before_the_rest(root):
+    write_claims(root, "dlg", "Deep Leakage", further=FURTHER)
+    add_run(root, "dlg", "gpu", "reference", right=20)
+    found = re.findall(r'<tr id="dlg-([a-z-]+)">', page(root, "scoreboard"))
+    assert found == ["label-accuracy", "both", "one-network", "algebra", "noise", "text", "optimiser", "own"]
+
+
+def test_counts_keep_apart_what_is_not_alike(root):
+    write_claims(root, "dlg", "Deep Leakage", model="ResNet-18", further=FURTHER)
+    add_run(root, "dlg", "gpu", "reference", right=121)
     add_run(root, "idlg", "gpu", "reference", right=20)
-    add_run(root, "idlg", "cpu", right=80)
-    summary, scoreboard = words(page(root, "summary")), words(page(root, "scoreboard"))
-    dlg = "✔ 2 reproduced ○ 1 not decided here the book's own: 1 reproduced"
-    idlg = "✔ 1 reproduced ✘ 1 not reproduced ○ 1 not decided here the book's own: 1 not reproduced"
-    assert f"Deep Leakage not run here yet 3 and 1 of the book's own {dlg} none yet" in summary
-    assert f"3 and 1 of the book's own {idlg} ✘ 1 not reproduced" in summary
-    assert f"reference run {dlg} this run none yet" in scoreboard and f"reference run {idlg} this run" in scoreboard
-    assert f"Deep Leakage 3 and 1 of the book's own {dlg}" in words(written(root))
+    summary = words(page(root, "summary"))
+    dlg = (
+        "6 claims of the paper, 1 of the book, and 1 setting not run here yet "
+        "✔ 2 reproduced ◐ 1 partly = 1 identity holds ○ 2 not decided here 1 imprecise, 1 out of scope "
+        "of 3 decided results 1 on one network only, 3 the same at 99 % the book's own: 1 reproduced; "
+        "of 1 decided result 1 the same at 99 % none yet"
+    )
+    assert dlg in summary
+    idlg = "3 claims of the paper, 1 of the book not run here yet ✔ 1 reproduced ✘ 1 not reproduced"
+    assert idlg in summary
+    total = words(re.search(r"<table.*?</table>", page(root, "summary"), re.DOTALL)[0])
+    assert total.startswith("reference run, all chapters the papers' 9 claims the book's own 2 claims")
+    assert "on a substitute none none identities = 1 identity holds none open" in total
+    assert "○ 3 not decided here 1 imprecise, 2 out of scope" in total
+    assert "of 5 decided results 1 on one network only, 5 the same at 99 %" in total
+    assert "of 3 decided results 1 on one network only" in words(written(root))
 
 
-def test_one_line_a_run_counts_all_chapters(root):
+def test_counts_in_words():
+    counts = report.Counts({"reproduced": 3, "not decided here": 2, "holds": 2}, {"data": 2}, 3, 1, 1, 1, 2)
+    assert report._listed(counts) == (
+        "3 reproduced, 2 not decided here (2 data), 2 identities hold; of 3 decided results 1 on one network only, "
+        "1 the same at 99 %, 1 without a 99 % interval; 2 provisional"
+    )
+    assert report._counted("holds on a substitute", 2) == "2 hold on a substitute"
+    assert report._counted("fails", 1) == "1 identity fails"
+
+
+def test_one_table_a_run_counts_all_chapters(root):
     assert "all chapters" not in page(root, "summary")
     add_run(root, "dlg", "gpu", "reference")
-    assert page(root, "summary").count("all chapters") == 1, "this run has judged nothing yet"
-    add_run(root, "idlg", "gpu", "reference", right=20)
-    add_run(root, "idlg", "cpu", right=120)
+    assert page(root, "summary").count("<th>reference run, all chapters") == 1
+    assert "this run, all chapters" not in page(root, "summary"), "this run has judged nothing yet"
+    add_run(root, "idlg", "cpu")
     for text in (page(root, "summary"), written(root)):
-        assert (
-            "Reference run, all chapters. The papers' 6 claims: 3 reproduced, 1 not reproduced, 2 not decided here; "
-            "the book's own 2: 1 reproduced, 1 not reproduced."
-        ) in words(text)
-        assert "This run, all chapters. The papers' 3 claims: 1 partly, 2 not decided here" in words(text)
+        assert "<summary>The same of this run" in text and "this run, all chapters" in text
 
 
 def test_text_of_claims_and_captions_is_escaped(root):
@@ -197,11 +331,32 @@ def test_text_of_claims_and_captions_is_escaped(root):
     assert "&#96;&#96;&#96;" in page(root, "summary")
 
 
+def test_text_of_results_files_is_escaped(root):
+    hostile = "`````\n<script>x</script>"
+    path = add_run(root, "dlg", "gpu", "reference", device=f"cpu: {hostile}", commit=hostile, data="photos")
+
+    def change(payload):
+        payload["measures"]["label_accuracy"]["method"] = hostile
+        payload["measures"]["label_accuracy"]["conditions"] = {"model": hostile}
+        payload["skipped"] = {"protected": {"reason": "few", "why": hostile}}
+        payload["measures"].pop("protected")
+        payload["figures"][0]["caption"] = hostile
+        payload["provenance"]["versions"]["torch"] = hostile
+        payload["provenance"]["data"] = {hostile: hostile}
+        payload["provenance"]["time"] = "2026-12-01T00:00:00+00:00"
+
+    edit(path, change)
+    texts = [page(root, name) for name in report._PAGES]
+    assert all("<script>" not in text for text in [*texts, written(root)])
+    assert all(text.count("`````\n") <= 2 * text.count("`````{raw} html") for text in texts)
+
+
 def test_the_picture_comes_from_the_reference_run_where_there_is_one(root):
     add_run(root, "dlg", "cpu")
     assert "/results/runs/cpu/dlg/strip.png" in page(root, "picture")
     add_run(root, "idlg", "gpu", "reference")
     assert "/results/reference/idlg/strip.png" in page(root, "picture")
+    assert r"(reference run, cpu\: AMD EPYC, 1 thread, 1\.5 hours)" in page(root, "picture")
     add_run(root, "dlg", "cpu", names=["every-attack"])
     assert "every-attack" not in page(root, "picture")
     add_run(root, "dlg", "gpu", "reference", names=["every-attack"])
@@ -209,31 +364,90 @@ def test_the_picture_comes_from_the_reference_run_where_there_is_one(root):
     assert shown.index("/idlg/strip.png") < shown.index("/dlg/every-attack.png")
 
 
-def test_this_run_is_the_newest_and_smoke_only_without_another(root):
-    add_run(root, "dlg", "smoke", time="2030-01-03T00:00:00+00:00")
-    assert "profile smoke" in page(root, "scoreboard")
-    add_run(root, "dlg", "cpu", time="2030-01-02T00:00:00+00:00")
-    add_run(root, "dlg", "gpu", time="2030-01-01T00:00:00+00:00")
+def test_this_run_is_what_was_written_last_and_smoke_only_without_another(root):
+    os.utime(add_run(root, "dlg", "smoke"), (4e9, 4e9))
+    assert "sizes of the profile smoke" in page(root, "scoreboard")
+    os.utime(add_run(root, "dlg", "cpu"), (3e9, 3e9))
+    os.utime(add_run(root, "dlg", "gpu", time="2030-01-01T00:00:00+00:00"), (2e9, 2e9))
     text = page(root, "scoreboard")
     assert "profile cpu" in text and "profile smoke" not in text and "profile gpu" not in text
 
 
-def test_a_verdict_by_another_criterion_no_longer_counts(root):
-    add_run(root, "dlg", "cpu")
-    write_claims(root, "dlg", "Deep Leakage", bound=0.95)
+def test_a_run_that_shows_the_reference_is_this_run(root):
+    part = {"device": "cuda: NVIDIA H100", "seconds": 60.0, "commit": "abc", "sha256": "0", "code": "0", "time": "0"}
+    made = add_run(root, "dlg", "gpu", "reference")
+    edit(made, lambda payload: payload.update(records={"success": part, "labels": part | {"commit": "def"}}))
+    again = add_run(root, "dlg", "gpu", folder="reference")
     text = page(root, "scoreboard")
-    assert badges(text)[0] == "undecided"
-    assert "judged by another criterion (label_accuracy: at least 90 %); run the chapter again" in text
-
-
-def test_a_verdict_on_another_measure_no_longer_counts(root):
-    add_run(root, "dlg", "cpu")
-    path = root / "claims" / "dlg.yml"
-    path.write_text(
-        path.read_text().replace("measure: label_accuracy, at_least: 0.9", "measure: protected, at_least: 0.9")
+    assert '<th>this run</th><td><span class="note">shows the reference run from its records</span>' in text.replace(
+        "\n", ""
     )
+    assert "cuda: NVIDIA H100, 1 thread, 1.5 hours, seed 0" in text and "commit abc and def" in text
+    dlg = text.split("## iDLG")[0]
+    assert "<th>this run</th></tr>" not in dlg.replace("\n", "") and len(badges(row(dlg, "noise"))) == 1
+    assert "shows the reference run from its records; nothing but a live experiment ran here" in dlg
+    assert words(page(root, "summary")).count("all chapters") == 1, "and is not counted again"
+    assert written(root).count("data:image/png;base64,") == 1
+    edit(again, lambda payload: payload["measures"].pop("protected"))
+    noise = words(row(page(root, "scoreboard"), "noise"))
+    assert "missing: not measured in this run" in noise, "where a cell was changed the two differ"
+
+
+def test_a_run_without_records_at_the_profile_reference_is_one_made_here(root):
+    add_run(root, "dlg", "cpu", folder="reference")
     text = page(root, "scoreboard")
-    assert badges(text)[0] == "undecided" and "(label_accuracy: at least 90 %)" in text
+    assert "sizes of the profile cpu" in text and "from its records" not in text
+
+
+def test_device_and_hours_are_named_and_no_profile_of_the_reference_run(root):
+    add_run(root, "dlg", "gpu", "reference", threads=2, seconds=45.0)
+    for text in (page(root, "scoreboard"), page(root, "machines"), written(root)):
+        assert (
+            "cpu: AMD EPYC, 2 threads, 45 seconds" in text and "profile gpu" not in text and "gpu profile" not in text
+        )
+    assert "seed 0, commit" in words(page(root, "machines"))
+
+
+def test_a_criterion_changed_without_a_run_changes_the_page(root):
+    add_run(root, "dlg", "gpu", "reference")
+    assert badges(row(page(root, "scoreboard"), "label-accuracy"))[0] == "reproduced"
+    write_claims(root, "dlg", "Deep Leakage", bound=0.97)
+    text = row(page(root, "scoreboard"), "label-accuracy")
+    assert badges(text)[0] == "undecided" and "lies on both sides of the criterion, at least 97 %" in text
+    path = root / "claims" / "dlg.yml"
+    path.write_text(path.read_text().replace("label_accuracy, at_least: 0.97", "protected, at_least: 0.9"))
+    assert badges(row(page(root, "scoreboard"), "label-accuracy"))[0] == "fails-on-a-substitute"
+
+
+def test_stored_verdicts_are_not_read(root):
+    edit(add_run(root, "dlg", "gpu", "reference"), lambda payload: payload.update(verdicts=[{"id": "<nonsense>"}]))
+    text = page(root, "scoreboard")
+    assert badges(row(text, "label-accuracy"))[0] == "reproduced" and 'class="problem"' not in text
+
+
+def test_exceptions_are_made_from_the_claims(root):
+    write_claims(root, "dlg", "Deep <Leakage>", further=CHANGED.format(date="2026-11-28"))
+    path = root / "claims" / "idlg.yml"
+    changed = CHANGED.format(date="2026-11-20")
+    path.write_text(path.read_text().replace("    criterion: {", changed + "    criterion: {"))
+    text = page(root, "exceptions")
+    assert "4 claims in all; the reference run decides 0 of them provisionally." in words(text)
+    assert "Deep &lt;Leakage&gt;" in text and "was &lt;easier&gt;" in text
+    assert '<a href="scoreboard.html#dlg-text">text</a>' in text
+    assert "label-accuracy, noise, own 2026-11-20 seen: seed 0 was &lt;easier&gt; not decided yet" in words(text)
+    add_run(root, "idlg", "gpu", "reference")
+    assert "decides 3 of them provisionally" in words(page(root, "exceptions"))
+    assert "seen: seed 0 was &lt;easier&gt; provisional" in words(page(root, "exceptions"))
+    first = words(row(page(root, "scoreboard"), "label-accuracy", "idlg"))
+    assert "provisional: the criterion was set on 2026-11-20, after seed 0 had been seen" in first
+    assert "2 provisional" in words(page(root, "summary"))
+    add_run(root, "idlg", "gpu", "reference", seed=1)
+    assert "was &lt;easier&gt; no longer: decided with seed 1, 2026-12-01" in words(page(root, "exceptions"))
+
+
+def test_exceptions_say_which_claims_cannot_be_read(root):
+    (root / "claims" / "dlg.yml").write_text("paper: [")
+    assert "The claims of this paper cannot be read" in page(root, "exceptions")
 
 
 def test_links_lead_to_the_ledger_of_the_chapter(root):
@@ -267,7 +481,7 @@ def test_unchanged_pages_are_not_written_again(root):
     files = [path for path in (root / "book").rglob("*.md")]
     before = {path: path.stat().st_mtime_ns for path in files}
     report.write_pages(root)
-    assert before == {path: path.stat().st_mtime_ns for path in files} and len(files) == 5
+    assert before == {path: path.stat().st_mtime_ns for path in files} and len(files) == 9
 
 
 # --- what is missing or damaged ---------------------------------------------------------------------------------------
@@ -293,10 +507,89 @@ def test_a_benchmarks_file_of_a_papers_name_is_no_run(root):
     assert "dlg.json" not in page(root, "scoreboard") and 'class="problem"' not in page(root, "scoreboard")
 
 
-def test_results_without_a_ledger_become_a_line(root):
-    path = root / "results" / "runs" / "cpu" / "dlg.json"
-    results.save(path, {"profile": "cpu"})
-    assert "dlg.json lacks figures, provenance, verdicts; run the chapter again" in page(root, "scoreboard")
+MEASURE = ("measures", "label_accuracy")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "line"),
+    [
+        (["measures"], None, "measures: Field required"),
+        (["measures"], [1, 2], "measures: Input should be a valid dictionary"),
+        ([*MEASURE], 0.5, "measures, label_accuracy: Input should be a valid dictionary"),
+        ([*MEASURE, "low"], "0", "measures, label_accuracy, low: Input should be a valid number"),
+        ([*MEASURE, "n"], 1.5, "measures, label_accuracy, n: Input should be a valid integer"),
+        ([*MEASURE, "images"], None, "measures, label_accuracy, images: Field required"),
+        ([*MEASURE, "low"], 2.0, "stored measure &#39;label_accuracy&#39;: low=2.0 and high="),
+        (["skipped"], {"protected": {"reason": "laziness", "why": "?"}}, "skipped, protected"),
+        (
+            ["profile"],
+            "huge",
+            "profile: Input should be &#39;smoke&#39;, &#39;cpu&#39;, &#39;gpu&#39; or &#39;paper&#39;",
+        ),
+        (["provenance"], "mine", "provenance: Input should be"),
+        (["provenance", "time"], "yesterday", "Invalid isoformat string"),
+        (["provenance", "seed"], "one", "provenance, seed: Input should be a valid integer"),
+        (["figures"], {"strip": 1}, "figures: Input should be a valid list"),
+        (["figures", 0, "file"], 7, "figures, 0, file: Input should be a valid string"),
+        (["records"], {"success": {}}, "records, success, device: Field required"),
+        (["paper"], "idlg", "dlg.json is of the paper &#39;idlg&#39;, not of &#39;dlg&#39;"),
+    ],
+)
+def test_a_results_file_of_another_form_costs_one_line(root, keys, value, line):
+    def change(payload):
+        for key in keys[:-1]:
+            payload = payload[key]
+        payload[keys[-1]] = value
+        if value is None:
+            del payload[keys[-1]]
+
+    edit(add_run(root, "dlg", "gpu", "reference"), change)
+    add_run(root, "dlg", "cpu")
+    for text in (page(root, "scoreboard"), written(root)):
+        found = re.findall(r'<p class="problem">(.*?)</p>', text, re.DOTALL)
+        assert len(found) == 1 and found[0].startswith("Reference run (dlg): ") and line in found[0]
+        assert "profile cpu" in text and "iDLG" in text
+
+
+@pytest.mark.parametrize("payload", [[], "text", 5, {"figures": {"$table": 5}}, {"figures": {"$float": []}}], ids=str)
+def test_a_file_with_a_valid_checksum_and_no_results_costs_one_line(root, payload):
+    path = add_run(root, "dlg", "gpu", "reference")
+    text = json.dumps({"schema": 1, "sha256": results._checksum(payload), "payload": payload})
+    path.write_text(text)
+    found = re.findall(r'<p class="problem">(.*?)</p>', page(root, "scoreboard"))
+    assert len(found) == 1 and found[0].startswith("Reference run (dlg): dlg.json is ")
+    assert found[0].endswith("run the chapter again")
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("../../../secret.png", "is not the bare name of a PNG file"),
+        ("/etc/passwd", "is not the bare name of a PNG file"),
+        ("dlg.json", "is not the bare name of a PNG file"),
+        (".hidden.png", "is not the bare name of a PNG file"),
+        ("a b.png", "is not the bare name of a PNG file"),
+        ("link.png", "is a link to another place"),
+        ("text.png", "is no PNG file"),
+        ("folder.png", "is not there"),
+        ("gone.png", "is not there"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["reference", "runs"])
+def test_figures_that_are_no_png_of_the_run_are_refused(root, file, line, kind):
+    path = add_run(root, "dlg", "gpu", kind, names=["strip", "other"])
+    folder = path.parent if kind == "reference" else path.with_suffix("")
+    secret = root / "secret.png"
+    Image.new("RGB", (9, 9), "red").save(secret)
+    (folder / "link.png").symlink_to(secret)
+    (folder / "text.png").write_text("password")
+    (folder / "folder.png").mkdir()
+    edit(path, lambda payload: payload["figures"][0].update(file=file))
+    text = page(root, "scoreboard")
+    found = re.findall(r'<p class="problem">(.*?)</p>', text)
+    assert len(found) == 1 and f"the figure &#39;strip&#39; is left out: its file &#39;{file}&#39; {line}" in found[0]
+    assert badges(row(text, "label-accuracy"))[0 if kind == "reference" else -1] == "reproduced"
+    assert written(root).count("data:image/png;base64,") == 1 and "strip.png" not in page(root, "picture")
 
 
 def test_malformed_claims_become_a_line(root):
@@ -313,6 +606,18 @@ def test_missing_claims_become_a_line(root):
 def test_a_notebook_cut_in_half_becomes_a_line(root):
     path = put_chapter(root, "01-dlg")
     path.write_text(path.read_text()[:20])
+    assert "book/chapters/01-dlg.ipynb is not a complete notebook" in page(root, "summary")
+
+
+def test_claims_of_another_paper_become_a_line(root):
+    write_claims(root, "idlg", "iDLG: Improved")
+    (root / "claims" / "dlg.yml").write_text((root / "claims" / "idlg.yml").read_text())
+    assert "dlg.yml holds the claims of &#39;idlg&#39;: its key paper must be &#39;dlg&#39;" in page(root, "scoreboard")
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "{}", '{"cells": 1, "metadata": {}}', '{"metadata": []}'])
+def test_a_page_that_is_no_notebook_becomes_a_line(root, text):
+    put_chapter(root, "01-dlg").write_text(text)
     assert "book/chapters/01-dlg.ipynb is not a complete notebook" in page(root, "summary")
 
 
@@ -334,16 +639,17 @@ def test_report_holds_verdicts_figures_and_provenance_and_asks_for_nothing(root)
     add_run(root, "dlg", "gpu", "reference")
     add_run(root, "dlg", "cpu", data="photos")
     text = written(root)
-    assert "99.2 % [95.7, 99.9]" in text and "profile gpu" in text and "images photos" in text
+    assert "99.2 % [95.7, 100]" in text and "cpu: AMD EPYC, 1 thread, 1.5 hours" in text and "images photos" in text
     assert text.count("data:image/png;base64,") == 2
     assert "<script" not in text and "<link" not in text
     assert not re.search(r"(?:src|href)=\"(?!#|data:)", text)
-    assert "The whole interval satisfies the criterion." in text
+    assert "the whole interval satisfies the criterion." in text
     assert "&amp; its &lt;sign&gt;" in text
 
 
 def test_report_without_results_says_so(root):
-    assert written(root).count("none yet") == 24  # 4 claims, counts and summary of 2 papers, 2 runs
+    text = written(root)
+    assert text.count("no reference run yet") == 8 and "none yet" in text
 
 
 def test_report_with_damaged_results_says_so(root):
@@ -358,7 +664,9 @@ def test_report_stays_small_and_keeps_the_reference_figures(root, monkeypatch):
     monkeypatch.setattr(report, "REPORT_LIMIT", whole - 1000)
     text = written(root)
     assert len(text.encode()) <= whole - 1000
-    assert "From gpu" in text.split("Left out")[0] and re.search(r"Left out.*\sstrip \(this run\)\.", text, re.DOTALL)
+    assert "From gpu" in text.split("Left out")[0] and re.search(
+        r"Left out.*\sstrip \(this run, cpu: AMD EPYC, 1 thread, 1.5 hours\)\.", text, re.DOTALL
+    )
 
 
 def test_chapters_take_turns_where_there_is_no_room_for_all_figures(root, monkeypatch):
@@ -373,7 +681,8 @@ def test_chapters_take_turns_where_there_is_no_room_for_all_figures(root, monkey
     dlg, idlg = text.split('<h2 id="idlg">')
     assert dlg.count("<img") == 2 and idlg.count("<img") == 2
     for chapter in (dlg, idlg):
-        assert "third (reference run), first (this run)." in words(chapter)
+        made = "cpu: AMD EPYC, 1 thread, 1.5 hours"
+        assert f"third (reference run, {made}), first (this run, {made})." in words(chapter)
 
 
 def test_a_chapter_without_a_reference_run_shows_this_runs_first_figure(root, monkeypatch):
