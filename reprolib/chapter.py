@@ -181,7 +181,7 @@ class Chapter:
         self._recorded: dict[str, records.Record] | None = None
         self._problems: list[str] = []
         if replaying and reference is not None and "records" in reference:
-            self._recorded, self._problems = _accepted_records(paper, reference["records"])
+            self._recorded, self._problems = accepted_records(paper, reference["records"])
         self._parts: dict[str, dict[str, Any]] = {}
         self._changed_code: dict[str, str] = {}
         self._small: set[str] = set()  # parts that ran on two trials because no record answers them
@@ -655,7 +655,7 @@ class Chapter:
 
     def _state(self) -> dict[str, list[str]]:
         """What is not as the record has it, by kind; nothing but empty lists where the page is the reference run's."""
-        verified = {entry["code"] for entry in verification_log(self.paper)}
+        verified = {entry["code"] for entry in self._verified()}
         changed = {name: code for name, code in self._changed_code.items()}
         return {
             "code changed and verified since": sorted(name for name, code in changed.items() if code in verified),
@@ -665,6 +665,11 @@ class Chapter:
             "records that cannot be used": list(self._problems),
         }
 
+    def _verified(self) -> list[dict[str, Any]]:
+        """What was verified of these very records."""
+        marks = {record.name: record.sha256 for record in self._recorded.values()}
+        return [entry for entry in verification_log(self.paper) if marks.get(entry["part"]) == entry["sha256"]]
+
     def _state_of_the_record(self, state: Mapping[str, list[str]]) -> str:
         """The state in sentences."""
         commits = sorted({entry["commit"] or "unknown" for entry in self._parts.values()})
@@ -673,7 +678,7 @@ class Chapter:
             f"{', '.join(commits)}."
         ]
         codes = set(self._changed_code.values())
-        seen = [entry for entry in verification_log(self.paper) if entry["code"] in codes]
+        seen = [entry for entry in self._verified() if entry["code"] in codes]
         if seen:
             trials = sum(entry["count"] for entry in seen)
             lines.append(f"Code changed since; {trials} trials re-run equal at {seen[-1]['commit']}.")
@@ -693,14 +698,16 @@ class Chapter:
 
 
 def verification_log(paper: str) -> list[dict[str, Any]]:
-    """What `reprolib verify` has found equal since the record was made, newest last; empty without a readable log."""
+    """What `reprolib verify` has found equal, newest last; empty without a readable log."""
+    keys = {"part", "sha256", "code", "commit", "count", "time"}
     try:
-        return list(results.load(reference_root() / paper / "verified.json")["entries"])
-    except (FileNotFoundError, ValueError, KeyError):
+        entries = results.load(reference_root() / paper / "verified.json")["entries"]
+        return [entry for entry in entries if keys <= entry.keys()]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return []
 
 
-def _accepted_records(paper: str, manifest: Mapping[str, Any]) -> tuple[dict[str, records.Record], list[str]]:
+def accepted_records(paper: str, manifest: Mapping[str, Any]) -> tuple[dict[str, records.Record], list[str]]:
     """The records that an accepted run names, by part, and a line for each that cannot be used."""
     folder, found, problems = reference_root() / paper / "records", {}, []
     for name, entry in manifest.items():
@@ -746,8 +753,13 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def is_slug(name: str) -> bool:
+    """Whether a name may be a file's: no path, and the same on every file system."""
+    return re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name) is not None
+
+
 def _slug(argument: str, name: str) -> None:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name):
+    if not is_slug(name):
         raise ValueError(f"{argument}={name!r}: expected small letters, digits, dashes, dots and underscores")
 
 

@@ -11,7 +11,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ LIMIT_MB = 3.0
 OVERHEAD = 20.0
 """Seconds that a chapter needs to open and close."""
 
+PNG = b"\x89PNG"
+"""How every PNG file begins."""
+
 
 # --- accept -----------------------------------------------------------------------------------------------------------
 
@@ -40,9 +43,11 @@ def accept(root: Path, paper: str, profile: str = "gpu") -> str:
     profile: "reference" takes the results of a chapter that was drawn from the present records: after a change of
     claims, intervals or figures, which needs no new run.
     Raises FileNotFoundError for a run that never ended, and ValueError for one that failed or was made by uncommitted
-    code, whose records are incomplete, damaged or of another paper, that asks for measures of another file of claims,
-    or that is too large. The old reference stays until the new one is whole.
+    code, whose records or figures are incomplete, damaged or of another paper, that asks for measures of another file
+    of claims, or that is too large. The old reference stays until the new one is whole, and also where this fails.
     """
+    if profile not in chapter.PROFILES:
+        raise ValueError(f"unknown profile {profile!r}; known: {', '.join(chapter.PROFILES)}")
     runs = chapter.results_root() / "runs" / profile
     path, made = runs / f"{paper}.json", runs / paper
     if not path.is_file():
@@ -63,47 +68,71 @@ def accept(root: Path, paper: str, profile: str = "gpu") -> str:
             raise ValueError(f"{path.name} does not show the records as they are ({'; '.join(stale) or 'no records'})")
     if not payload.get("records"):
         raise ValueError(f"{path.name} names no records: it was written by an older reprolib; run the chapter again")
+    if missing := sorted({"measures", "verdicts", "figures", "provenance"} - payload.keys()):
+        raise ValueError(f"{path.name} lacks {', '.join(missing)}: run the chapter again")
     loaded = claims.load(root / "claims" / f"{paper}.yml")
     if unknown := sorted(payload["measures"].keys() - loaded.measures.keys()):
         raise ValueError(f"{path.name} holds measures that claims/{paper}.yml does not declare: {', '.join(unknown)}")
     validate_verdicts(payload["verdicts"], loaded)
+    fresh, old = target.with_name(f".{paper}.new"), target.with_name(f".{paper}.old")
+    if old.exists() and not target.exists():  # killed between the two steps below
+        os.replace(old, target)
+    for folder in (fresh, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        size = _copied(payload, source, made, fresh)
+        shutil.copyfile(path, fresh / f"{paper}.json")
+        if profile == chapter.REPLAY and (target / "verified.json").is_file():
+            shutil.copyfile(target / "verified.json", fresh / "verified.json")
+        if target.exists():
+            os.replace(target, old)
+        os.replace(fresh, target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    count = len(payload["records"])
+    return f"{paper}: {count} records, {size:.1f} MB, are the reference run now; commit results/reference/{paper}"
+
+
+def _copied(payload: dict[str, Any], source: Path, made: Path, fresh: Path) -> float:
+    """Copy a run's records and figures into a new folder, and check the copies; returns megabytes of records."""
+    (fresh / "records").mkdir(parents=True)
     for name, entry in payload["records"].items():
-        file = source / f"{name}.json"
-        if not file.is_file() or records.checksum(file) != entry["sha256"]:
-            raise ValueError(
-                f"the record of part {name!r} is missing from the run, or is another: run the chapter again"
-            )
-        record = records.load(file)
-        if record.paper != paper:
-            raise ValueError(f"the record of part {name!r} is of the paper {record.paper!r}")
+        copy = fresh / "records" / f"{name}.json"
+        if not chapter.is_slug(name) or not (source / copy.name).is_file():
+            raise ValueError(f"the record of part {name!r} is missing from the run: run the chapter again")
+        shutil.copyfile(source / copy.name, copy)
+        if records.checksum(copy) != entry["sha256"]:
+            raise ValueError(f"the record of part {name!r} is another than the run's: run the chapter again")
+        tensors = copy.with_suffix(".safetensors").name
+        if (source / tensors).is_file():
+            shutil.copyfile(source / tensors, fresh / "records" / tensors)
+        try:
+            record = records.load(copy)
+        except FileNotFoundError as error:
+            raise ValueError(f"the tensors of part {name!r} are missing from the run: run it again") from error
+        if (record.paper, record.name) != (payload["paper"], name):
+            raise ValueError(f"the record of part {name!r} is of the paper {record.paper!r}, part {record.name!r}")
         if not record.made["commit"] or "+" in record.made["commit"]:
             raise ValueError(
                 f"part {name!r} was made by code that no commit holds ({record.made['commit'] or 'no checkout'}): "
                 f"commit it and run the chapter again"
             )
-    kept = [source / f"{name}{end}" for name in payload["records"] for end in (".json", ".safetensors")]
-    size = sum(file.stat().st_size for file in kept if file.is_file()) / 1e6
+    size = sum(file.stat().st_size for file in (fresh / "records").iterdir()) / 1e6
     if size > LIMIT_MB:
         raise ValueError(f"the records take {size:.1f} MB, a chapter may have {LIMIT_MB:g}: keep fewer `pictures`")
-    fresh, old = target.with_name(f".{paper}.new"), target.with_name(f".{paper}.old")
-    for folder in (fresh, old):
-        shutil.rmtree(folder, ignore_errors=True)
-    (fresh / "records").mkdir(parents=True)
-    for file in kept:
-        if file.is_file():
-            shutil.copyfile(file, fresh / "records" / file.name)
     for figure in payload["figures"]:
         if figure.get("file"):
-            shutil.copyfile(made / Path(figure["file"]).name, fresh / Path(figure["file"]).name)
-    shutil.copyfile(path, fresh / f"{paper}.json")
-    if profile == chapter.REPLAY and (target / "verified.json").is_file():
-        shutil.copyfile(target / "verified.json", fresh / "verified.json")
-    if target.exists():
-        os.replace(target, old)
-    os.replace(fresh, target)
-    shutil.rmtree(old, ignore_errors=True)
-    count = len(payload["records"])
-    return f"{paper}: {count} records, {size:.1f} MB, are the reference run now; commit results/reference/{paper}"
+            drawn = made / Path(figure["file"]).name
+            if not drawn.is_file() or not drawn.read_bytes().startswith(PNG):
+                raise ValueError(
+                    f"the figure {drawn.name} is missing from the run, or is no PNG: run the chapter again"
+                )
+            shutil.copyfile(drawn, fresh / drawn.name)
+    return size
 
 
 # --- compare ----------------------------------------------------------------------------------------------------------
@@ -113,8 +142,8 @@ def compare(paper: str, run: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Anybody's run beside the reference: its measures, and its records row by row.
 
     run: the results file of a run, with the folder of its records beside it (results/runs/<profile>/<paper>.json).
-    Returns a row for each measure (measure, reference, run) and one for each part that both have (part, rows, equal,
-    differs). Raises FileNotFoundError where one of the two is not there, ValueError for a file of another paper.
+    Returns a row for each measure of either (measure, reference, run), and one for each part of either (part, equal,
+    what differs). Raises FileNotFoundError where one of the two is not there, ValueError for a file of another paper.
     """
     mine = results.load(run)
     if mine.get("paper") != paper:
@@ -129,9 +158,9 @@ def compare(paper: str, run: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         }
         for name in dict.fromkeys([*reference["measures"], *mine["measures"]])
     ]
-    old, _ = records.read_all(home / "records")
-    new, _ = records.read_all(run.with_suffix("") / "records")
-    rows = []
+    old, damaged = records.read_all(home / "records")
+    new, broken = records.read_all(run.with_suffix("") / "records")
+    rows = [{"part": "?", "equal": "no", "what differs": f"cannot be read: {problem}"} for problem in damaged + broken]
     for name in sorted(old.keys() & new.keys()):
         one, other = old[name], new[name]
         if asked := one.answers(other.function, other.inputs, other.seed):
@@ -169,22 +198,26 @@ def verify(
     """Run trials of a chapter's committed records again and compare number with number.
 
     Parts are drawn at random among those verified least recently, as many as fit into `seconds` by the seconds that
-    their records took; of a part that knows its trials, TRIALS of them. What was found equal goes into
-    results/reference/KEY/verified.json, with the code that it was run by.
-    Raises FileNotFoundError without records or without the data set, ValueError for a data set with another fingerprint
-    and for damaged records, RuntimeError where the chapter does not execute.
+    their records took; of a part whose tables know their trials, TRIALS of them. What was found equal goes into
+    results/reference/KEY/verified.json, with the code that it was run by; what differs is taken out of it.
+    Raises FileNotFoundError without records or a data root; ValueError for records that are missing, damaged or not
+    those of the results; RuntimeError where the chapter does not execute, as with a data set that is absent or has
+    another fingerprint, saying why.
     """
     if parameters.profile != "reference":
         raise ValueError(f"profile={parameters.profile!r}: a verification executes the profile reference")
     paper, home = which.paper, chapter.reference_root() / which.paper
-    found, problems = records.read_all(home / "records")
+    named = results.load(home / f"{paper}.json").get("records") if (home / f"{paper}.json").is_file() else None
+    if not named:
+        raise FileNotFoundError(f"results/reference/{paper} holds no records: nothing to verify")
+    found, problems = chapter.accepted_records(paper, named)
     if problems:
         raise ValueError("; ".join(problems))
-    if not found:
-        raise FileNotFoundError(f"results/reference/{paper}/records holds no record: nothing to verify")
-    if not parameters.data_root and not os.environ.get("REPROLIB_DATA"):
+    data_root = parameters.data_root or os.environ.get("REPROLIB_DATA", "")
+    if not data_root:
         raise FileNotFoundError("a verification runs on the record's own images: name their folder with --data")
-    log = chapter.verification_log(paper)
+    parameters = replace(parameters, data_root=data_root)
+    log = [entry for entry in chapter.verification_log(paper) if _of_record(entry, found)]
     plan = _drawn(found, log, seconds)
     tell(f"{paper}: {len(plan)} of {len(found)} parts run again")
     with tempfile.TemporaryDirectory() as folder:
@@ -214,19 +247,29 @@ def verify(
     kept = [
         {
             "part": entry["part"],
+            "sha256": entry["sha256"],
             "code": entry["code"],
             "commit": results.commit(),
-            "count": len(entry["trials"] or [0]),
+            "count": len(entry["trials"] or _trials(found[entry["part"]]) or [0]),
             "trials": entry["trials"],
             "exact": entry["exact"],
             "time": now,
         }
         for entry in entries
-        if not entry["differences"]
+        if entry["part"] not in failed
     ]
-    again = {entry["part"] for entry in kept}
-    results.save(home / "verified.json", {"entries": [e for e in log if e["part"] not in again] + kept})
+    results.save(home / "verified.json", {"entries": [e for e in log if e["part"] not in plan] + kept})
     return Verified(lines, failed, len(entries))
+
+
+def _of_record(entry: dict[str, Any], found: dict[str, records.Record]) -> bool:
+    return entry["part"] in found and found[entry["part"]].sha256 == entry["sha256"]
+
+
+def _trials(record: records.Record) -> list[int]:
+    """The trials of a part whose tables know them; else none."""
+    trials = record.inputs.get("trials")
+    return trials if isinstance(trials, list) and records.by_trial(record.value) else []
 
 
 def _drawn(found: dict[str, records.Record], log: list[dict[str, Any]], seconds: float) -> dict[str, list[int] | None]:
@@ -236,10 +279,8 @@ def _drawn(found: dict[str, records.Record], log: list[dict[str, Any]], seconds:
     order.sort(key=lambda name: last.get(name, ""))
     plan, spent = {}, OVERHEAD
     for name in order:
-        trials = found[name].inputs.get("trials")
-        share = 1.0
-        chosen = None
-        if isinstance(trials, list) and len(trials) > TRIALS:
+        trials, chosen, share = _trials(found[name]), None, 1.0
+        if len(trials) > TRIALS:
             chosen = sorted(random.SystemRandom().sample(trials, TRIALS))
             # a few trials at once are slower each than many: by a factor of two at most, measured on LeNet
             share = min(1.0, 2 * TRIALS / len(trials))
