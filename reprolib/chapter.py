@@ -319,10 +319,9 @@ class Chapter:
         elif record is not None:
             if self._plan is not None and name in self._plan["parts"]:
                 self._log(record, code, value, None, seconds)
-            exact = self._exact(record)
-            if found := records.differences(record.value, value, exact):
+            how, found = self._beside(record, value)
+            if found:
                 raise ValueError(f"part {name!r} ran here and differs from its record: {'; '.join(found)}")
-            how = "equal to six digits" if exact else "the same outcomes, on another kind of machine"
             note = f"Beside the record, made at commit {record.made['commit']}: {how}."
         self.show(_box("Run live", f"This ran just now, in {seconds:.1f} s. {html.escape(note)}", "#009E73"))
         return value
@@ -628,13 +627,13 @@ class Chapter:
 
     def _log(self, record: records.Record, code: str, value: Any, trials: list[int] | None, seconds: float) -> None:
         """Write into the verification's log how a part that ran again compares with its record."""
-        exact = self._exact(record)
+        how, found = self._beside(record, value, trials)
         entry = {
             "part": record.name,
             "sha256": record.sha256,
             "trials": trials,
-            "exact": exact,
-            "differences": records.differences(record.value, value, exact, trials),
+            "how": how,
+            "differences": found,
             "beside": records.beside(record.value, value),
             "code": code,
             "seconds": round(seconds, 1),
@@ -642,9 +641,15 @@ class Chapter:
         with open(self._plan["log"], "a", encoding="utf-8") as log:
             log.write(json.dumps(entry) + "\n")
 
-    def _exact(self, record: records.Record) -> bool:
-        """Whether this is the kind of machine that made a record, so that its numbers come out again."""
-        return record.made["device"] == results.device_name(self.device)
+    def _beside(self, record: records.Record, value: Any, trials: list[int] | None = None) -> tuple[str, list[str]]:
+        """How a part that ran here was compared with its record, and where it differs; trials: `differences`'s."""
+        if not records.same_kind(record.made, records.made(self.device, 0.0)):
+            how = "the same outcomes, on another kind of machine or with other packages"
+            return how, records.differences(record.value, value, False, trials)
+        found = records.differences(record.value, value, True, trials)
+        if found and trials is not None and not records.differences(record.value, value, False, trials):
+            return "the same outcomes; few trials at once are rounded otherwise than all of them", []
+        return "equal to six digits", found
 
     def _code_of(self, record: records.Record, function: Callable[..., Any], inputs: Mapping[str, Any]) -> str:
         """The fingerprint of the code as it is now; a change since the record is noted."""

@@ -571,6 +571,11 @@ def made(device: torch.device, seconds: float) -> dict[str, Any]:
     return {name: found[name] for name in _MADE}
 
 
+def same_kind(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two runs, as `made` tells of them, are of the kind that gives equal numbers: machine and packages."""
+    return all(one[key] == other[key] for key in ("device", "platform", "versions"))
+
+
 def _packed(value: Any, name: str, arrays: dict[str, Tensor], pictures: int | None) -> Any:
     """JSON for a value; its numbers go into `arrays`, under the names that the JSON gives."""
     if isinstance(value, pd.DataFrame):
@@ -691,7 +696,7 @@ def differences(recorded: Any, fresh: Any, exact: bool = True, trials: Sequence[
     Everything is compared: tables row by row, with the same columns and rows, tensors, texts and numbers; seconds
     never. Rows are matched by the columns of KEYS that they have, and by their order where these are equal.
     exact: every number must be equal to six digits, or to 1e-12, as on the kind of machine that made the record; and
-    pictures to a level of 8 bits. Otherwise, on another kind, what was decided must be equal, truths, texts and whole
+    pictures to a level of 8 bits. Otherwise, on another kind, or where fewer trials ran at once, what was decided must be equal, truths, texts and whole
     numbers other than COSTS, and of fractions the size, because a search is chaotic in its last digits: a factor of
     two, and below one a factor of two in decibels. Tensors of fractions are not compared there.
     trials: those that ran again, where these are not all (`by_trial`): then the tables are compared in their rows, and
@@ -933,6 +938,8 @@ def read_all(folder: str | os.PathLike) -> tuple[dict[str, Record], list[str]]:
     for path in sorted(Path(folder).glob("*.json")):
         try:
             record = load(path)
+            if record.name != path.stem:
+                raise ValueError(f"{path.name} is the record of part {record.name!r}")
         except (ValueError, OSError) as error:
             problems.append(str(error))
         else:
