@@ -213,7 +213,8 @@ class _Made(_Checked):
 class Stored(_Checked):
     """A results file, as far as it is read here. profile: whose sizes were run. records: of each part, if it has any.
 
-    skipped: measure -> why, in older files a sentence alone.
+    skipped: measure -> why, in older files a sentence alone. state: of a run that shows the reference run, what is not
+    as the records have it.
     """
 
     paper: str
@@ -223,6 +224,7 @@ class Stored(_Checked):
     figures: list[_Figure]
     provenance: _Made
     records: dict[str, _Part] = {}
+    state: dict[str, list[str]] = {}
 
 
 def _stored(path: Path, key: str) -> tuple[Stored, dict[str, Any]]:
@@ -261,7 +263,8 @@ class Figure:
     @property
     def size(self) -> int:
         """Bytes that it takes in the report, where its caption stands twice: below it, and for who cannot see it."""
-        return len(self.source) + 2 * len(Markup.escape(self.caption).encode()) + 300
+        caption, run = (len(Markup.escape(text).encode()) for text in (self.caption, self.run))
+        return len(self.source) + 2 * caption + run + 200
 
 
 @dataclass(frozen=True)
@@ -349,7 +352,8 @@ class Run:
         if self.stored is None:
             return "none"
         if self.replays:
-            return "shows the reference run from its records; nothing but a live experiment ran here"
+            differs = [f"{kind}: {', '.join(names)}" for kind, names in self.stored.state.items() if names]
+            return "; ".join(["shows the reference run from its records", *differs])
         made = self.stored.provenance
         sizes = {"this run": f"sizes of the profile {self.stored.profile}"}
         parts = [
@@ -1044,6 +1048,9 @@ _MACHINES = """\
 {% endif %}
 {% endfor %}
 </tbody></table>
+{% if papers | map(attribute="reference") | selectattr("stored") | rejectattr("stored.records") | list %}
+<p>A chapter of 0 records was run before there were any: its measures and pictures are committed, its rows are not.</p>
+{% endif %}
 `````
 """
 

@@ -385,9 +385,11 @@ def test_a_run_that_shows_the_reference_is_this_run(root):
     assert "cuda: NVIDIA H100, 1 thread, 1.5 hours, seed 0" in text and "commit abc and def" in text
     dlg = text.split("## iDLG")[0]
     assert "<th>this run</th></tr>" not in dlg.replace("\n", "") and len(badges(row(dlg, "noise"))) == 1
-    assert "shows the reference run from its records; nothing but a live experiment ran here" in dlg
+    assert "This run: shows the reference run from its records.</p>" in dlg
     assert words(page(root, "summary")).count("all chapters") == 1, "and is not counted again"
     assert written(root).count("data:image/png;base64,") == 1
+    edit(again, lambda payload: payload.update(state={"records that cannot be used": [], "not from the record": ["a"]}))
+    assert "from its records; not from the record: a.</p>" in page(root, "scoreboard")
     edit(again, lambda payload: payload["measures"].pop("protected"))
     noise = words(row(page(root, "scoreboard"), "noise"))
     assert "missing: not measured in this run" in noise, "where a cell was changed the two differ"
@@ -406,6 +408,7 @@ def test_device_and_hours_are_named_and_no_profile_of_the_reference_run(root):
             "cpu: AMD EPYC, 2 threads, 45 seconds" in text and "profile gpu" not in text and "gpu profile" not in text
         )
     assert "seed 0, commit" in words(page(root, "machines"))
+    assert "A chapter of 0 records was run before there were any" in page(root, "machines")
 
 
 def test_a_criterion_changed_without_a_run_changes_the_page(root):
