@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -334,3 +335,19 @@ def test_closing_writes_the_results_and_shows_verdicts(shown, tmp_path):
     assert stored["provenance"]["seed"] == 1 and "photos (test)" in stored["provenance"]["data"]
     assert "✔ reproduced" in shown[-2] and "seed 1" in shown[-1]
     assert str(tmp_path) not in json.dumps(shown) and str(tmp_path) not in json.dumps(stored, default=str)
+
+
+def test_a_run_goes_on_from_the_committed_records_of_an_unfinished_reference(shown, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(results, "commit", lambda: "abc")
+    first = _start("gpu")
+    first.part("count", _count, step=1)
+    made = tmp_path / "results" / "runs" / "gpu" / "toy" / "records"
+    committed = tmp_path / "results" / "reference" / "toy" / "records"
+    committed.parent.mkdir(parents=True)
+    made.rename(committed)
+    shutil.rmtree(tmp_path / "results" / "parts")
+    again = _start("gpu")
+    assert again.part("count", _count, step=1)["mse"].tolist() == [0.1, math.inf]
+    assert again._parts["count"]["commit"] == "abc"
+    again.part("count", _count, step=2)
+    assert capsys.readouterr().out == "step 1\nstep 2\n"
