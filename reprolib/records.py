@@ -24,7 +24,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +246,7 @@ def _members(kind: type) -> dict[str, Any]:
             for inner in ("__func__", "fget", "func"):  # of static and class methods, properties, cached properties
                 item = getattr(item, inner, None) or item
             if isinstance(item, types.FunctionType):
-                if not item.__code__.co_filename.startswith("<string>"):  # what a dataclass generates
+                if not _unwrapped(item).__code__.co_filename.startswith("<string>"):  # what a dataclass generates
                     found[name] = item
             elif not name.startswith("_") and not isinstance(item, types.MemberDescriptorType):
                 found[name] = item
@@ -400,25 +400,34 @@ def _reached(roots: frozenset[str]) -> set[str]:
     return found
 
 
-@lru_cache
+@cache
 def _file_of(module: str) -> Path | None:
     path = PACKAGE.joinpath(*module.split(".")[1:])
     return next((p for p in (path / "__init__.py", path.with_suffix(".py")) if p.is_file()), None)
 
 
-@lru_cache
+@cache
+def _text_of(module: str) -> str:
+    path = _file_of(module)
+    return path.read_text(encoding="utf-8") if path else ""
+
+
 def _source_of(module: str) -> str:
-    path = _file_of(module)
-    return without_prose(path.read_text(encoding="utf-8")) if path else ""
+    return _stripped(_text_of(module))
 
 
-@lru_cache
-def _imported(module: str) -> tuple[str, ...]:
+_stripped = lru_cache(maxsize=None)(without_prose)
+
+
+def _imported(module: str) -> list[str]:
     """The modules of reprolib that one imports when it runs; a name passed on by a package leads to its home."""
-    path = _file_of(module)
-    if path is None:
-        return ()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [_home_of(*step) if step[1] else step[0] for step in _imports(_text_of(module))]
+
+
+@cache
+def _imports(text: str) -> list[tuple[str, str]]:
+    """What a source takes of reprolib when it runs: (module, name), with "" for the module itself."""
+    tree, found = ast.parse(text), {}
     typing_only = {
         id(node)
         for branch in ast.walk(tree)
@@ -426,15 +435,14 @@ def _imported(module: str) -> tuple[str, ...]:
         for step in branch.body
         for node in ast.walk(step)
     }
-    found = []
     for node in ast.walk(tree):
         if id(node) in typing_only:
             continue
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names if alias.name.partition(".")[0] == "reprolib"]
+            found |= {(alias.name, ""): None for alias in node.names if alias.name.partition(".")[0] == "reprolib"}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "reprolib":
-            found += [_home_of(node.module, alias.name) for alias in node.names]
-    return tuple(dict.fromkeys(found))
+            found |= {(node.module, alias.name): None for alias in node.names}
+    return list(found)
 
 
 def _home_of(package: str, name: str) -> str:
@@ -443,10 +451,9 @@ def _home_of(package: str, name: str) -> str:
         return f"{package}.{name}"
     path = _file_of(package)
     if path is not None and path.name == "__init__.py":
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            passed_on = isinstance(node, ast.ImportFrom) and name in {a.asname or a.name for a in node.names}
-            if passed_on and (node.module or "").startswith("reprolib.") and node.module != package:
-                return _home_of(node.module, name)
+        for module, passed_on in _imports(_text_of(package)):
+            if passed_on == name and module not in (package, "reprolib"):
+                return _home_of(module, name)
     return package
 
 
@@ -696,9 +703,10 @@ def differences(recorded: Any, fresh: Any, exact: bool = True, trials: Sequence[
     Everything is compared: tables row by row, with the same columns and rows, tensors, texts and numbers; seconds
     never. Rows are matched by the columns of KEYS that they have, and by their order where these are equal.
     exact: every number must be equal to six digits, or to 1e-12, as on the kind of machine that made the record; and
-    pictures to a level of 8 bits. Otherwise, on another kind, or where fewer trials ran at once, what was decided must be equal, truths, texts and whole
-    numbers other than COSTS, and of fractions the size, because a search is chaotic in its last digits: a factor of
-    two, and below one a factor of two in decibels. Tensors of fractions are not compared there.
+    pictures to a level of 8 bits. Otherwise, on another kind, or where fewer trials ran at once, what was decided must
+    be equal, truths, texts and whole numbers other than COSTS, and of fractions the size, because a search is chaotic
+    in its last digits: a factor of two, and below one a factor of two in decibels. Tensors of fractions are not
+    compared there.
     trials: those that ran again, where these are not all (`by_trial`): then the tables are compared in their rows, and
     nothing else.
     """
@@ -761,7 +769,7 @@ def _of(name: str, key: str) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = repr(value.item() if isinstance(value, np.generic) else value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -827,7 +835,7 @@ def _near(x: np.ndarray, y: np.ndarray, exact: bool) -> np.ndarray:
         near = np.abs(x - y) <= tolerance * np.maximum(np.abs(x), np.abs(y)) + 1e-12
         if not exact:
             low, high = np.log(np.minimum(x, y)), np.log(np.maximum(x, y))
-            near |= (high < 0) & (high - low <= -0.5 * low)
+            near |= (high < 0) & np.isfinite(low) & (high - low <= -0.5 * low)
         return (np.isfinite(x) & np.isfinite(y) & near) | (x == y) | (np.isnan(x) & np.isnan(y))
 
 
@@ -837,7 +845,8 @@ def _same(x: Any, y: Any, exact: bool) -> bool:
         return x.keys() == y.keys() and all(key in TIMES or _same(x[key], y[key], exact) for key in x)
     if isinstance(x, list) and isinstance(y, list):
         return len(x) == len(y) and all(_same(one, other, exact) for one, other in zip(x, y, strict=True))
-    if {type(x), type(y)} in ({float}, {int, float}):
+    numbers = [one for one in (x, y) if isinstance(one, int | float) and not isinstance(one, bool)]
+    if len(numbers) == 2 and any(isinstance(one, float) for one in numbers):
         return bool(_near(np.array(float(x)), np.array(float(y)), exact))
     return type(x) is type(y) and x == y
 

@@ -1,0 +1,1205 @@
+"""Records of parts: what tells inputs and code apart, what a file gives back, and what a comparison finds."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import json
+import math
+import re
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import pandas as frames
+from torch import nn
+
+from reprolib import attacks, client, data, defenses, experiments, models, records, results, utility
+from reprolib.client import ThreatModel
+
+LEVEL, CPU = 2, torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits", count=40)
+
+
+def describe(value):
+    return records.describe(value, "inputs['x']")
+
+
+# --- what a part was given
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    rate: float
+    device: torch.device = CPU
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    inner: Inner
+    names: tuple[str, ...] = ()
+
+
+class Doubles:
+    """Not a dataclass: only its class can be identified."""
+
+    factor = 2
+
+    def __call__(self, x):
+        return self.factor * x
+
+
+SAME = {
+    "a list and a tuple": ([1, 2, 3], (1, 2, 3)),
+    "a range": (range(3), [0, 1, 2]),
+    "a number of NumPy": (np.float64(0.5), 0.5),
+    "a whole number of NumPy": (np.int32(3), 3),
+    "a truth of NumPy": (np.bool_(True), True),
+    "a narrow float": (np.float32(0.5), 0.5),
+    "keys in another order": ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+    "a tensor and its copy": (torch.arange(4.0), torch.arange(4.0).clone()),
+    "a tensor and an array": (torch.arange(4.0), np.arange(4, dtype=np.float32)),
+    "a view": (torch.arange(12.0).view(3, 4).T, torch.arange(12.0).view(3, 4).T.contiguous()),
+    "gradients": (torch.ones(2, requires_grad=True), torch.ones(2)),
+    "nested dataclasses on two devices": (Outer(Inner(0.1)), Outer(Inner(0.1, torch.device("cuda")))),
+    "an attack built twice": (attacks.DLG.stable(), attacks.DLG.stable()),
+    "a defense of defenses": (
+        defenses.Compose([defenses.TopK(0.9), defenses.GaussianNoise(0.1)]),
+        defenses.Compose([defenses.TopK(0.9), defenses.GaussianNoise(0.1)]),
+    ),
+    "settings": (types.SimpleNamespace(a=1), {"a": 1}),
+    "a table": (pd.DataFrame({"a": [1.5]}), pd.DataFrame({"a": [1.5]})),
+    "an array of objects": (np.array([1, "a", None], dtype=object), [1, "a", None]),
+}
+
+
+@pytest.mark.parametrize("pair", SAME.values(), ids=SAME)
+def test_equal_content_gives_equal_text(pair):
+    one, other = map(describe, pair)
+    assert json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    assert "reprolib" not in json.dumps(one) and "torch." not in json.dumps(one), "names, and no modules' paths"
+
+
+OTHER = {
+    "numbers": (1, 2),
+    "a whole number and a fraction": (1, 1.0),
+    "a truth and a number": (True, 1),
+    "a text and a number": ("1", 1),
+    "none and nothing": (None, ""),
+    "infinite and not a number": (math.inf, math.nan),
+    "the sign of an infinite number": (math.inf, -math.inf),
+    "tensors": (torch.zeros(3), torch.tensor([0.0, 0.0, 1e-30])),
+    "shapes": (torch.zeros(2, 3), torch.zeros(3, 2)),
+    "types": (torch.zeros(2), torch.zeros(2, dtype=torch.float64)),
+    "half precisions": (torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.float16)),
+    "arrays of objects": (np.array([1, "a"], dtype=object), np.array([1, "b"], dtype=object)),
+    "tables' numbers": (pd.DataFrame({"a": [1]}), pd.DataFrame({"a": [2]})),
+    "tables' types": (pd.DataFrame({"a": [1]}), pd.DataFrame({"a": ["1"]})),
+    "tables' missing values": (pd.DataFrame({"a": [None, "b"]}), pd.DataFrame({"a": ["", "b"]})),
+    "tables' index": (pd.DataFrame({"a": [1]}), pd.DataFrame({"a": [1]}, index=[7])),
+    "tables' columns": (pd.DataFrame({"a": [1]}), pd.DataFrame({"b": [1]})),
+    "a field of a dataclass in a dataclass": (Outer(Inner(0.1)), Outer(Inner(0.2))),
+    "a preset": (attacks.DLG.stable(), attacks.DLG.official()),
+    "the order of defenses": (
+        defenses.Compose([defenses.TopK(0.9), defenses.GaussianNoise(0.1)]),
+        defenses.Compose([defenses.GaussianNoise(0.1), defenses.TopK(0.9)]),
+    ),
+    "two classes": (defenses.MixUp, defenses.IntraInstaHide),
+    "a class and its name": (defenses.MixUp, "MixUp"),
+    "functions of the library": (experiments.read_labels, experiments.count_labels),
+    "weights": (models.build("lenet", 10, (1, 8, 8), 0), models.build("lenet", 10, (1, 8, 8), 1)),
+    "activations over equal weights": tuple(
+        models.build("lenet", 10, (1, 8, 8), 0, activation=name, init="default") for name in ("relu", "sigmoid")
+    ),
+    "strides over equal weights": tuple(models.drawn(lambda s=s: nn.Conv2d(1, 1, 3, stride=s), 0) for s in (1, 2)),
+}
+
+
+@pytest.mark.parametrize("pair", OTHER.values(), ids=OTHER)
+def test_other_content_gives_another_text(pair):
+    one, other = map(describe, pair)
+    assert json.dumps(one, sort_keys=True) != json.dumps(other, sort_keys=True)
+
+
+def test_a_description_is_json_that_reads_back_as_it_is(digits):
+    value = {"x": math.inf, "n": np.int64(3), "model": models.build("lenet", 10, (1, 8, 8), 0), "images": digits}
+    found = describe(value)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["x"] == {"$number": "inf"} and found["n"] == 3
+    assert found["model"].keys() == {"$model", "fingerprint", "layers"} and found["model"]["$model"] == "LeNet"
+    assert found["images"] == {
+        "$images": "digits",
+        "split": "test",
+        "count": 40,
+        "fingerprint": digits.fingerprint,
+    }
+
+
+def test_the_mode_of_a_model_does_not_count():
+    model = models.build("lenet", 10, (1, 8, 8), 0)
+    assert describe(model) == describe(model.train())
+
+
+def test_image_sets_of_other_pixels_differ(digits):
+    other = dataclasses.replace(digits, images=digits.images.flip(0))
+    assert describe(digits) != describe(other) and describe(digits) == describe(data.load("digits", count=40))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (object(), r"inputs\['x'\] is a object, whose content cannot be identified"),
+        ([1, {"a": {2}}], r"inputs\['x'\]\[1\]\['a'\] is a set"),
+        (Outer(Inner(b"x")), r"inputs\['x'\]\['inner'\]\['rate'\] is a bytes"),
+        (Path("."), r"inputs\['x'\] is a \w*Path"),
+        (np.datetime64("2026-01-01"), r"inputs\['x'\] is a datetime64"),
+        (1j, r"inputs\['x'\] is a complex"),
+        (functools.partial(print), r"inputs\['x'\] is a partial"),
+        (torch.Generator(), r"inputs\['x'\] is a Generator"),
+        (pd.DataFrame({"a": [pd.Timestamp(0)]}), r"inputs\['x'\] is a table whose content cannot be identified"),
+        ({1: "a", "1": "b"}, r"inputs\['x'\] has keys that are equal as text among \[1, '1'\]: name them apart"),
+    ],
+)
+def test_what_cannot_be_identified_is_named(value, message):
+    with pytest.raises(ValueError, match=message):
+        describe(value)
+
+
+def test_a_function_without_source_is_named():
+    scope = {}
+    exec("def made(): return 1", scope)
+    scope["made"].__module__ = __name__
+    with pytest.raises(ValueError, match=r"inputs\['x'\] is a function without source: define it in a cell"):
+        describe(scope["made"])
+
+
+# a notebook's functions and classes: these tests' own module stands for the notebook
+
+
+def _written(folder, text, name="toy_cells"):
+    """A module of these lines, as if they were a notebook's cells."""
+    path = folder / f"{name}{hashlib.sha256(text.encode()).hexdigest()[:8]}.py"
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+CELLS = '''
+import torch
+from reprolib import attacks, defenses
+
+LEVEL = 0.5
+TABLE = {"a": [1, 2]}
+
+
+def helper(x):
+    return LEVEL * x
+
+
+def run(images, count=LEVEL, *, attack=None):
+    """Not read."""
+    # nor this
+    for image in images:
+        total = helper(image)
+        print(total)
+    return defenses.TopK(TABLE["a"][0])
+
+
+class Attack:
+    """Of the notebook."""
+
+    steps = 3
+
+    def step(self, x):
+        return x + 1
+
+    @property
+    def twice(self):
+        return helper(2)
+
+
+class Better(Attack):
+    pass
+'''
+
+PROSE = {
+    "a docstring": ('"""Not read."""', '"""Read\n    by nobody."""'),
+    "a comment": ("# nor this", "# nor this either"),
+    "blank lines": ("    for image", "\n\n    for image"),
+    "a class's docstring": ('"""Of the notebook."""', '"""Of a book."""'),
+    "line breaks in brackets": ("helper(image)", "helper(\n            image\n        )"),
+    "a function that nothing reads": ("class Attack", "def other():\n    pass\n\n\nclass Attack"),
+}
+CONTENT = {
+    "a value that it reads": ("LEVEL = 0.5", "LEVEL = 0.6"),
+    "a value inside a value": ("[1, 2]", "[3, 2]"),
+    "a line of it": ("total = helper(image)", "total = helper(image) + 1"),
+    "a line that leaves a loop": ("        print(total)", "    print(total)"),
+    "a function that it calls": ("return LEVEL * x", "return LEVEL + x"),
+    "blanks in a text": ('TABLE["a"]', 'TABLE["a" ""]'),
+}
+
+
+@pytest.mark.parametrize("edit", PROSE.values(), ids=PROSE)
+def test_an_edit_of_prose_leaves_a_notebooks_function_equal(tmp_path, edit):
+    one, other = (_written(tmp_path, text) for text in (CELLS, CELLS.replace(*edit)))
+    assert describe(one.run) == describe(other.run) and describe(one.Better) == describe(other.Better)
+    assert records.code_fingerprint(one.run, {}) == records.code_fingerprint(other.run, {})
+
+
+@pytest.mark.parametrize("edit", CONTENT.values(), ids=CONTENT)
+def test_an_edit_of_what_a_notebooks_function_does_or_reads_is_seen(tmp_path, edit):
+    assert edit[0] in CELLS
+    one, other = (_written(tmp_path, text) for text in (CELLS, CELLS.replace(*edit)))
+    assert describe(one.run) != describe(other.run)
+
+
+@pytest.mark.parametrize(
+    "edit", [("steps = 3", "steps = 4"), ("return x + 1", "return x + 2"), ("helper(2)", "helper(3)"), ("0.5", "0.6")]
+)
+def test_an_edit_of_a_notebooks_class_is_seen(tmp_path, edit):
+    one, other = (_written(tmp_path, text) for text in (CELLS, CELLS.replace(*edit)))
+    assert describe(one.Better) != describe(other.Better)
+    if "return" in edit[0]:
+        assert records.code_fingerprint(one.Better, {}) != records.code_fingerprint(other.Better, {})
+
+
+def test_a_default_counts_by_its_value(tmp_path):
+    text = "N = {}\n\n\ndef run(count=N):\n    return count\n"
+    one, other = (_written(tmp_path, text.format(n)) for n in (1, 2))
+    assert one.run.__code__.co_code == other.run.__code__.co_code and describe(one.run) != describe(other.run)
+
+
+def test_the_functions_of_a_dataclass_and_of_a_layer_of_the_notebook_count(tmp_path):
+    text = """
+import dataclasses
+from torch import nn
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    rate: float
+
+    def __call__(self, x):
+        return self.rate * x
+
+
+class Layer(nn.Module):
+    def forward(self, x):
+        return x * 1
+"""
+    one, other = (_written(tmp_path, t) for t in (text, text.replace("rate * x", "rate + x").replace("x * 1", "x * 2")))
+    assert describe(one.Attack(0.5)) == describe(one.Attack(0.5)) != describe(one.Attack(0.6))
+    assert describe(one.Attack(0.5)) != describe(other.Attack(0.5))
+    assert describe(one.Layer()) != describe(other.Layer())
+    for name, made in (("Attack", lambda m: m.Attack(0.5)), ("Layer", lambda m: m.Layer())):
+        prints = [records.code_fingerprint(print_nothing, {"x": made(module)}) for module in (one, other)]
+        assert prints[0] != prints[1], name
+
+
+def print_nothing(x):
+    return x
+
+
+def test_a_file_beside_the_notebook_counts_by_its_source(tmp_path):
+    one, other = (_written(tmp_path, f"def f():\n    return {n}\n", "toy_file") for n in (1, 2))
+    readers = [
+        _written(tmp_path, f"import {module.__name__} as mine\ndef run():\n    return mine.f()\n")
+        for module in (one, other)
+    ]
+    found = [describe(reader.run)["reads"]["mine"] for reader in readers]
+    assert found[0]["source"] != found[1]["source"]
+    assert len({records.code_fingerprint(reader.run, {}) for reader in readers}) == 2
+
+
+def test_lambdas_and_decorated_functions_can_be_described():
+    table = {
+        "one": lambda x: x + LEVEL,
+        "two": lambda x: x - LEVEL,
+    }
+    one, two = (describe(function) for function in table.values())
+    assert one != two and one["reads"] == {"LEVEL": 2}
+    assert "lambda x: x + LEVEL" in one["source"], "a line that is no whole statement"
+
+    @torch.no_grad()
+    def quiet(x):
+        return x * LEVEL
+
+    assert describe(quiet)["reads"] == {"LEVEL": 2}
+
+
+def test_an_installed_function_counts_by_its_name_and_a_recursive_one_ends():
+    def recursive(n):
+        return recursive(n - 1) if n else F.relu(torch.zeros(1))
+
+    assert describe(F.relu) == {"$function": "relu"}
+    assert describe(recursive)["reads"]["recursive"] == {"$function": describe(recursive)["$function"]}
+
+
+def test_a_closure_of_the_library_counts_by_what_it_holds():
+    def made(value):
+        def inner():
+            return value
+
+        inner.__module__ = "reprolib.toy"
+        return inner
+
+    assert describe(made(1)) != describe(made(2)) and "source" not in describe(made(1))
+
+
+def test_the_function_of_an_object_is_not_taken_for_its_class():
+    with pytest.raises(ValueError, match="is a Doubles, whose content cannot be identified"):
+        describe(Doubles())
+
+
+# --- what code a part ran
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of the library whose sources may be edited: `edit(file, old, new)`."""
+    copy = tmp_path / "reprolib"
+    shutil.copytree(records.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "templates"))
+
+    def forget():
+        for cached in (records._file_of, records._text_of):
+            cached.cache_clear()
+
+    def edit(name, old, new):
+        path = copy / name
+        text = path.read_text()
+        assert old in text, name
+        path.write_text(text.replace(old, new, 1))
+        forget()
+
+    monkeypatch.setattr(records, "PACKAGE", copy)
+    forget()
+    yield edit
+    forget()
+
+
+def _code(**inputs):
+    return records.code_fingerprint(experiments.attack_trials, {"attack": attacks.DLG.stable()} | inputs)
+
+
+ADDED = "\n\ndef _added():\n    return 1\n"
+
+
+def _appended(edit, name, text=ADDED):
+    first = (records.PACKAGE / name).read_text().splitlines()[-1]
+    path = records.PACKAGE / name
+    whole = path.read_text()
+    edit(name, whole, whole + text)
+    assert first in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["attacks/dlg.py", "optimizers.py", "matching.py", "client.py", "experiments/networks.py", "metrics.py", "data.py"],
+)
+def test_a_changed_line_in_a_module_that_a_part_reaches_changes_its_code(package, name):
+    before = _code()
+    _appended(package, name)
+    assert _code() != before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["chapter.py", "figures.py", "report.py", "ledger.py", "records.py", "verification.py", "runner.py", "claims.py"]
+    + ["verdicts.py", "intervals.py", "results.py", "cli.py"],
+)
+def test_a_change_in_what_only_shows_leaves_the_code_equal(package, name):
+    before = _code()
+    _appended(package, name)
+    assert _code() == before
+
+
+def test_a_change_in_a_module_that_nothing_of_the_part_imports_leaves_the_code_equal(package):
+    before = records.code_fingerprint(utility.with_defense, {"defense": defenses.TopK(0.9)})
+    _appended(package, "attacks/ggl.py")
+    _appended(package, "experiments/fgla.py")
+    (records.PACKAGE / "new_module.py").write_text("import torch\n")
+    assert records.code_fingerprint(utility.with_defense, {"defense": defenses.TopK(0.9)}) == before
+
+
+def test_an_edited_docstring_comment_and_blank_line_leave_the_code_equal(package):
+    before = _code()
+    package("attacks/dlg.py", '"""', '"""An edited sentence. ')
+    package("optimizers.py", "import math\n", "\n# a comment\nimport math\n\n\n\n")
+    assert _code() == before
+    package("optimizers.py", "import math\n", "import math, json\n")
+    assert _code() != before
+
+
+def test_the_classes_of_inputs_bring_their_modules(package):
+    with_defense = _code(defense=defenses.Compose([defenses.SignCompression()]))
+    _appended(package, "defenses/sign.py")
+    assert _code(defense=defenses.Compose([defenses.SignCompression()])) != with_defense
+
+
+def test_what_is_imported_for_types_alone_does_not_count(package):
+    before = _code()
+    package("attacks/dlg.py", "import torch\n", "import torch\nfrom typing import TYPE_CHECKING\n")
+    counted = _code()
+    package("attacks/dlg.py", "import torch\n", "import torch\nif TYPE_CHECKING:\n    from reprolib import training\n")
+    reached = records._reached(frozenset({"reprolib.attacks.dlg"}))
+    assert before != counted and "reprolib.training" not in reached
+    package(
+        "attacks/dlg.py", "import torch\n", "import torch\nif not TYPE_CHECKING:\n    from reprolib import training\n"
+    )
+    assert "reprolib.training" in records._reached(frozenset({"reprolib.attacks.dlg"}))
+
+
+def _reads_the_library(x):
+    return attacks.DLG.stable()
+
+
+def _reads_a_class(x, threat=ThreatModel):
+    return client
+
+
+def test_a_notebooks_function_brings_the_modules_that_it_reads(package):
+    before = records.code_fingerprint(_reads_the_library, {}), records.code_fingerprint(_reads_a_class, {})
+    _appended(package, "attacks/ggl.py")
+    assert records.code_fingerprint(_reads_the_library, {}) == before[0], "of a module, what is taken from it"
+    _appended(package, "attacks/dlg.py")
+    assert records.code_fingerprint(_reads_the_library, {}) != before[0]
+    assert records.code_fingerprint(_reads_a_class, {}) == before[1]
+    _appended(package, "client.py")
+    assert records.code_fingerprint(_reads_a_class, {}) != before[1]
+
+
+def test_the_code_is_the_same_where_a_record_stands_for_the_images(digits):
+    known = records.RecordedSet(records.known_of(digits), lambda: digits)
+    assert records.code_fingerprint(print_nothing, {"x": [digits]}) == records.code_fingerprint(
+        print_nothing, {"x": [known]}
+    )
+
+
+ODD = {
+    "a function of nothing but its docstring": ('def f():\n    """doc"""\n', "def f ( ) :\n pass"),
+    "on one line": ('def f(): "doc"\n', "def f ( ) : pass"),
+    "and more on that line": ('def f(): "doc"; return 1\n', "def f ( ) : ; return 1"),
+    "a function on one line": ("def f(): return 1  # so", "def f ( ) : return 1"),
+    "a sign in a text": ('x = "# no comment"  # one', 'x = "# no comment"'),
+    "a formatted text": ("x = f\"{a!r:>{b}} # {{}}\" f'{c}'", "x = f\"{a!r:>{b}} # {{}}\" f'{c}'"),
+    "formatted over lines": ('x = f"""a\n  {b}\n"""', 'x = f"""a\n  {b}\n"""'),
+    "decorators": ("@deco(1)\n@other\ndef f(): pass", "@ deco ( 1 )\n@ other\ndef f ( ) : pass"),
+    "functions in functions": (
+        'def f():\n    "a"\n    def g():\n        "b"\n        return 2\n    return g',
+        "def f ( ) :\n def g ( ) :\n  return 2\n return g",
+    ),
+    "a class and its method": (
+        'class A:\n    "doc"\n    x = 1\n    "of x"\n\n    def m(self):\n        "doc"\n',
+        "class A :\n x = 1\n def m ( self ) :\n  pass",
+    ),
+    "beyond ASCII": ('"é"; x = "ü # ö"  # ä\n"""ß"""', 'x = "ü # ö"'),
+    "beyond ASCII, later": ('x = "ü"; "é"; y = 1', 'x = "ü" ; ; y = 1'),
+    "a method alone": (
+        '    @deco\n    def m(self):\n        """doc\n    less"""\n        return """\n0"""',
+        '@ deco\ndef m ( self ) :\n return """\n0"""',
+    ),
+    "brackets": ("x = (  # why\n    1 +\n    2\n)\n", "x = ( 1 + 2 )"),
+    "a continued line": ("x = 1 \\\n    + 2", "x = 1 + 2"),
+    "a text in brackets": ('("doc"\n "more")\nx = 1', "x = 1"),
+    "blocks of a text": ('if a:\n  "x"\nelse:\n  b()', "if a :\n pass\nelse :\n b ( )"),
+    "a text that is used": ('f("doc")\nx = "y"', 'f ( "doc" )\nx = "y"'),
+    "no whole statement": ('    "a": lambda x:  x,  \n', '"a": lambda x:  x,'),
+    "nothing": ("\n\n", ""),
+}
+
+
+@pytest.mark.parametrize(("source", "told"), ODD.values(), ids=ODD)
+def test_prose_goes_out_of_odd_sources_and_nothing_else(source, told):
+    assert records.without_prose(source) == told
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("for x in y:\n    a()\n    b()\n", "for x in y:\n    a()\nb()\n"),
+        ('x = "a  b"', 'x = "a b"'),
+        ('x = """a\nb"""', 'x = """a\n\nb"""'),
+        ("def f(): 'd'; return 1", "def f(): 'd'; return 2"),
+        ("x = f'{a}'", "x = f'{b}'"),
+        ("x = '#1'", "x = '#2'"),
+        ("return_ = 1", "return_ = 1.0"),
+    ],
+)
+def test_no_change_of_code_is_taken_for_prose(one, other):
+    assert records.without_prose(one) != records.without_prose(other)
+
+
+def test_every_source_of_the_library_stays_the_program_that_it_was():
+    for path in sorted(records.PACKAGE.rglob("*.py"))[::4]:
+        told = records.without_prose(path.read_text(encoding="utf-8"))
+        assert records.without_prose(told) == told, path.name
+        compile(told, path.name, "exec")
+
+
+# --- files
+
+
+def record(value, **other):
+    fields = {
+        "paper": "toy",
+        "name": "part",
+        "function": {"$function": "f"},
+        "inputs": {"trials": [0, 1], "rate": math.inf and 0.1},
+        "seed": 1,
+        "code": "0" * 16,
+        "made": records.made(CPU, 1.25),
+    }
+    return records.Record(**fields | other, value=value)
+
+
+def kept(tmp_path, value, pictures=None):
+    records.save(tmp_path / "part.json", record(value), pictures)
+    return records.load(tmp_path / "part.json").value
+
+
+TABLES = {
+    "fractions that are exact in 64 bits alone": {"x": [0.1, 1 / 3, 1e300, 5e-324, -0.0, 2.0**-200]},
+    "fractions that 32 bits hold": {"x": np.array([0.5, 0.25, 1e10, 3.0])},
+    "fractions of 32 bits": {"x": np.array([0.1, np.nan, np.inf, -np.inf], dtype=np.float32)},
+    "fractions of 16 bits": {"x": np.array([0.1, np.nan], dtype=np.float16)},
+    "what is not finite": {"x": [math.nan, math.inf, -math.inf, 0.0]},
+    "whole numbers": {
+        "a": [1, -(2**62)],
+        "b": np.array([0, 255], dtype=np.uint8),
+        "c": np.array([1, 2], dtype=np.int16),
+    },
+    "large positive numbers": {"a": np.array([2**64 - 1, 0], dtype=np.uint64), "b": np.array([7, 8], dtype=np.uint32)},
+    "truths": {"x": [True, False, True]},
+    "repeated values": {"x": [0.1] * 40, "n": [3] * 40, "b": [True] * 40, "z": [0.0, -0.0] * 20, "m": [math.nan] * 40},
+    "texts": {"x": ["a", "é", ""] * 3},
+    "texts with nothing among them": {"x": ["a", None, "b"]},
+    "objects": {"x": pd.Series([None, 1, 2.5, "a", True, 1.0, False, 0], dtype=object)},
+    "numbers and nothing": {"x": pd.Series([None, 1, 2], dtype=object)},
+    "lists": {"x": [[1, 2], [], [0.5, math.inf]]},
+    "numbers of NumPy among objects": {"x": pd.Series([np.int64(3), "a"], dtype=object)},
+    "more than 255 texts": {"x": [f"text {i}" for i in range(300)]},
+    "more than 255 numbers": {"x": np.arange(300), "y": np.arange(300) / 7},
+    "columns in another order": {"z": [1], "a": [2], "m": [3]},
+    "no rows": {
+        "x": np.array([], dtype=np.float64),
+        "s": pd.Series([], dtype=object),
+        "n": np.array([], dtype=np.int64),
+    },
+    "no columns": {},
+}
+
+
+@pytest.mark.parametrize("columns", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "in a dictionary"])
+def test_tables_come_back_with_their_types(tmp_path, columns, inside):
+    table = pd.DataFrame(columns)
+    found = kept(tmp_path, {"t": table} if inside else table)
+    found = found["t"] if inside else found
+    pd.testing.assert_frame_equal(found, table, check_exact=True)
+    for column in table:
+        if table[column].dtype == object:
+            plain = [item.item() if isinstance(item, np.generic) else item for item in table[column]]
+            assert [*map(type, found[column])] == [*map(type, plain)]
+        elif table[column].dtype.kind == "f":
+            assert np.array_equal(np.signbit(found[column]), np.signbit(table[column]))
+
+
+def test_a_table_without_columns_keeps_its_rows(tmp_path):
+    assert len(kept(tmp_path, pd.DataFrame(index=range(3)))) == 3
+
+
+def test_an_index_is_not_kept(tmp_path):
+    found = kept(tmp_path, pd.DataFrame({"x": [1, 2]}, index=[5, 7]))
+    assert found.index.tolist() == [0, 1] and found["x"].tolist() == [1, 2]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    frames.data_frames(
+        [
+            frames.column("f", elements=st.floats(allow_nan=True, allow_infinity=True), dtype=np.float64),
+            frames.column("g", elements=st.floats(width=32), dtype=np.float32),
+            frames.column("i", elements=st.integers(-(2**63), 2**63 - 1), dtype=np.int64),
+            frames.column("u", elements=st.integers(0, 255), dtype=np.uint8),
+            frames.column("b", elements=st.booleans(), dtype=bool),
+            frames.column(
+                "o",
+                elements=st.one_of(
+                    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=3)
+                ),
+                dtype=object,
+            ),
+        ],
+        index=frames.range_indexes(max_size=12),
+    )
+)
+def test_any_table_comes_back(tmp_path, table):
+    table = pd.concat([table] * 3, ignore_index=True)
+    found = kept(tmp_path, table)
+    assert found.dtypes.tolist() == table.dtypes.tolist() and list(found) == list(table)
+    for column in table:
+        assert [*map(repr, found[column].tolist())] == [*map(repr, table[column].tolist())]
+    assert records.differences(found, table) == []
+
+
+def test_tensors_come_back_exactly(tmp_path):
+    value = {
+        "half": torch.randn(3).half(),
+        "brain": torch.randn(3).bfloat16(),
+        "double": torch.randn(3, dtype=torch.float64),
+        "whole": torch.arange(4),
+        "truth": torch.tensor([True, False]),
+        "none": torch.zeros(0, 3),
+        "one": torch.tensor(3.0),
+        "nan": torch.tensor([math.nan, math.inf]),
+        "turned": torch.arange(6.0).view(2, 3).T,
+        "__metadata__": torch.ones(1),
+        "a/b": torch.ones(2),
+    }
+    found = kept(tmp_path, value)
+    assert list(found) == list(value)
+    for name, tensor in value.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name].nan_to_num(), tensor.nan_to_num()), name
+
+
+def test_tensors_that_share_their_memory_can_be_kept(tmp_path):
+    whole = torch.arange(10.0)
+    found = kept(tmp_path, {"all": whole, "first": whole[:3], "again": whole})
+    assert torch.equal(found["all"], whole) and torch.equal(found["first"], whole[:3]) and len(found["again"]) == 10
+    assert (tmp_path / "part.safetensors").stat().st_size < 1000, "a part of a tensor takes its own bytes alone"
+
+
+def test_names_that_would_meet_in_one_file_do_not(tmp_path):
+    value = {
+        "a": pd.DataFrame({"b/c": [1.5]}),
+        "a/b": pd.DataFrame({"c": [2.5]}),
+        "a/b/c": torch.tensor([3.5]),
+        "d": {"e": torch.tensor([4.5])},
+        "d/e": torch.tensor([5.5]),
+    }
+    found = kept(tmp_path, value)
+    assert found["a"]["b/c"][0] == 1.5 and found["a/b"]["c"][0] == 2.5 and found["a/b/c"].item() == 3.5
+    assert found["d"]["e"].item() == 4.5 and found["d/e"].item() == 5.5
+
+
+def test_pictures_are_kept_in_8_bits_and_other_tensors_as_they_are(tmp_path):
+    pictures = torch.rand(2, 5, 3, 4, 4)
+    value = {
+        "pictures": pictures,
+        "grey": torch.rand(1, 4, 4, dtype=torch.float64),
+        "beyond": pictures + 0.5,
+        "channels": torch.rand(2, 2, 4, 4),
+        "flat": torch.rand(3, 4),
+    }
+    found = kept(tmp_path, value)
+    assert (found["pictures"] - pictures).abs().max() <= 0.5 / 255 + 1e-6 and found["grey"].dtype == torch.float64
+    levels = found["pictures"] * 255
+    assert torch.allclose(levels, levels.round(), atol=1e-4)
+    for name in ("beyond", "channels", "flat"):
+        assert torch.equal(found[name], value[name])
+    assert records.differences(found, value) == []
+
+
+@pytest.mark.parametrize(("pictures", "count"), [(None, 6), (4, 4), (0, 0), (9, 6)])
+def test_only_so_many_pictures_are_kept(tmp_path, pictures, count):
+    value = {
+        "shown": torch.rand(6, 3, 4, 4),
+        "raw": torch.randn(6, 3, 4, 4),
+        "one": torch.rand(3, 4, 4),
+        "x": torch.rand(6),
+    }
+    found = kept(tmp_path, value, pictures)
+    assert (len(found["shown"]), len(found["raw"]), len(found["one"]), len(found["x"])) == (count, count, 3, 6)
+    assert records.differences(found, value) == []
+
+
+def test_json_values_dictionaries_and_lists_keep_their_order(tmp_path):
+    value = {
+        "z": {"b": [1, {"a": None}], "a": math.nan, "$columns": 1, "$tensor": "x"},
+        "a": (1, "x", True, 2.5, math.inf),
+        "tensors": [torch.ones(1), {"t": pd.DataFrame({"x": [1]})}],
+        "m": np.float32(0.5),
+        "array": np.arange(3),
+        "is": Inner(0.5, None),
+    }
+    found = kept(tmp_path, value)
+    assert list(found) == list(value) and list(found["z"]) == ["b", "a", "$columns", "$tensor"]
+    assert found["z"]["b"] == [1, {"a": None}] and math.isnan(found["z"]["a"]) and found["z"]["$columns"] == 1
+    assert found["a"] == [1, "x", True, 2.5, math.inf] and found["m"] == 0.5 and found["array"] == [0, 1, 2]
+    assert found["is"] == {"rate": 0.5, "device": None}
+    assert torch.equal(found["tensors"][0], torch.ones(1)) and found["tensors"][1]["t"]["x"].tolist() == [1]
+
+
+def test_everything_else_of_a_record_comes_back(tmp_path):
+    first = record(pd.DataFrame({"x": [1]}), inputs={"x": {"$number": "inf"}, "deep": [{"a": [1.5, None]}]})
+    records.save(tmp_path / "part.json", first)
+    found = records.load(tmp_path / "part.json")
+    for field in ("paper", "name", "function", "inputs", "seed", "code", "made"):
+        assert getattr(found, field) == getattr(first, field)
+    assert found.sha256 == records.checksum(tmp_path / "part.json")
+    assert found.answers(first.function, first.inputs, 1) == []
+    assert found.answers({"$function": "g"}, {"x": 1, "new": 2}, 2) == [
+        "function",
+        "inputs.deep",
+        "inputs.new",
+        "inputs.x",
+        "seed",
+    ]
+    assert set(found.made) == {"python", "versions", "commit", "device", "threads", "platform", "time", "seconds"}
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (3, ValueError, "part 'part' returned a int: expected a DataFrame or a dictionary"),
+        (pd.Series([1]), ValueError, "returned a Series"),
+        ({"x": {1, 2}}, TypeError, "a record cannot hold a set"),
+        ({1: "x"}, TypeError, r"keys of what a part returns must be text, got \[1\]"),
+        ({"x": {2: "x"}}, TypeError, r"keys of what a part returns must be text, got \[2\]"),
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), ValueError, r"several columns of one name among \['a', 'a'\]"),
+        (pd.DataFrame([[1, 2]], columns=[1, "1"]), ValueError, r"several columns of one name among \['1', '1'\]"),
+        (pd.DataFrame({"t": [pd.Timestamp(0)]}), TypeError, "cannot hold column /t, whose values are datetime64"),
+        (pd.DataFrame({"t": [1j]}), TypeError, "cannot hold column /t, whose values are complex128"),
+        (
+            pd.DataFrame({"t": pd.array([1, None], dtype="Int64")}),
+            TypeError,
+            "column /t, whose values are Int64: give it",
+        ),
+    ],
+)
+def test_what_no_record_can_hold_leaves_no_file(tmp_path, value, error, message):
+    with pytest.raises(error, match=message):
+        kept(tmp_path, value if not isinstance(value, dict) else value | {"t": torch.ones(1)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inputs_that_json_does_not_know_leave_no_file(tmp_path):
+    with pytest.raises(TypeError, match="a record cannot hold a set"):
+        records.save(tmp_path / "part.json", record({"t": torch.ones(1)}, inputs={"x": {1}}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensors_of_an_earlier_record_do_not_stay(tmp_path):
+    kept(tmp_path, {"t": torch.ones(1)})
+    assert kept(tmp_path, {"n": 1}) == {"n": 1} and not (tmp_path / "part.safetensors").exists()
+
+
+# --- damaged files
+
+
+@pytest.fixture
+def good(tmp_path):
+    """The path of a good record with a table, pictures and a number."""
+    table = pd.DataFrame({"trial": range(40), "mse": np.arange(40) / 7, "hit": [True] * 40, "name": ["a"] * 40})
+    records.save(tmp_path / "part.json", record({"scores": table, "shown": torch.rand(2, 3, 4, 4), "n": 3}))
+    return tmp_path / "part.json"
+
+
+def rewrite(path, change):
+    """Change a record's payload and compute its checksum again, as one who wants to deceive."""
+    payload = json.loads(path.read_text())["payload"]
+    payload = change(payload) or payload
+    if isinstance(payload, dict):
+        results.save(path, payload)
+    else:
+        plain = json.dumps(payload, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        mark = hashlib.sha256(plain.encode()).hexdigest()
+        path.write_text(f'{{"schema": {results.SCHEMA}, "sha256": "{mark}", "payload": {plain}}}')
+
+
+def change_tensors(path, change):
+    """Change a record's tensors and compute all of its checksums again."""
+    content = path.with_suffix(".safetensors")
+    arrays = safetensors.torch.load(content.read_bytes())
+    content.write_bytes(safetensors.torch.save(change(arrays) or arrays))
+    mark = hashlib.sha256(content.read_bytes()).hexdigest()
+    rewrite(path, lambda payload: payload.update(tensors=mark))
+
+
+def _drop(*names):
+    return lambda payload: [payload.pop(name) for name in names] and None
+
+
+def _set(**fields):
+    return lambda payload: payload.update(fields)
+
+
+def _item(payload, name):
+    return next(item for key, item in payload["value"]["$items"] if key == name)
+
+
+DAMAGE = {
+    "cut in half": (lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]), "is not complete JSON"),
+    "empty": (lambda p: p.write_bytes(b""), "is not complete JSON"),
+    "a byte of the JSON": (
+        lambda p: p.write_text(p.read_text().replace('"seed": 1', '"seed": 2')),
+        "checksum does not fit",
+    ),
+    "not UTF-8": (lambda p: p.write_bytes(b"\xff\xfe"), "is not complete JSON"),
+    "no object": (lambda p: p.write_text("[1, 2]"), "is no record of reprolib"),
+    "nested without end": (lambda p: p.write_text("[" * 100_000), "nested too deeply|not complete JSON"),
+    "a list": (lambda p: rewrite(p, lambda payload: [1]), "is no record of a part: it holds a list"),
+    "no record": (lambda p: rewrite(p, lambda payload: {"a": 1}), "is no record of a part: it lacks code, function"),
+    "without tensors' mark": (lambda p: rewrite(p, _drop("tensors")), "it lacks tensors"),
+    "another schema": (lambda p: rewrite(p, _set(schema=1)), "is a record of schema 1, this reprolib reads schema 2"),
+    "no name": (lambda p: rewrite(p, _set(name=3)), "its name cannot be read"),
+    "no inputs": (lambda p: rewrite(p, _set(inputs=[1], made=None)), "its inputs, made cannot be read"),
+    "made by nothing": (
+        lambda p: rewrite(p, _set(made={"commit": "a"})),
+        "does not say what made it: python, versions",
+    ),
+    "no value": (lambda p: rewrite(p, _set(value=None)), "its value cannot be read"),
+    "another value": (lambda p: rewrite(p, _set(value={})), "its values and its tensors do not fit"),
+    "other rows": (
+        lambda p: rewrite(p, lambda q: _item(q, "scores").update(rows=3)),
+        "has other rows than the 3 of its",
+    ),
+    "an unknown type": (
+        lambda p: rewrite(p, lambda q: _item(q, "scores")["$columns"][1][1].update(dtype="nonsense")),
+        "its values and its tensors do not fit",
+    ),
+    "an unknown kind of picture": (
+        lambda p: rewrite(p, lambda q: _item(q, "shown").update({"$pictures": "load"})),
+        "its values and its tensors do not fit",
+    ),
+    "a value too few": (
+        lambda p: rewrite(p, lambda q: _item(q, "scores")["$columns"][2][1].update(of=[])),
+        "its values and its tensors do not fit",
+    ),
+    "a byte of the tensors": (
+        lambda p: p.with_suffix(".safetensors").write_bytes(p.with_suffix(".safetensors").read_bytes()[:-1] + b"\xff"),
+        "part.safetensors does not fit its checksum: it was cut or changed",
+    ),
+    "cut tensors": (
+        lambda p: p.with_suffix(".safetensors").write_bytes(p.with_suffix(".safetensors").read_bytes()[:50]),
+        "part.safetensors does not fit its checksum",
+    ),
+    "no tensors asked for": (lambda p: rewrite(p, _set(tensors=None)), "its values and its tensors do not fit"),
+    "a tensor too few": (
+        lambda p: change_tensors(p, lambda arrays: arrays.pop("/shown") is None),
+        "its values and its tensors do not fit",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_record_is_refused_and_named(good, damage, message):
+    damage(good)
+    with pytest.raises(ValueError, match=message) as caught:
+        records.load(good)
+    assert str(caught.value).startswith("part."), "the file"
+    found, problems = records.read_all(good.parent)
+    assert found == {} and len(problems) == 1
+
+
+def test_tensors_that_are_none_are_refused(good):
+    content = b"\x08\x00\x00\x00\x00\x00\x00\x00no json!"
+    good.with_suffix(".safetensors").write_bytes(content)
+    rewrite(good, _set(tensors=hashlib.sha256(content).hexdigest()))
+    with pytest.raises(ValueError, match="part.json is damaged: its values and its tensors do not fit"):
+        records.load(good)
+
+
+def test_a_missing_file_is_missing(good):
+    good.with_suffix(".safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"part\.safetensors"):
+        records.load(good)
+    with pytest.raises(FileNotFoundError):
+        records.load(good.with_name("none.json"))
+
+
+def test_a_record_under_the_name_of_another_is_no_record_of_that_part(good):
+    for suffix in (".json", ".safetensors"):
+        shutil.copy(good.with_suffix(suffix), good.with_name(f"other{suffix}"))
+    found, problems = records.read_all(good.parent)
+    assert list(found) == ["part"] and problems == ["other.json is the record of part 'part'"]
+
+
+# --- two records of one part
+
+
+def table(**columns):
+    return pd.DataFrame({"trial": [0, 1, 2], "mse": [0.5, 1e-7, math.inf], "hit": [True, True, False]} | columns)
+
+
+def test_a_part_that_ran_again_with_equal_numbers_does_not_differ():
+    again = table(mse=[0.5 * (1 + 1e-8), 1e-7, math.inf], seconds=[1, 2, 3])
+    assert records.differences(table(seconds=[4, 5, 6]), again) == []
+    assert records.differences({"scores": table(), "n": 3}, {"scores": table(), "n": 3}) == []
+    assert records.differences(table(), table().iloc[::-1].reset_index(drop=True)) == [], "in another order"
+
+
+CHANGED = {
+    "a digit": (
+        table(mse=[0.50001, 1e-7, math.inf]),
+        "table, mse: 1 of 3 rows differ, first at trial 0: 0.50001 here, 0.5",
+    ),
+    "a small digit": (table(mse=[0.5, 2e-7, math.inf]), "first at trial 1: 2e-07 here, 1e-07 recorded"),
+    "a finite number for an infinite one": (table(mse=[0.5, 1e-7, 3.0]), "first at trial 2: 3.0 here, inf recorded"),
+    "the other infinite number": (table(mse=[0.5, 1e-7, -math.inf]), "-inf here, inf recorded"),
+    "no number": (table(mse=[math.nan, 1e-7, math.inf]), "nan here, 0.5 recorded"),
+    "a truth": (table(hit=[False, True, False]), "table, hit: 1 of 3 rows differ, first at trial 0: False here, True"),
+    "a text for numbers": (
+        table(mse=["a", "b", "c"]),
+        "table, mse: 3 of 3 rows differ, first at trial 0: 'a' here, 0.5",
+    ),
+    "a row too few": (table().iloc[:2], "table: 1 of 3 recorded rows are not here"),
+    "a row too many": (pd.concat([table(), table(trial=[3, 4, 5])]), "table: 3 of 6 rows have no counterpart"),
+    "another trial": (table(trial=[0, 1, 7]), "table: 1 of 3 rows have no counterpart in the record"),
+    "no rows at all": (table().iloc[:0], "table: 3 of 3 recorded rows are not here"),
+    "a column too few": (table().drop(columns="hit"), "table: column hit is not here"),
+    "a column too many": (table(new=1), "table: column new is not recorded"),
+    "text trials": (table(trial=["0", "1", "2"]), "table: 3 of 3 rows have no counterpart"),
+    "no table": ({"table": table()}, "the part is a dict here, a DataFrame recorded"),
+}
+
+
+@pytest.mark.parametrize(("fresh", "message"), CHANGED.values(), ids=CHANGED)
+def test_what_differs_is_found_and_named(fresh, message):
+    found = records.differences(table(), fresh)
+    assert len(found) >= 1 and any(message in line for line in found), found
+
+
+def test_every_entry_of_a_dictionary_is_compared():
+    value = {
+        "scores": table(),
+        "n": 3,
+        "rate": 0.25,
+        "names": ["a", "b"],
+        "curve": torch.tensor([1.0, 2.0]),
+        "index": torch.tensor([1, 2]),
+        "shown": torch.rand(4, 3, 5, 5),
+        "deep": {"a": [torch.ones(2), {"b": 1.5}]},
+    }
+    assert records.differences(value, value) == []
+    changes = {
+        "n": (4, "n: 4 here, 3 recorded"),
+        "rate": (0.26, "rate: 0.26 here, 0.25 recorded"),
+        "names": (["a", "c"], r"names: \['a', 'c'\] here"),
+        "curve": (torch.tensor([1.0, 2.1]), "curve: 1 of 2 numbers differ, by up to 0.1"),
+        "index": (torch.tensor([1, 3]), "index: 1 of 2 numbers differ"),
+        "shown": (1 - value["shown"], "shown: .* of 300 numbers differ"),
+        "deep": ({"a": [torch.ones(2), {"b": 2.5}]}, "deep/a/1/b: 2.5 here, 1.5 recorded"),
+    }
+    for name, (other, message) in changes.items():
+        (line,) = records.differences(value, value | {name: other})
+        assert re.match(message, line), line
+    assert records.differences(value, {k: v for k, v in value.items() if k != "n"}) == ["n: not here"]
+    assert records.differences(value, value | {"more": 1}) == ["more: not recorded"]
+    assert records.differences(value, value | {"curve": torch.ones(3)}) == [
+        "curve is float32[3] here, float32[2] recorded"
+    ]
+    assert records.differences(value, value | {"scores": 3}) == ["scores is a int here, a DataFrame recorded"]
+    assert records.differences({"seconds": 1.0, "a": {"seconds": 2}}, {"seconds": 3.0, "a": {"seconds": 5}}) == []
+
+
+def test_what_went_through_a_file_equals_what_was_returned(tmp_path):
+    value = {
+        "t": pd.DataFrame({"s": ["a", None], "x": [0.1, math.inf]}),
+        "shown": torch.rand(3, 3, 4, 4),
+        "n": (1, np.int8(2)),
+    }
+    value |= {"is": Inner(0.5, None), "mean": np.float64(0.1)}
+    assert records.differences(kept(tmp_path, value, pictures=2), value) == []
+    darker = value | {"shown": (value["shown"] - 2 / 255).clamp(0, 1)}
+    assert len(records.differences(kept(tmp_path, value), darker)) == 1, "by more than a level of 8 bits"
+
+
+def test_a_few_trials_are_compared_in_their_rows():
+    recorded = {
+        "scores": pd.concat([table(), table(trial=[3, 4, 5])], ignore_index=True),
+        "shown": torch.rand(2, 1, 4, 4),
+    }
+    fresh = {"scores": table(trial=[1, 4, 5]), "shown": torch.rand(3, 1, 4, 4)}
+    fresh["scores"]["mse"] = [1e-7, 1e-7, math.inf]
+    assert records.differences(recorded, fresh, True, [1, 4, 5]) == []
+    assert len(records.differences(recorded, fresh)) == 2, "not all of it, and other pictures"
+    (line,) = records.differences(recorded, {"scores": fresh["scores"].iloc[:2]}, True, [1, 4, 5])
+    assert line == "scores: 1 of 3 recorded rows are not here"
+    fresh["scores"].loc[0, "hit"] = False
+    assert "trial 1: False here, True recorded" in records.differences(recorded, fresh, True, [1, 4, 5])[0]
+
+
+def test_a_part_that_does_not_know_its_trials_cannot_be_compared_on_a_few():
+    for value in ({"n": 1}, pd.DataFrame({"x": [1]}), {"a": table(), "b": pd.DataFrame({"x": [1]})}):
+        assert not records.by_trial(value)
+        assert records.differences(value, value, True, [0]) == [
+            "nothing of it can be compared on a few trials: run all of it"
+        ]
+    assert records.by_trial(table()) and records.by_trial({"a": table(), "n": 3})
+
+
+def test_on_another_machine_outcomes_are_compared_and_digits_are_not():
+    recorded = table(mse=[0.5, 1e-7, math.inf], evaluations=[10, 20, 30], rank=[1, 1, 9], label=[3, 4, 5])
+    chaotic = table(mse=[0.6, 5e-9, math.inf], evaluations=[11, 25, 30], rank=[1, 1, 4], label=[3, 4, 5])
+    assert records.differences(recorded, chaotic, exact=False) == []
+    assert len(records.differences(recorded, chaotic)) == 3
+    for change in (
+        {"hit": [True, True, True]},
+        {"label": [3, 4, 6]},
+        {"mse": [0.5, 1e-7, 5.0]},
+        {"mse": [0.5, 0.01, math.inf]},
+    ):
+        assert len(records.differences(recorded, chaotic.assign(**change), exact=False)) == 1, change
+    pixels = {"shown": torch.rand(2, 1, 4, 4), "index": torch.tensor([1])}
+    assert records.differences(pixels, {"shown": torch.rand(2, 1, 4, 4), "index": torch.tensor([1])}, False) == []
+    assert records.differences(pixels, pixels | {"index": torch.tensor([2])}, False) != []
+    assert records.differences(pixels, pixels | {"shown": torch.rand(2, 1, 5, 4)}, False) != []
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "equal"),
+    [(20.0, 35.0, True), (20.0, 41.0, False), (1e-8, 1e-5, True), (1e-8, 1e-3, False), (0.3, -0.3, False)]
+    + [(0.0, 0.0, True), (math.inf, 1e9, False), (math.nan, math.nan, True), (0.0, 0.01, False), (-2.0, -3.0, True)],
+)
+def test_fractions_are_near_by_their_size(x, y, equal):
+    found = records.differences({"x": x}, {"x": y}, exact=False)
+    assert (found == []) is equal
+
+
+# the tables of the library's experiments: their keys identify rows, or their order does
+
+
+def _victim(digits):
+    return models.build("lenet", digits.num_classes, digits.image_shape, 3)
+
+
+def _tables(digits):
+    quick = dataclasses.replace(attacks.DLG.stable(), iterations=1, starts=1)
+    victim = _victim(digits)
+    cases = [(10, 2), (10, 3)]
+    options = {"images": digits, "seed": 1}
+    return {
+        "attack_trials": lambda: experiments.attack_trials(
+            quick, trials=[0, 1, 2], each=2, batch=2, device=CPU, **options
+        )["scores"],
+        "read_labels": lambda: experiments.read_labels(networks=2, each=3, **options),
+        "count_labels": lambda: experiments.count_labels(sizes=[2, 3], batches=3, **options),
+        "predict_labels": lambda: experiments.predict_labels(networks=1, each=2, levels=(0.1, 1.0), **options),
+        "follow": lambda: experiments.follow({"a": quick, "b": quick}, trials=2, steps=[0, 1], device=CPU, **options)[
+            "layers"
+        ],
+        "separation_errors": lambda: experiments.separation_errors(
+            victim, cases=cases, draws=2, refine_steps=1, **options
+        ),
+        "restored_labels": lambda: experiments.restored_labels(victim, cases=cases, draws=2, **options),
+        "heads_in_training": lambda: experiments.heads_in_training(
+            victim, digits, steps=(0, 1), size=3, batches=2, refine_steps=1, **options
+        ),
+        "with_defense": lambda: utility.with_defense(
+            digits, digits, None, steps=1, seeds=3, learning_rates=(0.01,), seed=1
+        ),
+        "baselines": lambda: experiments.baselines(digits, digits, 4, 1, 0.1),
+    }
+
+
+IDENTIFIED = {
+    "attack_trials": ["network", "trial", "image", "defense"],
+    "read_labels": None,  # a network's images stand in their order
+    "count_labels": None,  # and a size's batches
+    "predict_labels": None,  # a level is a fraction: rows stand in their order
+    "follow": ["trial", "attack", "outer"],
+    "separation_errors": ["draw", "batch", "offset", "classes"],
+    "restored_labels": ["draw", "batch", "rule", "classes"],
+    "heads_in_training": ["batch", "offset", "steps"],
+    "with_defense": ["defense", "seed"],
+    "baselines": ["baseline"],
+}
+
+
+@pytest.mark.parametrize("name", IDENTIFIED)
+def test_rows_of_the_librarys_tables_find_their_counterparts(digits, name):
+    made = _tables(digits)[name]()
+    keys, left, right, more, fewer = records._paired(made, made.copy())
+    assert left == right and (more, fewer) == (0, 0) and sorted(left) == list(range(len(made)))
+    if IDENTIFIED[name] is not None:
+        assert set(keys) == set(IDENTIFIED[name]) and not made.duplicated(keys).any()
+    else:
+        assert not keys or made.duplicated(keys).any()
+    assert not any(made[key].dtype.kind == "f" for key in keys)
+    assert records.differences(made, made.copy()) == []
+    column = next(c for c in reversed(made.columns) if c not in (*keys, *records.TIMES) and made[c].dtype.kind in "bf")
+    changed = made.copy()
+    place = len(made) - 1
+    changed.loc[place, column] = not made[column][place] if made[column].dtype == bool else made[column][place] + 1.0
+    (line,) = records.differences(made, changed)
+    assert f"table, {column}: 1 of {len(made)} rows differ" in line
+    assert records.differences(made, made.iloc[:-1]) == [f"table: 1 of {len(made)} recorded rows are not here"]
+
+
+def test_compared_attacks_are_told_apart_by_their_names(digits):
+    rows = [{"trial": t, "image": i, "psnr": 1.0, "attack": name} for name in "ab" for t in (0, 1) for i in (0, 1)]
+    made = pd.DataFrame(rows)
+    keys = records._paired(made, made)[0]
+    assert set(keys) == {"trial", "image", "attack"} and not made.duplicated(keys).any()
+
+
+def test_numbers_beside_the_recorded_ones_are_means_of_the_same_rows():
+    recorded = pd.concat([table(), table(trial=[3, 4, 5], mse=[9.0, 9.0, 9.0])], ignore_index=True)
+    fresh = table(trial=[0, 1, 5], mse=[0.5, 1e-7, 8.0], name=["a", "b", "c"], seconds=[1, 2, 3])
+    assert records.beside(recorded, fresh) == [
+        "table, mse: 2.83333 here, 3.16667 recorded",
+        "table, hit: 0.666667 here, 0.666667 recorded",
+    ]
+    repeated = pd.DataFrame({"network": [0, 0, 1, 1], "x": [1.0, 2.0, 3.0, 4.0]})
+    assert records.beside({"t": repeated, "n": 1}, {"t": repeated, "n": 1}) == ["t, x: 2.5 here, 2.5 recorded"]
+    assert records.beside({"t": repeated}, {}) == [] == records.beside(repeated, repeated.iloc[:0])
+
+
+# --- sets that only a record knows
+
+
+def test_a_recorded_set_tells_all_but_pixels(digits):
+    known = records.known_of(digits)
+    assert json.loads(json.dumps(known)) == known
+
+    def absent():
+        raise FileNotFoundError("get it there")
+
+    images = records.RecordedSet(known, absent)
+    for name in (
+        "name",
+        "split",
+        "source",
+        "asked",
+        "classes",
+        "image_shape",
+        "num_classes",
+        "substitute",
+        "fingerprint",
+    ):
+        assert getattr(images, name) == getattr(digits, name)
+    assert len(images) == 40 and describe(images) == describe(digits)
+    for name in ("images", "labels", "batches", "mean_image", "after"):
+        with pytest.raises(
+            FileNotFoundError, match=r"that it has 40 images of \(1, 8, 8\), and its pixels are not here"
+        ):
+            getattr(images, name)
+    with pytest.raises(AttributeError, match="an image set has no attribute 'nonsense'"):
+        _ = images.nonsense
+
+
+def test_a_recorded_set_gives_the_pixels_of_the_same_copy_alone(digits):
+    assert records.RecordedSet(records.known_of(digits), lambda: digits).batches(2, 3)[0].shape == (3, 2, 1, 8, 8)
+    other = dataclasses.replace(digits, images=digits.images.flip(0))
+    with pytest.raises(
+        ValueError, match=f"but the copy here .* fingerprint {other.fingerprint}: these are other images"
+    ):
+        _ = records.RecordedSet(records.known_of(digits), lambda: other).images
