@@ -493,7 +493,8 @@ class Chapter:
     def _made(self) -> str:
         """Device and hours of the reference run."""
         made = self._reference["provenance"]
-        return f"{made['device']}, {made['threads']} thread{'s' * (made['threads'] > 1)}, {_duration(made['seconds'])}"
+        threads = f"{made['threads']} thread{'s' * (made['threads'] > 1)}"
+        return f"{made['device']}, {threads}, {results.duration(made['seconds'])}"
 
     def _folder(self, kind: str) -> Path:
         return results_root() / kind / self._folder_of_run / self.paper
@@ -865,10 +866,6 @@ def _table(shown: pd.DataFrame, number: int, caption: str, folded: str, note: st
     )
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{seconds / 60:.0f} minutes"
-
-
 def _picture(png: bytes, alt: str) -> str:
     source = f"data:image/png;base64,{b64encode(png).decode()}"
     return f'<img src="{source}" alt="{html.escape(alt, quote=True)}" style="max-width:100%;height:auto">'
@@ -893,7 +890,7 @@ def _provenance(record: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items() if number)
     images = ", ".join(f"{html.escape(name)} <code>{mark}</code>" for name, mark in record["data"].items()) or "none"
     lines = [
-        f"seed {record['seed']}, {_duration(record['seconds'])} on {html.escape(record['device'])}, "
+        f"seed {record['seed']}, {results.duration(record['seconds'])} on {html.escape(record['device'])}, "
         f"{record['threads']} threads, {record['platform']}",
         f"Python {record['python']}, {versions}",
         f"images: {images}",

@@ -229,7 +229,8 @@ def _weigh(
         return _Outcome("", "missing", "its stored interval does not cover; a new run decides")
     if needs is not None:
         if PROFILES.index(run.profile) < PROFILES.index(needs.profile):
-            return _Outcome("", "budget", f"decided from the {needs.profile} profile on, this run is {run.profile}")
+            sizes = f"decided at the sizes of {needs.profile} or more, this run has those of {run.profile}"
+            return _Outcome("", "budget", sizes)
         if needs.data and record.data not in needs.data:
             stand_in = f", a stand-in for {record.substitute_for}" if record.substitute_for else ""
             wanted, here = " or ".join(needs.data), record.data or "no images"

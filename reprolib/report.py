@@ -380,17 +380,11 @@ def _made_on(stored: Stored) -> str:
         devices[part.device] += part.seconds
     named = [device for device, _ in devices.most_common()] or [made.device]
     parts = [" and ".join(named), _many(made.threads, "thread")]
-    return ", ".join([*parts, *[_duration(made.seconds)] * (made.seconds is not None)])
+    return ", ".join([*parts, *[results.duration(made.seconds)] * (made.seconds is not None)])
 
 
 def _many(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{seconds / 60:.0f} minutes"
 
 
 @dataclass(frozen=True)

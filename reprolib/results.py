@@ -100,6 +100,13 @@ def provenance(
     return record
 
 
+def duration(seconds: float) -> str:
+    """Seconds in words: "40 seconds", "12 minutes", "4.6 hours"."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{seconds / 60:.0f} minutes"
+
+
 def device_name(device: torch.device | str) -> str:
     """The device's model as its maker calls it, for example "cpu: AMD EPYC 9354"."""
     device = torch.device(device)

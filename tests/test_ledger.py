@@ -78,7 +78,7 @@ def test_an_interval_across_the_criterion_says_so():
 @pytest.mark.parametrize(
     ("profile", "images", "data", "reason", "why"),
     [
-        ("smoke", 320, "mnist", "budget", "decided from the cpu profile on, this run is smoke"),
+        ("smoke", 320, "mnist", "budget", "decided at the sizes of cpu or more, this run has those of smoke"),
         ("gpu", 320, "photos", "data", "needs mnist or lfw, this run has photos, a stand-in for cifar10"),
         ("gpu", 320, None, "data", "needs mnist or lfw, this run has no images"),
         ("gpu", 64, "lfw", "few", "needs 100 images, this run has 64"),
