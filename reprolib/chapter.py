@@ -580,7 +580,7 @@ class Chapter:
             self.show(_box("A committed record is computed again", html.escape(str(error))))
             return None
         if (
-            record.paper != self.paper
+            (record.paper, record.name) != (self.paper, name)
             or record.answers(what, asked, self.seed)
             or "+" in (record.made["commit"] or "+")
         ):

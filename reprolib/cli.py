@@ -112,10 +112,14 @@ def verify(
 
     root, failed = find_root(), []
     committed = root / "results" / "reference"
-    chosen = [c for c in runner.find(root, names or ()) if (committed / c.paper / "records").is_dir()]
-    if not chosen:
-        raise FileNotFoundError("none of these chapters has committed records: nothing to verify")
-    for chapter in chosen:
+    chosen = runner.find(root, names or ())
+    without = [c for c in chosen if not (committed / c.paper / "records").is_dir()]
+    if len(without) == len(chosen) or names and without:
+        stems = ", ".join(c.stem for c in without)
+        raise FileNotFoundError(f"no committed records of {stems}: nothing to verify")
+    for chapter in without:
+        console.print(f"{chapter.stem}: no committed records, nothing to verify")
+    for chapter in [c for c in chosen if c not in without]:
         found = verification.verify(chapter, _parameters("reference", "auto", data, 1), seconds, console.print)
         for line in found.lines:
             console.print(escape(line), soft_wrap=True)

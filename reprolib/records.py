@@ -24,7 +24,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -416,7 +416,7 @@ def _source_of(module: str) -> str:
     return _stripped(_text_of(module))
 
 
-_stripped = lru_cache(maxsize=None)(without_prose)
+_stripped = cache(without_prose)
 
 
 def _imported(module: str) -> list[str]:
