@@ -111,9 +111,8 @@ def verify(
     from reprolib import verification
 
     root, failed = find_root(), []
-    committed = root / "results" / "reference"
     chosen = runner.find(root, names or ())
-    without = [c for c in chosen if not (committed / c.paper / "records").is_dir()]
+    without = [c for c in chosen if not verification.has_records(c.paper)]
     if len(without) == len(chosen) or names and without:
         stems = ", ".join(c.stem for c in without)
         raise FileNotFoundError(f"no committed records of {stems}: nothing to verify")

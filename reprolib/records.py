@@ -913,6 +913,11 @@ class RecordedSet:
                 found = self._open()
             except FileNotFoundError as error:
                 raise FileNotFoundError(f"{here}, and its pixels are not here. {error}") from error
+            if found.name != self.name:
+                raise FileNotFoundError(
+                    f"{here}, and its pixels are not here, only {found.name!r} in its place: let data_root or "
+                    f"REPROLIB_DATA name the folder that holds it"
+                )
             if found.fingerprint != self.fingerprint:
                 raise ValueError(
                     f"{here} and fingerprint {self.fingerprint}, but the copy here is {found.name!r} with {len(found)} "

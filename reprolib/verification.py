@@ -195,6 +195,17 @@ class Verified:
     parts: int
 
 
+def has_records(paper: str) -> bool:
+    """Whether the reference run of a paper is data that can be verified; True also where its files are damaged."""
+    home = chapter.reference_root() / paper
+    try:
+        return bool(results.load(home / f"{paper}.json").get("records"))
+    except FileNotFoundError:
+        return (home / "records").is_dir()
+    except ValueError:
+        return True
+
+
 def verify(
     which: runner.Chapter, parameters: runner.Parameters, seconds: float, tell: Callable[[str], None] = print
 ) -> Verified:
@@ -260,7 +271,8 @@ def verify(
         for entry in entries
         if entry["part"] not in failed
     ]
-    results.save(home / "verified.json", {"entries": [e for e in log if e["part"] not in plan] + kept})
+    again = plan.keys() | {entry["part"] for entry in entries}
+    results.save(home / "verified.json", {"entries": [e for e in log if e["part"] not in again] + kept})
     return Verified(lines, failed, len(entries))
 
 

@@ -189,7 +189,7 @@ def test_a_function_without_source_is_named():
 # a notebook's functions and classes: these tests' own module stands for the notebook
 
 
-def _written(folder, text, name="toy_cells"):
+def written(folder, text, name="toy_cells"):
     """A module of these lines, as if they were a notebook's cells."""
     path = folder / f"{name}{hashlib.sha256(text.encode()).hexdigest()[:8]}.py"
     path.write_text(text)
@@ -258,7 +258,7 @@ CONTENT = {
 
 @pytest.mark.parametrize("edit", PROSE.values(), ids=PROSE)
 def test_an_edit_of_prose_leaves_a_notebooks_function_equal(tmp_path, edit):
-    one, other = (_written(tmp_path, text) for text in (CELLS, CELLS.replace(*edit)))
+    one, other = (written(tmp_path, text) for text in (CELLS, CELLS.replace(*edit)))
     assert describe(one.run) == describe(other.run) and describe(one.Better) == describe(other.Better)
     assert records.code_fingerprint(one.run, {}) == records.code_fingerprint(other.run, {})
 
@@ -266,7 +266,7 @@ def test_an_edit_of_prose_leaves_a_notebooks_function_equal(tmp_path, edit):
 @pytest.mark.parametrize("edit", CONTENT.values(), ids=CONTENT)
 def test_an_edit_of_what_a_notebooks_function_does_or_reads_is_seen(tmp_path, edit):
     assert edit[0] in CELLS
-    one, other = (_written(tmp_path, text) for text in (CELLS, CELLS.replace(*edit)))
+    one, other = (written(tmp_path, text) for text in (CELLS, CELLS.replace(*edit)))
     assert describe(one.run) != describe(other.run)
 
 
@@ -274,7 +274,7 @@ def test_an_edit_of_what_a_notebooks_function_does_or_reads_is_seen(tmp_path, ed
     "edit", [("steps = 3", "steps = 4"), ("return x + 1", "return x + 2"), ("helper(2)", "helper(3)"), ("0.5", "0.6")]
 )
 def test_an_edit_of_a_notebooks_class_is_seen(tmp_path, edit):
-    one, other = (_written(tmp_path, text) for text in (CELLS, CELLS.replace(*edit)))
+    one, other = (written(tmp_path, text) for text in (CELLS, CELLS.replace(*edit)))
     assert describe(one.Better) != describe(other.Better)
     if "return" in edit[0]:
         assert records.code_fingerprint(one.Better, {}) != records.code_fingerprint(other.Better, {})
@@ -282,7 +282,7 @@ def test_an_edit_of_a_notebooks_class_is_seen(tmp_path, edit):
 
 def test_a_default_counts_by_its_value(tmp_path):
     text = "N = {}\n\n\ndef run(count=N):\n    return count\n"
-    one, other = (_written(tmp_path, text.format(n)) for n in (1, 2))
+    one, other = (written(tmp_path, text.format(n)) for n in (1, 2))
     assert one.run.__code__.co_code == other.run.__code__.co_code and describe(one.run) != describe(other.run)
 
 
@@ -304,7 +304,7 @@ class Layer(nn.Module):
     def forward(self, x):
         return x * 1
 """
-    one, other = (_written(tmp_path, t) for t in (text, text.replace("rate * x", "rate + x").replace("x * 1", "x * 2")))
+    one, other = (written(tmp_path, t) for t in (text, text.replace("rate * x", "rate + x").replace("x * 1", "x * 2")))
     assert describe(one.Attack(0.5)) == describe(one.Attack(0.5)) != describe(one.Attack(0.6))
     assert describe(one.Attack(0.5)) != describe(other.Attack(0.5))
     assert describe(one.Layer()) != describe(other.Layer())
@@ -318,9 +318,9 @@ def print_nothing(x):
 
 
 def test_a_file_beside_the_notebook_counts_by_its_source(tmp_path):
-    one, other = (_written(tmp_path, f"def f():\n    return {n}\n", "toy_file") for n in (1, 2))
+    one, other = (written(tmp_path, f"def f():\n    return {n}\n", "toy_file") for n in (1, 2))
     readers = [
-        _written(tmp_path, f"import {module.__name__} as mine\ndef run():\n    return mine.f()\n")
+        written(tmp_path, f"import {module.__name__} as mine\ndef run():\n    return mine.f()\n")
         for module in (one, other)
     ]
     found = [describe(reader.run)["reads"]["mine"] for reader in readers]
