@@ -1198,6 +1198,11 @@ def test_a_recorded_set_tells_all_but_pixels(digits):
 
 def test_a_recorded_set_gives_the_pixels_of_the_same_copy_alone(digits):
     assert records.RecordedSet(records.known_of(digits), lambda: digits).batches(2, 3)[0].shape == (3, 2, 1, 8, 8)
+    stand_in = dataclasses.replace(digits, name="photos")
+    with pytest.raises(
+        FileNotFoundError, match="its pixels are not here, only 'photos' in its place: let data_root or"
+    ):
+        _ = records.RecordedSet(records.known_of(digits), lambda: stand_in).images
     other = dataclasses.replace(digits, images=digits.images.flip(0))
     with pytest.raises(
         ValueError, match=f"but the copy here .* fingerprint {other.fingerprint}: these are other images"

@@ -16,7 +16,7 @@ from test_records import change_tensors, rewrite, written
 from test_runner import write_chapter
 from typer.testing import CliRunner
 
-from reprolib import chapter, cli, data, intervals, metrics, records, results, runner, verification
+from reprolib import chapter, cli, data, figures, intervals, metrics, records, results, runner, verification
 
 CLAIMS = """
 paper: toy
@@ -85,6 +85,8 @@ class Book:
         monkeypatch.delenv("REPROLIB_RESULTS", raising=False)
         monkeypatch.setattr(chapter, "display", lambda content, raw=False: self.shown.append(content["text/html"]))
         monkeypatch.setattr(chapter, "_cell", lambda: self.cell)
+        monkeypatch.setattr(figures, "png", lambda figure: verification.PNG)  # drawing is tested elsewhere, and slow
+        monkeypatch.setattr(figures, "png_within", lambda figure, limit, drawn: drawn)
 
     def run(self, profile="reference", images="", seed=1, factor=0.5, power=2, part=measure, only=(), finish=True):
         """Execute the chapter; what it displays is in `shown`. only: of its three parts."""
