@@ -910,23 +910,34 @@ def test_a_verification_needs_records_and_images(book, verify, monkeypatch, tmp_
 
 
 CELLS = """
+from dataclasses import dataclass
+
 import pandas as pd
 import torch
 
-from reprolib import chapter, intervals
+from reprolib import chapter, intervals, metrics
 
 FACTOR = 0.5
 
 
-def measure(images, trials, seed):
+@dataclass(frozen=True)
+class Scale:
+    power: int
+
+    def __call__(self, x):
+        return (FACTOR * x) ** self.power
+
+
+@torch.no_grad()
+def measure(images, trials, scale):
     # a row a trial
-    rows = [{"trial": t, "value": FACTOR * images.images[t].double().mean().item() + seed} for t in trials]
-    return pd.DataFrame(rows)
+    guess = scale(images.images[trials])
+    return pd.DataFrame({"trial": trials, "value": metrics.mse(guess, images.images[trials]).numpy()})
 """
 RUN = """
 ch = chapter.start("toy", profile, seed, device, data_root, settings={sizes})
 images = ch.data("mnist", count=12)
-table = ch.part("measure", measure, images=images, trials=list(range(6)), seed=ch.seed)
+table = ch.part("measure", measure, images=images, trials=list(range(6)), scale=Scale(2))
 ch.record("hits", intervals.proportion([True, True, False]), data=images)
 ch.finish()
 """
@@ -951,7 +962,7 @@ def test_a_notebook_is_verified_as_papermill_runs_it(fresh, tmp_path, monkeypatc
     (entry,) = chapter.verification_log("toy")
     assert entry["code"] == records.load(fresh.record()).code and entry["count"] == 6
 
-    write_chapter(fresh.root, "01-toy", CELLS.replace("FACTOR = 0.5", "FACTOR = 0.6"), run)
+    write_chapter(fresh.root, "01-toy", CELLS.replace("** self.power", "* self.power"), run)
     bad = call("1")
     assert bad.exit_code == 1 and "1 parts differ from their records: measure" in bad.stderr
     assert chapter.verification_log("toy") == []
