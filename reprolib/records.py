@@ -543,7 +543,16 @@ _FIELDS = {
     "made": dict,
     "value": dict,
 }
-_MADE = ("python", "versions", "commit", "device", "threads", "platform", "time", "seconds")
+_MADE = {
+    "python": str,
+    "versions": dict,
+    "commit": str | None,
+    "device": str,
+    "threads": int,
+    "platform": str,
+    "time": str,
+    "seconds": int | float,
+}
 
 
 def load(path: str | os.PathLike) -> Record:
@@ -565,8 +574,11 @@ def load(path: str | os.PathLike) -> Record:
         raise ValueError(f"{path.name} is a record of schema {payload['schema']}, this reprolib reads schema {SCHEMA}")
     if wrong := [name for name, kind in _FIELDS.items() if not isinstance(payload[name], kind)]:
         raise ValueError(f"{path.name} is no record of a part: its {', '.join(wrong)} cannot be read")
-    if missing := [name for name in _MADE if name not in payload["made"]]:
+    told = payload["made"]
+    if missing := [name for name, kind in _MADE.items() if name not in told or not isinstance(told[name], kind)]:
         raise ValueError(f"{path.name} does not say what made it: {', '.join(missing)}")
+    if not 0 <= told["seconds"] < np.inf:
+        raise ValueError(f"{path.name} says that it took {told['seconds']} seconds")
     content = b""
     if payload["tensors"] is not None:
         content = path.with_suffix(".safetensors").read_bytes()
