@@ -258,7 +258,7 @@ _FINGERPRINTS: weakref.WeakKeyDictionary[nn.Module, tuple[list[tuple[int, int]],
 
 
 def _fingerprint(module: nn.Module) -> str:
-    """`models.fingerprint`, once for a module whose weights stay: a chapter hands the same victim to a hundred parts."""
+    """`models.fingerprint`, once for weights that stay: a chapter hands one victim to a hundred parts."""
     weights = [(tensor.data_ptr(), tensor._version) for tensor in module.state_dict(keep_vars=True).values()]
     known = _FINGERPRINTS.get(module)
     if known is None or known[0] != weights:
