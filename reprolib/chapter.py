@@ -119,6 +119,12 @@ def _read_reference(paper: str) -> tuple[dict[str, Any] | None, str]:
             raise ValueError(f"{path.name} is of the paper {found.get('paper')!r}, not of {paper!r}")
         if missing := {"profile", "measures", "verdicts", "provenance", "figures"} - found.keys():
             raise ValueError(f"{path.name} lacks {', '.join(sorted(missing))}")
+        if wrong := [
+            key for key in ("measures", "provenance", "records", "sets") if not isinstance(found.get(key, {}), dict)
+        ]:
+            raise ValueError(f"{path.name} cannot be read: its {', '.join(wrong)}")
+        if missing := {"device", "threads", "seconds", "time"} - found["provenance"].keys():
+            raise ValueError(f"{path.name} does not say what made it: {', '.join(sorted(missing))}")
         return found, ""
     except FileNotFoundError:
         return None, ""
@@ -713,14 +719,14 @@ class Chapter:
         commits = sorted({entry["commit"] or "unknown" for entry in self._parts.values()})
         lines = [
             f"{len(self._parts)} parts, read from <code>results/reference/{self.paper}/records</code>, made at commit "
-            f"{', '.join(commits)}."
+            f"{html.escape(', '.join(commits))}."
         ]
         codes = set(self._changed_code.values())
         seen = [entry for entry in self._verified() if entry["code"] in codes]
         if seen:
             trials = sum(entry["count"] for entry in seen)
             how = "equal" if all(entry["how"].startswith("equal") for entry in seen) else "with the same outcomes"
-            lines.append(f"Code changed since; {trials} trials re-run {how} at {seen[-1]['commit']}.")
+            lines.append(f"Code changed since; {trials} trials re-run {how} at {html.escape(str(seen[-1]['commit']))}.")
         for kind, names in state.items():
             if names and kind != "code changed and verified since":
                 lines.append(f"<b>{kind.capitalize()}</b>: {html.escape(', '.join(names))}.")

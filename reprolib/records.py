@@ -21,7 +21,6 @@ import os
 import sys
 import tokenize
 import types
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,7 +90,7 @@ class _Description:
         if isinstance(value, pd.DataFrame | pd.Series):
             return {"$frame": _digest_of_table(value, where)}
         if isinstance(value, nn.Module):
-            known = {"$model": type(value).__name__, "fingerprint": _fingerprint(value)}
+            known = {"$model": type(value).__name__, "fingerprint": models.fingerprint(value)}
             return known | {"layers": _digest(_layers(value))} | self._own(type(value), where)
         if isinstance(getattr(value, "fingerprint", None), str) and hasattr(value, "image_shape"):
             return {"$images": value.name, "split": value.split, "count": len(value), "fingerprint": value.fingerprint}
@@ -252,18 +251,6 @@ def _members(kind: type) -> dict[str, Any]:
             elif not name.startswith("_") and not isinstance(item, types.MemberDescriptorType):
                 found[name] = item
     return found
-
-
-_FINGERPRINTS: weakref.WeakKeyDictionary[nn.Module, tuple[list[tuple[int, int]], str]] = weakref.WeakKeyDictionary()
-
-
-def _fingerprint(module: nn.Module) -> str:
-    """`models.fingerprint`, once for weights that stay: a chapter hands one victim to a hundred parts."""
-    weights = [(tensor.data_ptr(), tensor._version) for tensor in module.state_dict(keep_vars=True).values()]
-    known = _FINGERPRINTS.get(module)
-    if known is None or known[0] != weights:
-        known = _FINGERPRINTS[module] = (weights, models.fingerprint(module))
-    return known[1]
 
 
 # --- what code a part ran ---------------------------------------------------------------------------------------------

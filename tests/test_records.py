@@ -148,6 +148,25 @@ def test_a_description_is_json_that_reads_back_as_it_is(digits):
     }
 
 
+CHANGES = {
+    "by its data": lambda layer: layer.weight.data.sub_(1.0),
+    "by another name of its memory": lambda layer: layer.weight.detach().numpy().__setitem__(0, 0.5),
+    "by a step": lambda layer: layer.weight.data.copy_(layer.weight + 1),
+    "by a new parameter": lambda layer: setattr(layer, "weight", nn.Parameter(torch.ones(3, 4))),
+    "by its state": lambda layer: layer.load_state_dict({"weight": torch.ones(3, 4), "bias": torch.ones(3)}),
+    "in a buffer": lambda layer: layer.register_buffer("seen", torch.tensor(3)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_weights_that_were_changed_in_place_are_other_weights(change):
+    layer = nn.Linear(4, 3)
+    before = describe(layer)
+    assert describe(layer) == before
+    change(layer)
+    assert describe(layer) != before and describe(layer)["fingerprint"] == models.fingerprint(layer)
+
+
 def test_the_mode_of_a_model_does_not_count():
     model = models.build("lenet", 10, (1, 8, 8), 0)
     assert describe(model) == describe(model.train())
@@ -865,6 +884,11 @@ DAMAGE = {
         lambda p: rewrite(p, _set(made={"commit": "a"})),
         "does not say what made it: python, versions",
     ),
+    "made by a number": (
+        lambda p: rewrite(p, lambda q: q["made"].update(commit=3)),
+        "does not say what made it: commit",
+    ),
+    "endless": (lambda p: rewrite(p, lambda q: q["made"].update(seconds=math.inf)), "says that it took inf seconds"),
     "no value": (lambda p: rewrite(p, _set(value=None)), "its value cannot be read"),
     "another value": (lambda p: rewrite(p, _set(value={})), "its values and its tensors do not fit"),
     "other rows": (
@@ -1208,3 +1232,12 @@ def test_a_recorded_set_gives_the_pixels_of_the_same_copy_alone(digits):
         ValueError, match=f"but the copy here .* fingerprint {other.fingerprint}: these are other images"
     ):
         _ = records.RecordedSet(records.known_of(digits), lambda: other).images
+
+
+def test_a_models_fingerprint_follows_its_weights():
+    model = models.build("mlp", 10, (1, 8, 8), seed=0, width=4)
+    first = records.describe(model)
+    assert records.describe(model) == first
+    with torch.no_grad():
+        next(model.parameters()).mul_(2)
+    assert records.describe(model) != first

@@ -442,6 +442,11 @@ def test_a_record_that_the_results_do_not_name_by_its_checksum_is_not_shown(book
         (lambda p: p.write_text(p.read_text().replace('"schema": 1', '"schema": 9', 1)), "toy.json has schema 9"),
         (lambda p: results.save(p, results.load(p) | {"paper": "idlg"}), "toy.json is of the paper &#x27;idlg&#x27;"),
         (lambda p: results.save(p, {"paper": "toy", "records": {}}), "toy.json lacks figures, measures, profile"),
+        (lambda p: results.save(p, results.load(p) | {"records": [1]}), "toy.json cannot be read: its records"),
+        (
+            lambda p: results.save(p, results.load(p) | {"provenance": {"time": 1}}),
+            "does not say what made it: device, sec",
+        ),
         (lambda p: p.unlink(), "it has not been computed yet as data"),
     ],
 )
