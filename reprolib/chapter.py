@@ -190,6 +190,7 @@ class Chapter:
             self._recorded, self._problems = accepted_records(paper, reference["records"])
         self._parts: dict[str, dict[str, Any]] = {}
         self._changed_code: dict[str, str] = {}
+        self._twice: set[str] = set()  # names under which two different parts were asked for
         self._small: set[str] = set()  # parts that ran on two trials because no record answers them
         self._here: dict[int, str] = {}  # number of a cell -> what ran in it and did not come from the record
         self._plan = _plan_of_verification() if replaying else None
@@ -457,6 +458,7 @@ class Chapter:
             "sets": self._known,
             "records": self._parts,
             "state": self._state() if self.replays else {},
+            "twice": sorted(self._twice),
             "provenance": provenance,
         }
         results.save(self._folder("runs").with_suffix(".json"), payload)
@@ -465,6 +467,10 @@ class Chapter:
             "The ledger: every claim with its verdict, the published value, what was measured with its 95 % interval, "
             "the criterion, and the place in the paper.",
         )
+        if self._twice:
+            names = html.escape(", ".join(sorted(self._twice)))
+            text = f"Other inputs under a name that was taken: {names}. A record keeps the last, so this run is none."
+            self.show(_box("⚠ Two parts of one name", text, "#D55E00"))
         if self.replays:
             self.show(_box("The record", self._state_of_the_record(payload["state"])))
         self.show(_box("Provenance", _provenance(provenance)))
@@ -599,6 +605,8 @@ class Chapter:
         return record
 
     def _note(self, record: records.Record) -> None:
+        if self._parts.get(record.name, {}).get("sha256", record.sha256) != record.sha256:
+            self._twice.add(record.name)
         entry = {"sha256": record.sha256, "code": record.code} | record.made
         self._parts[record.name] = {
             key: entry[key] for key in ("sha256", "code", "commit", "device", "seconds", "time")

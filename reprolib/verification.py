@@ -74,6 +74,12 @@ def accept(root: Path, paper: str, profile: str = "gpu") -> str:
         raise ValueError(f"{path.name} names no records: it was written by an older reprolib; run the chapter again")
     if missing := sorted({"measures", "verdicts", "figures", "provenance"} - payload.keys()):
         raise ValueError(f"{path.name} lacks {', '.join(missing)}: run the chapter again")
+    if payload.get("twice"):
+        names = ", ".join(payload["twice"])
+        raise ValueError(
+            f"other inputs under a name that was taken: {names}. Name these parts apart, or, after a change of a cell, "
+            f"run the chapter again from its start"
+        )
     loaded = claims.load(root / "claims" / f"{paper}.yml")
     if unknown := sorted(payload["measures"].keys() - loaded.measures.keys()):
         raise ValueError(f"{path.name} holds measures that claims/{paper}.yml does not declare: {', '.join(unknown)}")

@@ -645,6 +645,21 @@ def test_a_run_that_is_not_whole_is_refused_and_the_reference_stays(book, damage
     assert [path.name for path in book.home.parent.iterdir()] == ["toy"]
 
 
+def test_two_parts_of_one_name_are_no_record(fresh):
+    ch = fresh.run("gpu", fresh.images, finish=False)
+    for _ in range(2):
+        ch.part("whole", whole, seed=1, power=2)
+    assert ch._twice == set(), "the same again"
+    ch.part("whole", whole, seed=1, power=3)
+    ch.skip("hits", "not here")
+    ch.finish()
+    assert "Other inputs under a name that was taken: whole. A record keeps the last" in fresh.caption(
+        "Two parts of one"
+    )
+    with pytest.raises(ValueError, match="other inputs under a name that was taken: whole. Name these parts apart"):
+        verification.accept(fresh.root, "toy")
+
+
 def test_a_run_that_is_too_large_is_refused(book, monkeypatch):
     monkeypatch.setattr(verification, "LIMIT_MB", 0.001)
     with pytest.raises(ValueError, match="the records take 0.0 MB, a chapter may have 0.001: keep fewer `pictures`"):
