@@ -297,7 +297,7 @@ class Chapter:
         self._note(record)
         return copy.deepcopy(record.value)  # a cell that changes what it got, and runs again, gets it as it was
 
-    def live(self, name: str, function: Callable[..., Any], **inputs: Any) -> Any:
+    def live(self, name: str, function: Callable[..., Any], *, pictures: int | None = None, **inputs: Any) -> Any:
         """A part that really runs on this machine, for a few seconds, also where the reference run is shown.
 
         There it runs on the record's own images where they are at hand, and what comes out is compared with the record:
@@ -307,7 +307,7 @@ class Chapter:
         _slug("name", name)
         asked = _asked(inputs)
         if not self.replays:
-            return self.part(name, function, **inputs)
+            return self.part(name, function, pictures=pictures, **inputs)
         record, note = self._recorded.get(name), "There is no record of it to compare with."
         if record is not None and (differing := record.answers(records.describe(function), asked, self.seed)):
             self._small.add(name)

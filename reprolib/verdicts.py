@@ -171,6 +171,8 @@ class Verdict(_Stored):
             told = [(f"{part.name}: ", part) for part in self.parts if part.value is not None]
         else:
             told = [("", self)] if self.value is not None else []
+        if self.kind == "identity":  # of algebra there is no interval
+            return "; ".join(name + _words(one.value, None, None, percent) for name, one in told)
         return "; ".join(name + _words(one.value, one.low, one.high, percent) for name, one in told)
 
     def __str__(self) -> str:

@@ -917,7 +917,9 @@ DAMAGE = {
     ),
     "no tensors asked for": (lambda p: rewrite(p, _set(tensors=None)), "its values and its tensors do not fit"),
     "a tensor too few": (
-        lambda p: change_tensors(p, lambda arrays: arrays.pop("/shown") is None),
+        lambda p: change_tensors(
+            p, lambda arrays: arrays.pop(next(k for k in arrays if k.startswith("/shown "))) is None
+        ),
         "its values and its tensors do not fit",
     ),
 }
