@@ -846,8 +846,21 @@ def rewrite(path, change):
 def change_tensors(path, change):
     """Change a record's tensors and compute all of its checksums again."""
     content = path.with_suffix(".safetensors")
+    arrays = records._inflated(safetensors.torch.load(content.read_bytes()))
+    content.write_bytes(safetensors.torch.save(records._deflated(change(arrays) or arrays)))
+    _mark(path)
+
+
+def change_packed(path, change):
+    """The same, of the tensors as the file holds them."""
+    content = path.with_suffix(".safetensors")
     arrays = safetensors.torch.load(content.read_bytes())
-    content.write_bytes(safetensors.torch.save(change(arrays) or arrays))
+    content.write_bytes(safetensors.torch.save(dict(change(name, item) for name, item in arrays.items())))
+    _mark(path)
+
+
+def _mark(path):
+    content = path.with_suffix(".safetensors")
     mark = hashlib.sha256(content.read_bytes()).hexdigest()
     rewrite(path, lambda payload: payload.update(tensors=mark))
 
@@ -917,9 +930,27 @@ DAMAGE = {
     ),
     "no tensors asked for": (lambda p: rewrite(p, _set(tensors=None)), "its values and its tensors do not fit"),
     "a tensor too few": (
-        lambda p: change_tensors(
-            p, lambda arrays: arrays.pop(next(k for k in arrays if k.startswith("/shown "))) is None
-        ),
+        lambda p: change_tensors(p, lambda arrays: arrays.pop("/shown") is None),
+        "its values and its tensors do not fit",
+    ),
+    "bytes that are not deflated": (
+        lambda p: change_packed(p, lambda name, item: (name, torch.zeros_like(item))),
+        "its values and its tensors do not fit",
+    ),
+    "deflated bytes that are cut": (
+        lambda p: change_packed(p, lambda name, item: (name, item[:-6].clone())),
+        "its values and its tensors do not fit",
+    ),
+    "another shape": (
+        lambda p: change_packed(p, lambda name, item: (name.rsplit(" ", 1)[0] + " 99999999999x9", item)),
+        "its values and its tensors do not fit",
+    ),
+    "a type that is none": (
+        lambda p: change_packed(p, lambda name, item: (name.replace("uint8", "load").replace("int64", "load"), item)),
+        "its values and its tensors do not fit",
+    ),
+    "a name without a shape": (
+        lambda p: change_packed(p, lambda name, item: (name.replace(" ", "_"), item)),
         "its values and its tensors do not fit",
     ),
 }
