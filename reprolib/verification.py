@@ -293,10 +293,18 @@ def _trials(record: records.Record) -> list[int]:
 
 
 def _drawn(found: dict[str, records.Record], log: list[dict[str, Any]], seconds: float) -> dict[str, list[int] | None]:
-    """Parts to run again, the least recently verified first, and which of their trials; at least one part."""
+    """Parts to run again, and which of their trials; at least one part.
+
+    First a part of each code that no part has verified yet, the quickest; then the least recently verified.
+    """
     last = {entry["part"]: entry["time"] for entry in log}
     order = random.SystemRandom().sample(sorted(found), len(found))
     order.sort(key=lambda name: last.get(name, ""))
+    seen, first = {found[name].code for name in last if name in found}, {}
+    for name in sorted(order, key=lambda name: found[name].made["seconds"]):
+        if found[name].code not in seen:
+            first.setdefault(found[name].code, name)
+    order.sort(key=lambda name: name not in first.values())
     plan, spent = {}, OVERHEAD
     for name in order:
         trials, chosen, share = _trials(found[name]), None, 1.0
