@@ -62,6 +62,7 @@ from reprolib.experiments.precode import (
     noise_by_layer,
     objective_curves,
 )
+from reprolib.experiments.recognition import recognised
 from reprolib.experiments.soteria import cost_of_the_truth, examine_soteria
 
 __all__ = [
@@ -112,6 +113,7 @@ __all__ = [
     "policy_victim",
     "predict_labels",
     "race",
+    "recognised",
     "read_first_layer",
     "read_labels",
     "readings",
