@@ -691,7 +691,7 @@ class Chapter:
     def _beside(self, record: records.Record, value: Any, trials: list[int] | None = None) -> tuple[str, list[str]]:
         """How a part that ran here was compared with its record, and where it differs; trials: `differences`'s."""
         if not records.same_kind(record.made, records.made(self.device, 0.0)):
-            how = "the same outcomes, on another kind of machine or with other packages"
+            how = "the same outcomes, on another kind of machine, or with other packages or threads"
             return how, records.differences(record.value, value, False, trials)
         found = records.differences(record.value, value, True, trials)
         if found and trials is not None and not records.differences(record.value, value, False, trials):

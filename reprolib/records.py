@@ -628,8 +628,12 @@ def made(device: torch.device, seconds: float) -> dict[str, Any]:
 
 
 def same_kind(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two runs, as `made` tells of them, are of the kind that gives equal numbers: machine and packages."""
-    return all(one[key] == other[key] for key in ("device", "platform", "versions"))
+    """Whether two runs, as `made` tells of them, are of the kind that gives equal numbers: machine and packages.
+
+    On a processor the number of threads counts too: sums over many terms are split among them.
+    """
+    keys = ["device", "platform", "versions"] + ["threads"] * one["device"].startswith("cpu")
+    return all(one[key] == other[key] for key in keys)
 
 
 def _packed(value: Any, name: str, arrays: dict[str, Tensor], pictures: int | None) -> Any:

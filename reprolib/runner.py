@@ -367,14 +367,14 @@ def _papermill(chapter: Chapter, out: Path, parameters: Parameters, threads: int
     )
 
 
-def execute_aside(chapter: Chapter, parameters: Parameters, folder: Path) -> None:
+def execute_aside(chapter: Chapter, parameters: Parameters, folder: Path, threads: int = 1) -> None:
     """Run a chapter into a folder, without a page: for what is read from its side effects, such as a verification.
 
     Raises RuntimeError naming the cell and the exception.
     """
     out = folder / chapter.notebook.name
     try:
-        _papermill(chapter, out, parameters, 1)
+        _papermill(chapter, out, parameters, threads)
     except PapermillExecutionError as error:
         message = (error.evalue.strip().splitlines() or [""])[0]
         raise RuntimeError(f"{chapter.stem}, cell {_failing_cell(out)}: {error.ename}: {message}") from error

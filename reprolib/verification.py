@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -239,6 +240,8 @@ def verify(
     parameters = replace(parameters, data_root=data_root)
     log = [entry for entry in chapter.verification_log(paper) if _of_record(entry, found)]
     plan = _drawn(found, log, seconds)
+    # as many as the records were made with: otherwise their digits do not come out again
+    threads = Counter(found[name].made["threads"] for name in plan).most_common(1)[0][0]
     tell(f"{paper}: {len(plan)} of {len(found)} parts run again")
     with tempfile.TemporaryDirectory() as folder:
         notes = Path(folder) / "log"
@@ -246,7 +249,7 @@ def verify(
         Path(folder, "plan").write_text(json.dumps({"parts": plan, "log": str(notes)}), encoding="utf-8")
         os.environ[chapter.VERIFY] = str(Path(folder, "plan"))
         try:
-            runner.execute_aside(which, parameters, Path(folder))
+            runner.execute_aside(which, parameters, Path(folder), threads)
         finally:
             del os.environ[chapter.VERIFY]
         entries = [json.loads(line) for line in notes.read_text(encoding="utf-8").splitlines()]

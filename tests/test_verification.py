@@ -341,15 +341,19 @@ def test_a_live_part_of_other_inputs_is_not_compared_and_is_no_record(book):
     assert book.state()["not from the record"] == ["live", "measure"]
 
 
-@pytest.mark.parametrize("what", ["device", "packages"])
+@pytest.mark.parametrize("what", ["device", "packages", "threads"])
 def test_on_another_kind_of_machine_a_live_part_must_have_the_same_outcomes(book, monkeypatch, what):
     if what == "device":
         monkeypatch.setattr(results, "device_name", lambda device: "cuda: another")
+    elif what == "threads":
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
     else:
         monkeypatch.setattr(results, "versions", lambda: {"torch": "99"})
     forge(book, "mse", "live", add=1e-4)
     book.run(images=book.images)
-    assert "the same outcomes, on another kind of machine or with other packages" in book.caption("Run live")
+    assert "the same outcomes, on another kind of machine, or with other packages or threads" in book.caption(
+        "Run live"
+    )
     forge(book, "label", "live", add=1)
     with pytest.raises(ValueError, match="part 'live' ran here and differs from its record: scores, label"):
         book.run(images=book.images)
@@ -765,7 +769,7 @@ def verify(book, monkeypatch):
     """Verify the book's chapter in this process; options: `Book.run`'s, as an edit of the notebook."""
 
     def called(seconds=300.0, images=None, **options):
-        def execute(which, parameters, folder):
+        def execute(which, parameters, folder, threads):
             book.run(parameters.profile, parameters.data_root, parameters.seed, **options)
 
         monkeypatch.setattr(runner, "execute_aside", execute)
@@ -809,6 +813,17 @@ def test_a_second_verification_draws_other_parts_first(book, verify):
         assert found.parts == 1 and found.failed == []
         seen.append(found.lines[0].split()[0])
     assert sorted(seen) == ["measure", "whole"] and len(_logged(book)) == 2
+
+
+def test_parts_run_with_the_threads_that_made_their_records(book, monkeypatch):
+    for name in ("measure", "whole", "live"):
+        rewrite(book.record(name), lambda payload: payload["made"].update(threads=7))
+        book.name_again(name)
+    used = []
+    monkeypatch.setattr(runner, "execute_aside", lambda which, parameters, folder, threads: used.append(threads))
+    parameters = runner.Parameters("reference", 1, "cpu", book.images)
+    found = verification.verify(types.SimpleNamespace(paper="toy"), parameters, 300.0, lambda line: None)
+    assert used == [7] and sorted(found.failed) == ["live", "measure", "whole"], "nothing ran"
 
 
 def test_of_a_long_part_a_few_trials_run_again(book, verify, monkeypatch):
