@@ -826,6 +826,18 @@ def test_parts_run_with_the_threads_that_made_their_records(book, monkeypatch):
     assert used == [7] and sorted(found.failed) == ["live", "measure", "whole"], "nothing ran"
 
 
+def test_a_part_that_is_asked_for_twice_runs_again_once(book, verify, monkeypatch):
+    def execute(which, parameters, folder, threads):
+        ch = book.run(parameters.profile, parameters.data_root)
+        ch.part("whole", whole, seed=1, power=2)
+
+    verify()
+    monkeypatch.setattr(runner, "execute_aside", execute)
+    parameters = runner.Parameters("reference", 1, "cpu", book.images)
+    found = verification.verify(types.SimpleNamespace(paper="toy"), parameters, 300.0, lambda line: None)
+    assert log.ran.count("whole") == 1 and found.failed == [] and len(chapter.verification_log("toy")) == 3
+
+
 def test_of_a_long_part_a_few_trials_run_again(book, verify, monkeypatch):
     monkeypatch.setattr(verification, "LONG", -1.0)
     found = verify()
