@@ -66,7 +66,7 @@ def test_unknown_names_list_the_known_ones(tmp_path):
     write_chapter(tmp_path, "01-dlg")
     with pytest.raises(ValueError, match="chapter 'gdl' is unknown; known chapters: 01-dlg"):
         runner.find(tmp_path, ["gdl"])
-    with pytest.raises(ValueError, match="profile 'huge' is unknown; known profiles: reference, smoke, cpu, gpu, paper"):
+    with pytest.raises(ValueError, match="'huge' is unknown; known profiles: reference, smoke, cpu, gpu, paper"):
         runner.Parameters(profile="huge")
     with pytest.raises(ValueError, match="device 'gpu' is unknown; known devices: auto, cpu, cuda"):
         runner.Parameters(device="gpu")
