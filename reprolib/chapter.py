@@ -595,7 +595,7 @@ class Chapter:
         if (
             (record.paper, record.name) != (self.paper, name)
             or record.answers(what, asked, self.seed)
-            or "+" in (record.made["commit"] or "+")
+            or not record.committed
         ):
             return None
         for suffix in (".safetensors", ".json"):
@@ -771,7 +771,7 @@ def accepted_records(paper: str, manifest: Mapping[str, Any]) -> tuple[dict[str,
                 raise ValueError(f"the record is of the paper {record.paper!r} and of part {record.name!r}")
             if not isinstance(entry, dict) or record.sha256 != entry.get("sha256"):
                 raise ValueError("the record is not the one that was accepted: its checksum is another")
-            if not record.made["commit"] or "+" in record.made["commit"]:
+            if not record.committed:
                 raise ValueError("the record was made from a tree with changes, which no commit holds")
             found[name] = record
         except FileNotFoundError:

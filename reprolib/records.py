@@ -481,6 +481,11 @@ class Record:
     value: Any
     sha256: str = ""
 
+    @property
+    def committed(self) -> bool:
+        """Whether a commit holds the code that made it: no edited tree, and no package outside a checkout."""
+        return "+" not in (self.made["commit"] or "+")
+
     def answers(self, function: Mapping[str, Any], inputs: Mapping[str, Any], seed: int) -> list[str]:
         """In what the record differs from what is asked for; an empty list where it answers it."""
         asked = {"function": function, "seed": seed, **{f"inputs.{key}": item for key, item in inputs.items()}}

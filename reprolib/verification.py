@@ -127,7 +127,7 @@ def _copied(payload: dict[str, Any], source: Path, made: Path, fresh: Path) -> f
             raise ValueError(f"the tensors of part {name!r} are missing from the run: run it again") from error
         if (record.paper, record.name) != (payload["paper"], name):
             raise ValueError(f"the record of part {name!r} is of the paper {record.paper!r}, part {record.name!r}")
-        if not record.made["commit"] or "+" in record.made["commit"]:
+        if not record.committed:
             raise ValueError(
                 f"part {name!r} was made by code that no commit holds ({record.made['commit'] or 'no checkout'}): "
                 f"commit it and run the chapter again"
