@@ -32,7 +32,7 @@ import torch
 from IPython import get_ipython
 from IPython.display import Markdown, display
 
-from reprolib import claims, clone, data, figures, records, results
+from reprolib import claims, clone, data, figures, opening, records, results
 from reprolib.atomic import write_atomic
 from reprolib.intervals import Interval
 from reprolib.ledger import Ledger, judge
@@ -478,7 +478,11 @@ class Chapter:
     # --- inside
 
     def _open(self, problem: str) -> None:
-        """The boxes at the top: what this page shows, and the reference run in a minute."""
+        """The top: the reference run's finding, central claims and picture; what this page shows; all its verdicts."""
+        now = [] if self._reference is None else judge(self.ledger.paper, self._reference)
+        if now:
+            folder = reference_root() / self.paper
+            self.show(opening.opening(self.ledger.paper, now, self._reference, folder))
         if self.replays:
             text = (
                 f"This page shows the <b>reference run</b> from its committed records ({html.escape(self._made())}). "
@@ -498,9 +502,8 @@ class Chapter:
                 self.show(_box("⚠ Record missing", text, "#D55E00"))
             else:
                 self.show(_box("This run", run))
-        if self._reference is not None:
-            now = judge(self.ledger.paper, self._reference)
-            self.show(_box("The reference run in a minute", _in_a_minute(now, self._made()), "#009E73"))
+        if now:
+            self.show(_box("All claims in the reference run", _in_a_minute(now, self._made()), "#009E73"))
 
     def _made(self) -> str:
         """Device and hours of the reference run."""

@@ -4,6 +4,8 @@ A file of claims, `claims/<paper>.yml`:
 
     paper: idlg
     title: "iDLG: Improved Deep Leakage from Gradients"
+    finding: "One image's label is read off its gradient in {label_accuracy} of the cases."  # in a sentence
+    picture: strip                  # the chapter's figure that stands beside it
     measures:                       # every number the chapter records: a sentence, or what it is always measured on too
       label_accuracy: share of images whose label the row-sum rule infers
       undefended: {says: share of images identified without the defense, on: {model: LeNet}}
@@ -53,6 +55,8 @@ from pydantic import (
 
 PROFILES = ("smoke", "cpu", "gpu", "paper")
 """From the smallest to the paper's own sizes; a claim names the least one at which it can be decided."""
+
+_PLACES = re.compile(r"\{([^{}]*)\}")
 
 CONDITIONS = ("model", "scale", "budget", "batch", "attacker")
 """What a measure is taken on besides its images."""
@@ -305,6 +309,8 @@ class Paper(Strict):
 
     paper: str
     title: str
+    finding: str = ""
+    picture: str = ""
     measures: dict[str, Measure]
     claims: tuple[Claim, ...]
 
@@ -325,6 +331,10 @@ class Paper(Strict):
 
     @model_validator(mode="after")
     def _declared(self) -> Paper:
+        if unknown := [name for name in _PLACES.findall(self.finding) if name not in self.measures]:
+            raise ValueError(
+                f"finding: {{{unknown[0]}}} is not declared in measures; declared: {', '.join(self.measures)}"
+            )
         for claim in self.claims:
             named = [("criterion", criterion.measure) for criterion in claim.criteria]
             named += [("gate", claim.gate.measure)] if claim.gate else []
@@ -349,6 +359,16 @@ class Paper(Strict):
                         f"{criterion.measure} is a share in [0, 1]"
                     )
         return self
+
+    def found(self, measured: Mapping[str, float]) -> str:
+        """The finding with the measured values in their places; "" where a run did not measure one of them."""
+        if not _PLACES.findall(self.finding) or not measured.keys() >= set(_PLACES.findall(self.finding)):
+            return ""
+
+        def value(place: re.Match[str]) -> str:
+            return number_words(measured[place[1]], self.measures[place[1]].share)
+
+        return _PLACES.sub(value, self.finding)
 
     def claim(self, name: str) -> Claim:
         for claim in self.claims:

@@ -46,7 +46,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 # Files that show measurements and make none: a part's result does not depend on them.
 PRESENTATION = {"chapter", "claims", "verdicts", "clone", "figures", "results", "report", "runner", "cli", "records"}
-PRESENTATION |= {"ledger", "verification", "atomic", "intervals"}
+PRESENTATION |= {"ledger", "verification", "atomic", "intervals", "opening"}
 
 
 # --- what a part was given --------------------------------------------------------------------------------------------

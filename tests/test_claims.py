@@ -204,7 +204,7 @@ def test_a_difference_of_shares_may_be_held_to_zero(write):
 
 
 def test_a_file_of_something_else(write):
-    with pytest.raises(ValueError, match="idlg.yml: expected the keys paper, title, measures, claims"):
+    with pytest.raises(ValueError, match="idlg.yml: expected the keys paper, title, finding, picture, measures, claims"):
         claims.load(write("- a\n- b\n"))
 
 
@@ -267,3 +267,23 @@ def test_the_books_own_claims_are_valid(path):
     paper = claims.load(path)
     assert paper.paper == path.stem and paper.claims
     claims.check_central(paper)
+
+
+# the finding
+
+
+def test_a_finding_holds_the_measured_values_in_their_own_scale(write):
+    titled = "title: Improved DLG\n"
+    said = 'finding: "{label_accuracy} of the labels are read, in {steps} steps."\n'
+    path = write(FILE.replace(titled, titled + said))
+    paper = claims.load(path)
+    measured = {"label_accuracy": 0.5546, "steps": 16.58}
+    assert paper.found(measured) == "55.5 % of the labels are read, in 16.6 steps."
+    assert paper.found({"label_accuracy": 0.5}) == "", "a finding with a gap is none"
+
+
+def test_a_finding_names_only_measures(write):
+    titled = "title: Improved DLG\n"
+    path = write(FILE.replace(titled, titled + 'finding: "{stesp.__class__} it is."\n'))
+    with pytest.raises(ValueError, match=r"finding: \{stesp.__class__\} is not declared in measures; declared: label"):
+        claims.load(path)

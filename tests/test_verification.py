@@ -191,7 +191,7 @@ def forge(book, column="mse", name="measure", table="scores", row=0, add=1e-3):
 def test_tables_and_figures_come_from_the_record_and_say_so(book):
     book.run()
     assert log.ran == ["measure 2"], "the live one alone, on stand-ins"
-    assert "This page shows the <b>reference run</b> from its committed records" in book.shown[0]
+    assert "This page shows the <b>reference run</b> from its committed records" in book.shown[1]
     for text in ("The figure.", "The levels.", "After everything."):
         assert "<i>(from the record)</i>" in book.caption(text), text
     assert f"3 parts, read from <code>results/reference/toy/records</code>, made at commit {COMMIT}." in book.shown[-2]
@@ -472,7 +472,7 @@ def test_a_smaller_run_leads_with_the_reference_run(book):
         front, _, folded = shown.partition("<details>")
         assert "<i>(reference run, " in front and f"The same {what} from this run" in folded
         assert "reference run" not in folded
-    assert "The reference run in a minute" in "".join(book.shown)
+    assert "All claims in the reference run" in "".join(book.shown)
 
 
 # code that changed since

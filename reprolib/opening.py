@@ -1,0 +1,70 @@
+"""What a chapter opens with: its finding in a sentence, the claims that its paper stands on, and one picture.
+
+All of it comes from the reference run's results file; nothing is measured here.
+"""
+
+from __future__ import annotations
+
+import html
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reprolib.claims import Paper
+from reprolib.verdicts import SYMBOLS, UNDECIDED, Verdict
+
+_CELL = "padding:.25rem .6rem .25rem 0;vertical-align:top;text-align:left"
+
+
+def opening(paper: Paper, verdicts: Sequence[Verdict], reference: Mapping[str, Any], folder: Path) -> str:
+    """The opening as HTML.
+
+    verdicts: of the reference run. reference: its results file. folder: where its figures lie. A finding whose measures
+    the run lacks, and a picture that it did not draw, are left out.
+    """
+    finding = paper.found({name: entry["value"] for name, entry in reference["measures"].items()})
+    sentence = f'<p style="font-size:1.15rem;margin:.2rem 0 .6rem">{html.escape(finding)}</p>' if finding else ""
+    rows = "".join(_row(verdict) for verdict in verdicts if verdict.central)
+    head = "".join(f'<th scope="col" style="{_CELL}">{name}</th>' for name in _COLUMNS)
+    title = "The claims that the paper stands on"
+    table = (
+        f'<div style="overflow-x:auto;font-size:.9rem" tabindex="0" role="region" aria-label="{title}">'
+        f'<table style="border-collapse:collapse;width:100%"><caption style="caption-side:top;text-align:left">'
+        f"<b>{title}</b></caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+    return sentence + table + _picture(paper.picture, reference, folder)
+
+
+_COLUMNS = ("the paper says", "published", "measured", "verdict")
+
+
+def _row(verdict: Verdict) -> str:
+    percent = verdict.published.endswith("%")
+    note = verdict.note
+    if verdict.verdict == UNDECIDED:  # the reason in a word stands in the row, the sentence is a click away
+        word = f"{SYMBOLS[UNDECIDED]} {UNDECIDED}: {verdict.reason}"
+    else:
+        word = f"{SYMBOLS[verdict.verdict]} {verdict.verdict}"
+    told = f"<b>{html.escape(word)}</b>"
+    if note:
+        told = f"<details><summary>{told}</summary><small>{html.escape(note)}</small></details>"
+    cells = (verdict.says, verdict.published, verdict.measured(percent) or "—")
+    cells = [f'<td style="{_CELL}">{html.escape(cell)}</td>' for cell in cells]
+    return (
+        f'<tr style="border-top:1px solid rgba(128,128,128,.4)">{"".join(cells)}'
+        f'<td style="{_CELL};min-width:11rem">{told}</td></tr>'
+    )
+
+
+def _picture(name: str, reference: Mapping[str, Any], folder: Path) -> str:
+    figure = next((figure for figure in reference["figures"] if figure.get("name") == name), None)
+    path = folder / f"{name}.png"
+    if figure is None or not path.is_file():
+        return ""
+    caption = html.escape(figure["caption"])
+    source = f"data:image/png;base64,{b64encode(path.read_bytes()).decode()}"
+    return (
+        f'<figure style="margin:.8rem 0 0"><img src="{source}" alt="{caption}" style="max-width:100%;height:auto">'
+        f"<figcaption>{caption} <i>(from the reference run)</i></figcaption></figure>"
+    )

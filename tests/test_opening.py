@@ -1,0 +1,51 @@
+"""What a chapter opens with, from a results file alone."""
+
+import pytest
+
+from reprolib.claims import Claim, Measure, Paper
+from reprolib.opening import opening
+from reprolib.verdicts import Verdict
+
+VERDICT = {
+    "id": "a", "says": "x <b>", "where": "x", "origin": "paper", "kind": "result", "central": True, "published": "90 %",
+    "provenance": "read", "criterion": "at least 50 %", "verdict": "reproduced", "reason": "", "why": "",
+    "measure": "share", "value": 0.55, "low": 0.51, "high": 0.6, "n": 90, "clusters": 90, "method": "t",
+    "scope": "architecture", "substitutes": [], "favours": "", "gate": None, "provisional": "", "stands_at_99": True,
+    "parts": [],
+}  # fmt: skip
+OPEN = {
+    "verdict": "not decided here",
+    "reason": "imprecise",
+    "why": "on <i>both</i> sides",
+    "stands_at_99": None,
+}
+
+
+@pytest.fixture
+def paper():
+    told = {"id": "a", "says": "x", "where": "x", "published": {"value": "x"}, "provenance": "read"}
+    claim = Claim.model_validate(told | {"undecidable": {"reason": "data", "says": "x"}})
+    measures = {"share": Measure(says="share of images")}
+    made = {"finding": "<{share}> come back.", "picture": "strip", "measures": measures, "claims": [claim]}
+    return Paper(paper="toy", title="Toy", **made)
+
+
+def made(**entries):
+    figure = {"name": "strip", "file": "strip.png", "caption": "A <strip>.", "number": 1}
+    return {"measures": {"share": {"value": 0.55}}, "figures": [figure]} | entries
+
+
+def test_it_opens_with_the_finding_the_central_claims_and_the_picture(paper, tmp_path):
+    (tmp_path / "strip.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    verdicts = [Verdict(**VERDICT), Verdict(**VERDICT | OPEN), Verdict(**VERDICT | {"central": False, "says": "other"})]
+    shown = opening(paper, verdicts, made(), tmp_path)
+    assert "&lt;55 %&gt; come back." in shown and "x &lt;b&gt;" in shown and "other" not in shown
+    assert "90 %" in shown and "55 % [51, 60]" in shown and "✔ reproduced" in shown
+    assert "○ not decided here: imprecise" in shown and "&lt;i&gt;both&lt;/i&gt;" in shown
+    assert "A &lt;strip&gt;." in shown and "data:image/png;base64," in shown
+
+
+def test_what_the_run_lacks_is_left_out(paper, tmp_path):
+    shown = opening(paper, [Verdict(**VERDICT)], made(measures={}, figures=[]), tmp_path)
+    assert "come back" not in shown and "<img" not in shown and "✔ reproduced" in shown
+    assert "<img" not in opening(paper, [], made(), tmp_path), "the file is not there"
