@@ -9,7 +9,7 @@ Source: design section 6.
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -17,6 +17,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ from typing import Literal
 
 import nbformat
 import papermill
+from filelock import FileLock, Timeout
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
@@ -53,6 +55,10 @@ class Busy(RuntimeError):
     """Another process is making the same chapter, or the site."""
 
 
+class NoLock(RuntimeError):
+    """A lock that cannot be taken, whoever holds it: something else stands in its place, or nothing can be written."""
+
+
 @dataclass(frozen=True)
 class Chapter:
     """One notebook: `notebooks/01-dlg.ipynb` has the stem `01-dlg`, the number 1 and the paper key `dlg`.
@@ -70,7 +76,10 @@ class Chapter:
 
     @cached_property
     def paper(self) -> str:
-        text = self.notebook.read_text(encoding="utf-8") if self.notebook.is_file() else ""
+        try:
+            text = self.notebook.read_text(encoding="utf-8", errors="replace")
+        except OSError:  # none, or none that can be read: the chapter's own run says so
+            text = ""
         started = re.search(r"chapter\.start\(\\?[\"']([\w-]+)", text)
         return started[1] if started else re.sub(r"^\d+-", "", self.stem)
 
@@ -119,12 +128,17 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a chapter. where: for a failure, the cell and the exception in one line."""
+    """What became of a chapter. where: for a failure, the cell and the exception in one line.
+
+    kept: whether the notebook that failed was kept for reading; stale: whether its page was marked.
+    """
 
     chapter: str
     status: Literal["ran", "unchanged", "failed", "busy"]
     seconds: float = 0.0
     where: str = ""
+    kept: bool = False
+    stale: bool = False
 
     @property
     def good(self) -> bool:
@@ -163,7 +177,7 @@ def fingerprint(chapter: Chapter, parameters: Parameters) -> str:
     Read: the notebook's cells (not its outputs), reprolib's sources, the chapter's claims and reference results, the
     checkpoints, the parameters, the versions of Python and of reprolib's requirements, and the data root's listing.
     """
-    cells = nbformat.read(chapter.notebook, as_version=4).cells
+    cells = read_notebook(chapter.notebook).cells
     # The runner and what stands to its left (design section 1) never reach a chapter.
     sources = (p for p in Path(__file__).parent.rglob("*.py") if p.stem not in ("runner", "cli", "report"))
     root = chapter.root
@@ -193,12 +207,23 @@ def _versions() -> dict[str, str]:
 
 
 def _listing(folder: Path, depth: int = 3) -> list[tuple[str, int, int]]:
-    """Names, sizes and times down to the class folders: cheap where a set has a million files."""
+    """Names, sizes and times down to the class folders: cheap where a set has a million files.
+
+    A folder that may not be read, such as the lost+found of a disk, counts by its name alone: whoever needs it says so.
+    """
+    try:
+        found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return []
     entries = []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+    for entry in found:
         if entry.name.startswith("."):  # a download under way
             continue
-        is_folder, stat = entry.is_dir(), entry.stat()
+        try:
+            is_folder, stat = entry.is_dir(), entry.stat()
+        except OSError:  # a link that leads nowhere, or to itself
+            entries.append((entry.name, -1, -1))
+            continue
         entries.append((entry.name, 0 if is_folder else stat.st_size, stat.st_mtime_ns))
         if is_folder and depth > 1:
             entries.extend((f"{entry.name}/{name}", *rest) for name, *rest in _listing(Path(entry.path), depth - 1))
@@ -208,13 +233,31 @@ def _listing(folder: Path, depth: int = 3) -> list[tuple[str, int, int]]:
 def is_current(chapter: Chapter, parameters: Parameters) -> bool:
     """Whether the chapter's page was executed from these very inputs and is not marked stale."""
     try:
-        record = nbformat.read(chapter.page, as_version=4).metadata.get("reprolib", {})
+        record = _own_notes(read_notebook(chapter.page))
         return "stale" not in record and record.get("fingerprint") == fingerprint(chapter, parameters)
-    except (FileNotFoundError, ValueError):  # no page, or one that is no notebook (ValueError): it is written anew
+    except (OSError, ValueError):  # no page, or one that is no notebook, or inputs that are none: the run says which
         return False
 
 
 # --- pages on disk ----------------------------------------------------------------------------------------------------
+
+
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """A notebook. Raises OSError where it cannot be read, and ValueError for a file that is none."""
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+        return notebook
+    except OSError:
+        raise
+    except Exception as error:  # nbformat fails on other JSON with whatever its code meets first
+        raise ValueError(f"{path.name} is not a complete notebook ({_first_line(error)})") from error
+
+
+def _own_notes(page: nbformat.NotebookNode) -> dict[str, object]:
+    """What the runner has noted on a page; nothing where another wrote there."""
+    notes = page.metadata.get("reprolib", {})
+    return notes if isinstance(notes, dict) else {}
 
 
 def save_notebook(notebook: nbformat.NotebookNode, path: Path) -> None:
@@ -227,30 +270,54 @@ def save_notebook(notebook: nbformat.NotebookNode, path: Path) -> None:
 
 @contextmanager
 def locked(lock: Path, what: str) -> Iterator[None]:
-    """Hold a lock file. Raises Busy at once, naming `what` and the holder, where another process has it."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise Busy(f"{what} is being made by {holder}; wait for it to end, or end it") from None
-        # The lock file stays: removing it would let a third run lock a new file while a second waits on the old one.
-        file.truncate(0)
-        file.write(f"process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}")
-        file.flush()
+    """Hold a lock file. Raises Busy at once, naming `what` and the holder, where another process has it.
+
+    Raises NoLock where it cannot be taken at all: a folder stands in its place, or the folder takes no file.
+    """
+    held, note = FileLock(lock), lock.with_suffix(".holder")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire(timeout=0)
+    except Timeout:
+        raise Busy(f"{what} is being made by {_holder(note)}; wait for it to end, or end it") from None
+    except OSError as error:
+        place = f"{lock.parent.name}/{lock.name}"
+        raise NoLock(
+            f"{what} was not made: its lock {place} cannot be taken ({error.strerror or error}); take away what stands "
+            f"in its place, and see that the folder can be written to"
+        ) from error
+    # The lock file stays: removing it would let a third run lock a new file while a second waits on the old one.
+    try:
+        with suppress(OSError):  # a full disk: the holder stays unnamed
+            note.write_text(f"process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}", encoding="utf-8")
         yield
+    finally:
+        with suppress(OSError):
+            note.unlink()
+        held.release()
+
+
+def _holder(note: Path) -> str:
+    try:
+        return note.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+    except OSError:
+        return "another process"
 
 
 def mark_stale(chapter: Chapter, reason: str) -> None:
-    """Say on top of the last good page that it is out of date and why; without such a page, leave one that says so."""
+    """Say on top of the last good page that it is out of date and why; without such a page, leave one that says so.
+
+    reason: one line. Raises OSError where the page cannot be saved.
+    """
     now = datetime.now().astimezone().isoformat(timespec="minutes")
-    page = nbformat.read(chapter.page, as_version=4) if chapter.page.exists() else nbformat.v4.new_notebook()
-    if "fingerprint" in page.metadata.get("reprolib", {}):
+    try:
+        page = read_notebook(chapter.page)
+    except (FileNotFoundError, ValueError):  # a page that is none has nothing to keep
+        page = nbformat.v4.new_notebook()
+    if "fingerprint" in _own_notes(page):
         says = "This page shows the last run that succeeded; it is out of date."
     else:
-        page.cells = nbformat.read(chapter.notebook, as_version=4).cells[:1]
+        page = nbformat.v4.new_notebook(cells=_title_of(chapter))
         says = "This chapter has not run to its end yet."
     page.cells = [cell for cell in page.cells if STALE_TAG not in cell.metadata.get("tags", [])]
     note = nbformat.v4.new_markdown_cell(
@@ -262,6 +329,13 @@ def mark_stale(chapter: Chapter, reason: str) -> None:
     page.cells.insert(_below_title(page), note)
     page.metadata.setdefault("reprolib", {})["stale"] = {"since": now, "reason": reason}
     save_notebook(page, chapter.page)
+
+
+def _title_of(chapter: Chapter) -> list[nbformat.NotebookNode]:
+    """The first cell of a chapter, or a title in its place where the notebook is none."""
+    with suppress(OSError, ValueError):
+        return read_notebook(chapter.notebook).cells[:1]
+    return [nbformat.v4.new_markdown_cell(f"# {chapter.stem}", id="title")]
 
 
 def _below_title(page: nbformat.NotebookNode) -> int:
@@ -283,7 +357,8 @@ def _below_title(page: nbformat.NotebookNode) -> int:
 
 def own_kernel(**environment: str) -> type[AsyncKernelManager]:
     """A kernel manager that starts this very interpreter, whatever kernels the user has installed."""
-    spec = KernelSpec(**get_kernel_dict(), env=environment)
+    literal = {name: value.replace("$", "$$") for name, value in environment.items()}  # Jupyter fills in $NAME there
+    spec = KernelSpec(**get_kernel_dict(), env=literal)
 
     class OwnKernel(AsyncKernelManager):
         kernel_spec = spec
@@ -296,41 +371,66 @@ def execute(chapter: Chapter, parameters: Parameters, threads: int = 1) -> Outco
     started = time.monotonic()
     try:
         with locked(chapter.lock, chapter.stem):
+            kept = False
             try:
-                return Outcome(chapter.stem, "ran", _execute(chapter, parameters, threads))
+                _execute(chapter, parameters, threads)
+                return Outcome(chapter.stem, "ran", time.monotonic() - started)
             except PapermillExecutionError as error:
-                message = (error.evalue.strip().splitlines() or [""])[0]
-                reason = f"cell {_failing_cell(chapter.executing)}: {error.ename}: {message}"
-                _keep_for_reading(chapter)
+                reason = f"cell {_failing_cell(chapter.executing)}: {error.ename}: {_first_line(error.evalue)}"
+                kept = _kept_for_reading(chapter)
             except DeadKernelError:
                 reason = f"cell {_failing_cell(chapter.executing)}: the kernel died (killed, or out of memory)"
-                _keep_for_reading(chapter)
+                kept = _kept_for_reading(chapter)
             except OSError as error:
-                reason = f"the page could not be saved: {error.strerror or error}"
+                reason = _not_possible(chapter, error)
             except Exception as error:  # a notebook that is none, a kernel that does not start: the others still run
-                reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                reason = f"{type(error).__name__}: {_first_line(error)}"
             finally:
-                chapter.executing.unlink(missing_ok=True)
-            return Outcome(chapter.stem, "failed", time.monotonic() - started, _mark_stale_or_say(chapter, reason))
+                with suppress(OSError):
+                    chapter.executing.unlink(missing_ok=True)
+            reason, stale = _marked(chapter, reason)
+            return Outcome(chapter.stem, "failed", time.monotonic() - started, reason, kept, stale)
     except Busy as error:
         return Outcome(chapter.stem, "busy", where=str(error))
+    except NoLock as error:
+        return Outcome(chapter.stem, "failed", time.monotonic() - started, str(error))
 
 
-def _keep_for_reading(chapter: Chapter) -> None:
-    chapter.failed.parent.mkdir(exist_ok=True)
-    os.replace(chapter.executing, chapter.failed)
+def _first_line(told: object) -> str:
+    return (str(told).strip().splitlines() or [""])[0]
 
 
-def _mark_stale_or_say(chapter: Chapter, reason: str) -> str:
+def _not_possible(chapter: Chapter, error: OSError) -> str:
+    """What the operating system refused, without a path of this machine: the line stands on the page."""
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+    pages = path is not None and path.parent == chapter.page.parent
+    what = "the page could not be saved" if full or pages else "the chapter could not be executed"
+    return f"{what}: {_first_line(error.strerror or error)}{f' ({path.name})' if path else ''}"
+
+
+def _kept_for_reading(chapter: Chapter) -> bool:
+    """Move a failed execution to where it can be read; False where that is not possible."""
+    try:
+        chapter.failed.parent.mkdir(exist_ok=True)
+        os.replace(chapter.executing, chapter.failed)
+    except OSError:
+        return False
+    return True
+
+
+def _marked(chapter: Chapter, reason: str) -> tuple[str, bool]:
+    """Mark a chapter's page stale. Returns the reason, with the fault where that failed, and whether it is marked."""
     try:
         mark_stale(chapter, reason)
     except (OSError, ValueError) as error:
-        return f"{reason} (nor could the page be marked stale: {error})"
-    return reason
+        told = (error.strerror if isinstance(error, OSError) else None) or _first_line(error)
+        return f"{reason} (nor could the page be marked stale: {told})", False
+    return reason, True
 
 
-def _execute(chapter: Chapter, parameters: Parameters, threads: int) -> float:
-    """Papermill into the temporary file, then the page in one step. Returns the seconds that the notebook took."""
+def _execute(chapter: Chapter, parameters: Parameters, threads: int) -> None:
+    """Papermill into the temporary file, then the page in one step."""
     mark = fingerprint(chapter, parameters)  # before the run: what is edited meanwhile makes the page run again
     _papermill(chapter, chapter.executing, parameters, threads)
     page = nbformat.read(chapter.executing, as_version=4)
@@ -344,27 +444,34 @@ def _execute(chapter: Chapter, parameters: Parameters, threads: int) -> float:
         page.metadata.papermill[key] = path.relative_to(chapter.root).as_posix()
     page.metadata["reprolib"] = {"fingerprint": mark}
     save_notebook(page, chapter.page)
-    chapter.failed.unlink(missing_ok=True)
-    return page.metadata.papermill.duration
+    with suppress(OSError):  # the page is whole, whatever becomes of an older failure
+        chapter.failed.unlink(missing_ok=True)
 
 
 def _papermill(chapter: Chapter, out: Path, parameters: Parameters, threads: int) -> None:
     """Execute the notebook into `out`."""
-    papermill.execute_notebook(
-        chapter.notebook,
-        out,
-        # The data root goes through the environment, and an empty parameter means just that: a page is for publishing,
-        # and a folder of this machine has no place on it.
-        parameters=asdict(replace(parameters, data_root="")),
-        kernel_name="python3",
-        kernel_manager_class=own_kernel(
-            OMP_NUM_THREADS=str(threads), GOMP_SPINCOUNT=SPINS, REPROLIB_DATA=parameters.data_root
-        ),
-        extra_arguments=["--log-level=ERROR"],  # of the kernel's own log, which warns of plain sockets on this machine
-        shutdown_kernel="immediate",  # a chapter has saved everything when its last cell ends
-        progress_bar=False,
-        cwd=chapter.root,
-    )
+    # A kernel runs the start-up files and the configuration of whoever starts it, which may change numbers.
+    with tempfile.TemporaryDirectory(prefix="reprolib-ipython-", ignore_cleanup_errors=True) as nobody:
+        papermill.execute_notebook(
+            chapter.notebook,
+            out,
+            # The data root goes through the environment, and an empty parameter means just that: a page is for
+            # publishing, and a folder of this machine has no place on it.
+            parameters=asdict(replace(parameters, data_root="")),
+            kernel_name="python3",
+            kernel_manager_class=own_kernel(
+                OMP_NUM_THREADS=str(threads),
+                GOMP_SPINCOUNT=SPINS,
+                REPROLIB_DATA=parameters.data_root,
+                IPYTHONDIR=nobody,
+                PYTHONSTARTUP="",
+            ),
+            # of the kernel's own log, which warns of plain sockets on this machine
+            extra_arguments=["--log-level=ERROR"],
+            shutdown_kernel="immediate",  # a chapter has saved everything when its last cell ends
+            progress_bar=False,
+            cwd=chapter.root,
+        )
 
 
 def execute_aside(chapter: Chapter, parameters: Parameters, folder: Path, threads: int = 1) -> None:
@@ -376,13 +483,16 @@ def execute_aside(chapter: Chapter, parameters: Parameters, folder: Path, thread
     try:
         _papermill(chapter, out, parameters, threads)
     except PapermillExecutionError as error:
-        message = (error.evalue.strip().splitlines() or [""])[0]
-        raise RuntimeError(f"{chapter.stem}, cell {_failing_cell(out)}: {error.ename}: {message}") from error
+        where = f"{chapter.stem}, cell {_failing_cell(out)}"
+        raise RuntimeError(f"{where}: {error.ename}: {_first_line(error.evalue)}") from error
 
 
 def _failing_cell(notebook: Path) -> int | str:
-    """Number, counted from 1 in the clean notebook, of the last cell that was started."""
-    cells = nbformat.read(notebook, as_version=4).cells
+    """Number, counted from 1 in the clean notebook, of the last cell that was started; "?" where nothing tells it."""
+    try:
+        cells = read_notebook(notebook).cells
+    except (OSError, ValueError):
+        return "?"
     cells = [c for c in cells if "papermill" in c.metadata and INJECTED_TAG not in c.metadata.get("tags", [])]
     started = [number for number, cell in enumerate(cells, 1) if cell.metadata.papermill.get("start_time")]
     return started[-1] if started else "?"
@@ -394,6 +504,12 @@ def _failing_cell(notebook: Path) -> int | str:
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _threads_allowed() -> int | None:
+    """OMP_NUM_THREADS, as OpenMP reads it: the first of a list, which is for nested regions; None without a number."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if re.fullmatch(r"0*[1-9]\d{0,8}", first, re.ASCII) else None
 
 
 def run(
@@ -417,7 +533,7 @@ def run(
     changed = [c for c in wanted if force or not is_current(c, parameters)]
     outcomes = {c.stem: Outcome(c.stem, "unchanged") for c in wanted if c not in changed}
     threads = max(1, cores() // max(1, min(jobs, len(changed))))
-    threads = min(threads, int(os.environ.get("OMP_NUM_THREADS", threads)))
+    threads = min(threads, _threads_allowed() or threads)
     context = multiprocessing.get_context("spawn")
     running: dict[connection.Connection, tuple[Chapter, multiprocessing.Process, float]] = {}
     queue = list(changed)
@@ -454,17 +570,15 @@ def _receive(
         outcome = pipe.recv()
         process.join()
         return outcome
-    except EOFError:
+    except (EOFError, OSError):
         process.join()
     code = process.exitcode or 0
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    reason = f"the chapter's process ended with {how}"
-    with (
-        suppress(Busy),
-        locked(chapter.lock, chapter.stem),
-    ):  # busy: another run has taken over and decides what the page says
-        reason = _mark_stale_or_say(chapter, reason)
-    return Outcome(chapter.stem, "failed", seconds, reason)
+    reason, stale = f"the chapter's process ended with {how}", False
+    # busy: another run has taken over and decides what the page says
+    with suppress(Busy, NoLock), locked(chapter.lock, chapter.stem):
+        reason, stale = _marked(chapter, reason)
+    return Outcome(chapter.stem, "failed", seconds, reason, stale=stale)
 
 
 def _worker(pipe: connection.Connection, chapter: Chapter, parameters: Parameters, threads: int) -> None:
@@ -483,7 +597,7 @@ def _worker(pipe: connection.Connection, chapter: Chapter, parameters: Parameter
 def _progress(chapter: Chapter) -> str:
     """How far a running chapter is. Papermill rewrites the temporary file at every cell: a look may meet a torn one."""
     try:
-        cells = nbformat.read(chapter.executing, as_version=4).cells
+        cells = read_notebook(chapter.executing).cells
     except (OSError, ValueError):
         return "running"
     done = sum(cell.metadata.get("papermill", {}).get("status") == "completed" for cell in cells)

@@ -170,18 +170,176 @@ def test_a_killed_kernel_and_a_killed_process_are_failures_of_one_chapter(tmp_pa
     assert [o.status for o in outcomes] == ["failed"] * 3
     assert outcomes[0].where == "cell 4: the kernel died (killed, or out of memory)"
     assert outcomes[1].where == "the chapter's process ended with signal SIGKILL"
-    assert "NotJSONError" in outcomes[2].where
+    assert outcomes[2].where.startswith(
+        "ValueError: 03-none.ipynb is not a complete notebook (Notebook does not appear"
+    )
+    assert [o.kept for o in outcomes] == [True, False, False] and all(o.stale for o in outcomes)
+    assert "# 03-none" in text_of(runner.Chapter(tmp_path, "03-none").page)
 
 
 def test_a_second_run_of_the_same_chapter_says_so_and_does_nothing(tmp_path):
     chapter = write_chapter(tmp_path, "01-dlg", "1 + 1")
     with runner.locked(chapter.lock, chapter.stem):
         outcome = runner.execute(chapter, runner.Parameters())
-    assert outcome.status == "busy" and not outcome.good
+    assert outcome.status == "busy" and not outcome.good and not (outcome.kept or outcome.stale)
     assert f"01-dlg is being made by process {os.getpid()}, since 20" in outcome.where
     assert not chapter.page.exists()
     with runner.locked(chapter.lock, chapter.stem):
         pass  # the lock is free again
+
+
+def test_a_holder_that_could_not_leave_its_name_is_another_process(tmp_path):
+    chapter = write_chapter(tmp_path, "01-dlg")
+    with runner.locked(chapter.lock, chapter.stem):
+        chapter.lock.with_suffix(".holder").unlink()
+        assert "01-dlg is being made by another process" in runner.execute(chapter, runner.Parameters()).where
+
+
+def test_a_lock_that_cannot_be_taken_is_one_failed_outcome(tmp_path):
+    locked, good = write_chapter(tmp_path, "01-locked"), write_chapter(tmp_path, "02-good", "print('complete')")
+    lost = write_chapter(
+        tmp_path,
+        "03-lost",
+        "import os, signal\nlock = 'book/chapters/.03-lost.lock'\nos.remove(lock)\nos.mkdir(lock)\n"
+        "os.kill(os.getppid(), signal.SIGKILL)",
+    )
+    locked.lock.mkdir(parents=True)
+    outcomes = runner.run(tmp_path, jobs=3, tell=lambda line: None)
+    assert [o.status for o in outcomes] == ["failed", "ran", "failed"]
+    assert outcomes[0].where == (
+        "01-locked was not made: its lock chapters/.01-locked.lock cannot be taken (Is a directory); take away what "
+        "stands in its place, and see that the folder can be written to"
+    )
+    assert outcomes[2].where == "the chapter's process ended with signal SIGKILL"
+    assert not any(o.kept or o.stale for o in outcomes), "without the lock no page is touched"
+    assert "complete" in text_of(good.page) and not locked.page.exists() and not lost.page.exists()
+
+
+def test_a_file_in_the_place_of_the_pages_folder_fails_each_chapter(tmp_path):
+    chapters = [write_chapter(tmp_path, stem) for stem in ("01-dlg", "02-idlg")]
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "chapters").write_text("")
+    outcomes = [runner.execute(chapter, runner.Parameters()) for chapter in chapters]
+    assert [o.status for o in outcomes] == ["failed"] * 2
+    assert all("cannot be taken (File exists)" in o.where for o in outcomes)
+
+
+NO_NOTEBOOKS = {
+    "nothing": "",
+    "an empty object": "{}",
+    "a list": "[]",
+    "null": "null",
+    "a number": "5",
+    "other keys": '{"cells": 1, "metadata": {}}',
+    "no cells": '{"cells": [1], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}',
+    "another version": '{"nbformat": "x"}',
+    "a version that is no number": '{"nbformat": 4, "nbformat_minor": "x", "cells": [], "metadata": {}}',
+    "wrong tags": '{"cells": [{"cell_type": "markdown", "id": "a", "source": "", "metadata": {"tags": 5}}], '
+    '"metadata": {}, "nbformat": 4, "nbformat_minor": 5}',
+    "too deep": "[" * 100_000,
+    "no text": "\udcff",
+}
+
+
+@pytest.mark.parametrize("text", NO_NOTEBOOKS.values(), ids=NO_NOTEBOOKS.keys())
+def test_a_page_or_notebook_that_is_none_stops_nothing(tmp_path, text):
+    chapter = write_chapter(tmp_path, "01-dlg")
+    chapter.page.parent.mkdir(parents=True)
+    chapter.page.write_text(text, errors="surrogateescape")
+    assert not runner.is_current(chapter, runner.Parameters())
+    assert runner._marked(chapter, "cell 1: KeyError") == ("cell 1: KeyError", True)
+    assert "has not run to its end yet" in text_of(chapter.page) and "# Chapter 01-dlg" in text_of(chapter.page)
+
+    chapter.notebook.write_text(text, errors="surrogateescape")
+    assert runner.find(tmp_path, ["dlg"]) == [chapter]
+    outcome = runner.execute(chapter, runner.Parameters())
+    assert outcome.status == "failed" and not outcome.kept
+    assert outcome.where.startswith("ValueError: 01-dlg.ipynb is not a complete notebook (")
+    assert "\n" not in outcome.where
+
+
+def test_notes_of_another_on_a_page_are_no_fingerprint(tmp_path):
+    chapter = write_chapter(tmp_path, "01-dlg")
+    page = nbformat.read(chapter.notebook, as_version=4)
+    page.metadata["reprolib"] = [1]
+    runner.save_notebook(page, chapter.page)
+    assert not runner.is_current(chapter, runner.Parameters())
+
+
+def test_a_folder_in_the_place_of_a_page_is_one_failed_outcome(tmp_path):
+    chapter = write_chapter(tmp_path, "01-dlg")
+    chapter.page.mkdir(parents=True)
+    (outcome,) = runner.run(tmp_path, tell=lambda line: None)
+    assert outcome.status == "failed" and not outcome.stale
+    assert outcome.where.startswith("the page could not be saved: Is a directory")
+    assert outcome.where.endswith("(nor could the page be marked stale: Is a directory)")
+    assert str(tmp_path) not in outcome.where, "no path of this machine"
+
+
+def test_a_notebook_that_cannot_be_read_does_not_say_that_its_page_was_not_saved(tmp_path):
+    chapter = runner.Chapter(tmp_path, "01-dlg")
+    chapter.notebook.mkdir(parents=True)
+    outcome = runner.execute(chapter, runner.Parameters())
+    assert outcome.where == "the chapter could not be executed: Is a directory (01-dlg.ipynb)"
+
+
+def test_a_failure_that_cannot_be_kept_does_not_say_so(tmp_path):
+    chapter = write_chapter(tmp_path, "01-dlg", "1 / 0")
+    chapter.failed.parent.parent.mkdir(parents=True)
+    chapter.failed.parent.write_text("a file in the folder's place")
+    outcome = runner.execute(chapter, runner.Parameters())
+    assert outcome.where == "cell 3: ZeroDivisionError: division by zero" and outcome.stale and not outcome.kept
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "allowed"),
+    [("2", 2), ("", None), (" 3 ", 3), ("4,2", 4), ("many", None), ("0", None), ("-1", None), ("9" * 5000, None)],
+)
+def test_threads_are_read_as_openmp_reads_them(monkeypatch, value, allowed):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert runner._threads_allowed() == allowed
+
+
+def test_chapters_run_whatever_the_environment_says(tmp_path, monkeypatch):
+    """The reader's own start-up files do not run in a chapter's kernel, and its variables arrive as they are."""
+    own = tmp_path / "ipython" / "profile_default"
+    (own / "startup").mkdir(parents=True)
+    (own / "startup" / "00-own.py").write_text("own = 1")
+    (own / "ipython_config.py").write_text("c.InteractiveShellApp.exec_lines = ['configured = 1']")
+    (own / "ipython_kernel_config.py").write_text("c.IPKernelApp.exec_lines = ['configured = 1']")
+    (tmp_path / "startup.py").write_text("started = 1")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "startup.py"))
+    monkeypatch.setenv("PYTHONOPTIMIZE", "2")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1,2")
+    data = tmp_path / 'it\'s "$HOME" `a`; $(b)'
+    data.mkdir()
+    names = "{'own', 'configured', 'started'} & set(globals())"
+    chapter = write_chapter(
+        tmp_path, "01-dlg", f"import os\nprint({names}, os.environ['OMP_NUM_THREADS'], os.environ['REPROLIB_DATA'])"
+    )
+    (outcome,) = runner.run(tmp_path, parameters=runner.Parameters(data_root=str(data)), tell=lambda line: None)
+    assert outcome.status == "ran", outcome.where
+    assert f"set() 1 {data}" in text_of(chapter.page)
+
+
+def test_what_cannot_be_read_in_the_data_root_is_left_to_who_needs_it(tmp_path, monkeypatch):
+    chapter, data = write_chapter(tmp_path, "01-dlg"), tmp_path / "data"
+    (data / "lost+found").mkdir(parents=True)
+    parameters = runner.Parameters(data_root=str(data))
+    (data / "gone").symlink_to(tmp_path / "nowhere")
+    (data / "round").symlink_to(data / "round")
+    seen = runner.fingerprint(chapter, parameters)
+    scan = os.scandir
+
+    def refused(folder):
+        if Path(folder).name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(runner.os, "scandir", refused)
+    assert runner.fingerprint(chapter, parameters) == seen
 
 
 def test_a_full_disk_leaves_the_old_page(tmp_path):
