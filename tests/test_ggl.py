@@ -617,5 +617,22 @@ def test_a_prior_without_the_class_is_trained_on_as_many_images(digits):
     images, public = digits
     recipe = generators.VAERecipe(1, latent_dim=LATENT, width=4, batch_size=16)
     adam = replace(GGL.adam(SMALL.generator), evaluations=3)
-    rows = experiments.held_out(adam, recipe, public, images, [0, 1], 2, 0, torch.device("cpu"))
+    rows = experiments.held_out(adam, recipe, public, images, 1, 30, 2, 0, torch.device("cpu"))
     assert rows.prior.tolist() == ["all classes"] * 2 + ["without theirs"] * 2 and rows.psnr.notna().all()
+    assert (rows.pair == 1).all() and not rows.psnr.equals(
+        experiments.held_out(adam, recipe, public, images, 0, 30, 2, 0, torch.device("cpu")).psnr
+    )
+    two = replace(public, labels=public.labels % 2)
+    with pytest.raises(ValueError, match="public holds 2 classes: two are held out"):
+        experiments.held_out(adam, recipe, two, images, 0, 30, 2, 0, torch.device("cpu"))
+
+
+def test_what_a_prior_can_do_is_shown_for_clients_it_has_not_seen(digits):
+    images, public = digits
+    own = Coder(shape=images.image_shape).eval()
+    found = experiments.ggl.prior_at_best(own, images, public, 3, 0)
+    truth = images.batches(1, 3, seed=0)[0][:, 0]
+    assert torch.equal(found["truth"], truth) and found["samples"].shape == truth.shape
+    assert found["scores"].psnr.tolist() == pytest.approx(metrics.psnr(found["nearest"], truth).tolist())
+    with pytest.raises(ValueError, match="60 of the 60 private images"):
+        experiments.ggl.prior_at_best(own, images, images, 3, 0)

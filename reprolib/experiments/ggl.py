@@ -29,6 +29,19 @@ NULLS = ("Gaussian of equal length", "gradient of another image")
 """Controls that attack as the attack does, with nothing of the client's image in what they attack."""
 
 
+def prior_at_best(prior: torch.nn.Module, images: ImageSet, public: ImageSet, count: int, seed: int) -> dict[str, Any]:
+    """What a prior can make: samples of it, and the nearest it has to the first `count` clients' images.
+
+    Returns "truth", "nearest" and "samples" [count, C, H, W], and "scores", a row a trial with the psnr of the nearest.
+    Errors: ValueError where one of `public`'s images, on which the prior was trained, is among `images`.
+    """
+    generators.check_disjoint(public, images)
+    x = images.batches(1, count, seed=seed)[0][:, 0]
+    best = generators.nearest(prior, x)
+    scores = pd.DataFrame({"trial": range(count), "psnr": metrics.psnr(best, x).double().numpy()})
+    return {"truth": x, "nearest": best, "samples": generators.samples(prior, count, seed), "scores": scores}
+
+
 def planted(
     attacks: Mapping[str, GGL], prior: torch.nn.Module, count: int, classes: int, seed: int, device: torch.device
 ) -> pd.DataFrame:
@@ -65,7 +78,8 @@ def controls(
 
     The controls: the same attack on a Gaussian vector of the gradient's length, and on the gradient of another image of
     the class, out of `public`, under the same network; a random sample of the prior; a random image of the class; the
-    class's and the public set's mean image; and the floor, the image of the prior that is nearest to the client's.
+    class's and the public set's mean image; a grey card; and the floor, the image of the prior that is nearest to the
+    client's.
     defense: what both gradients are shared under; the attacker knows it and reads its setting off what it is given.
     options: LeNet's, for `models.build`. Returns "scores", a row a (control, trial) with mse, psnr, ssim, identified
     (among `images`) and chance, and its first images [n, C, H, W] under each control's name, the client's under
@@ -93,6 +107,7 @@ def controls(
     )
     shown["mean image of the class"] = torch.stack([own.mean(0) for own in of_class])
     shown["mean image"] = public.mean_image.expand_as(x[:, 0])
+    shown["grey card"] = torch.full_like(x[:, 0], 0.5)
     shown["floor"] = generators.nearest(prior, x[:, 0])
     rows = []
     for name, pictures in shown.items():
@@ -265,32 +280,51 @@ def held_out(
     recipe: generators.VAERecipe,
     public: ImageSet,
     images: ImageSet,
-    classes: Sequence[int],
+    pair: int,
+    fit_on: int,
     count: int,
     seed: int,
     device: torch.device,
     **options: Any,
 ) -> pd.DataFrame:
-    """Attacks on images of some classes with a prior that has seen these classes, and with one that has not.
+    """Attacks on images of two classes with a prior that has seen these classes, and with one that has not.
 
-    The two VAEs have one recipe and as many training images. A row a (prior, trial): prior, trial, psnr, and floor, the
-    PSNR of the nearest image that the prior can make. Source: sheet `ggl.md`, section 9.3 (E9).
+    pair: its number; it decides which classes are held out, the images that both priors are trained on, how they start,
+    and the networks. The two VAEs have one recipe and as many training images, about `fit_on` of `public`. A row a
+    (prior, trial): pair, prior, trial, psnr, and floor, the PSNR of the nearest image that the prior can make.
+    Errors: ValueError for a public set of fewer than three classes. Source: sheet `ggl.md`, section 9.3 (E9).
     """
-    unseen = torch.isin(public.labels, torch.tensor(classes))
-    kept = (~unseen).nonzero()[:, 0]
-    every = torch.randperm(len(public), generator=generator(seed, 0, 9))[: len(kept)]
-    theirs = torch.isin(images.labels, torch.tensor(classes))
+    present = public.labels.unique()
+    if len(present) < 3:
+        raise ValueError(f"public holds {len(present)} classes: two are held out, so at least three are needed")
+    classes = present[torch.arange(2 * pair, 2 * pair + 2) % len(present)]
+    some = torch.randperm(len(public), generator=generator(seed, pair, 9))
+    unseen = torch.isin(public.labels[some], classes)
+    without = some[~unseen][:fit_on]
+    every = some[: len(without)]
+    theirs = torch.isin(images.labels, classes)
     private = replace(images, images=images.images[theirs], labels=images.labels[theirs])
-    x, y = private.batches(1, count, seed=seed)
-    pairs = [shared(private, [k], k, seed, device, None, KNOWN, "lenet", options) for k in range(count)]
+    x, y = private.batches(1, count, seed=network_seed(seed, pair))
+    networks = range(pair * count, (pair + 1) * count)
+    pairs = []
+    for k, network in enumerate(networks):
+        victim = models.build(
+            "lenet", images.num_classes, images.image_shape, seed=network_seed(seed, network), **options
+        )
+        victim = victim.to(device)
+        own = network_seed(seed, network)
+        pairs.append(
+            (victim, client.share(victim, x[k, None].to(device), y[k, None].to(device), threat=KNOWN, seed=own))
+        )
+    victims, updates = (list(part) for part in zip(*pairs, strict=True))
     rows = []
-    for name, chosen in (("all classes", every), ("without theirs", kept)):
+    for name, chosen in (("all classes", every), ("without theirs", without)):
         fit = replace(public, images=public.images[chosen], labels=public.labels[chosen])
-        prior = generators.fit_vae(recipe, fit, device, progress=False)
-        found = attack_together(replace(attack, generator=prior), *map(list, zip(*pairs, strict=True)), seed)
+        prior = generators.fit_vae(replace(recipe, seed=pair), fit, device, progress=False)
+        found = attack_together(replace(attack, generator=prior), victims, updates, network_seed(seed, pair))
         scores = metrics.score(found, x, y)[["trial", "psnr"]]
         scores["floor"] = metrics.psnr(generators.nearest(prior, x[:, 0]), x[:, 0]).double().numpy()
-        rows.append(scores.assign(prior=name))
+        rows.append(scores.assign(prior=name, pair=pair))
     return pd.concat(rows, ignore_index=True)
 
 
