@@ -62,15 +62,24 @@ CONDITIONS = ("model", "scale", "budget", "batch", "attacker")
 """What a measure is taken on besides its images."""
 
 
+def _finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all fractions
+        return False
+
+
 def _bound(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not _finite(value):
         raise ValueError("bounds are finite numbers")
     return value
 
 
 def _single(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
-        raise ValueError("expected one value, text or a number")
+    if not (isinstance(value, str) and value) and not _finite(value):
+        raise ValueError("expected one value, text or a finite number")
     return value
 
 
@@ -401,7 +410,11 @@ def load(path: str | os.PathLike) -> Paper:
     path = Path(path)
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (
+        yaml.YAMLError,
+        RecursionError,
+        ValueError,
+    ) as error:  # ValueError: a date that is none, bytes that are no text
         raise ValueError(f"{path.name} is not valid YAML: {error}") from error
     if not isinstance(document, dict):
         raise ValueError(f"{path.name}: expected the keys {', '.join(Paper.model_fields)} at the top")

@@ -17,16 +17,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import yaml
 from docutils.nodes import make_id
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from reprolib import claims, ledger, results, runner
+from reprolib import checked, claims, ledger, results, runner
 from reprolib.atomic import write_atomic
+from reprolib.checked import Stored
 from reprolib.claims import number_words
 from reprolib.verdicts import REASONS, SYMBOLS, UNDECIDED, Verdict, count, count_at_99
 
@@ -138,7 +137,7 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike) -> None:
     figures = _chosen(papers, REPORT_LIMIT - len(bare.encode()))
     left_out = {key: [figure for figure in every if figure not in figures[key]] for key, every in everything.items()}
     text = template.render(papers=papers, totals=totals, figures=figures, left_out=left_out)
-    write_atomic(out, text.encode())
+    write_atomic(out, text.encode(errors="replace"))
 
 
 def _chosen(papers: list[Paper], room: int) -> dict[str, list[Figure]]:
@@ -157,92 +156,6 @@ def _chosen(papers: list[Paper], room: int) -> dict[str, list[Figure]]:
                 chosen[paper.key].append(figure)
                 room -= figure.size
     return chosen
-
-
-# --- what a results file must hold ------------------------------------------------------------------------------------
-
-
-class _Checked(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-
-class _Measure(_Checked):
-    value: float
-    low: float
-    high: float
-    n: int
-    method: str
-    images: int
-    data: str | None
-    substitute_for: str | None = None
-    conditions: dict[str, str | int | float] = {}
-    clusters: int | None = None
-    low99: float | None = None
-    high99: float | None = None
-    skewed: bool = False
-
-
-class _Skipped(_Checked):
-    reason: Literal[REASONS]
-    why: str
-
-
-class _Figure(_Checked):
-    name: str
-    caption: str
-    file: str | None = None
-
-
-class _Part(_Checked):
-    device: str
-    seconds: float
-    commit: str | None
-
-
-class _Made(_Checked):
-    device: str
-    threads: Annotated[int, Field(ge=1)]
-    seed: int | None
-    data: dict[str, str]
-    versions: dict[str, str | None]
-    commit: str | None
-    time: str
-    seconds: float | None = None
-
-
-class Stored(_Checked):
-    """A results file, as far as it is read here. profile: whose sizes were run. records: of each part, if it has any.
-
-    skipped: measure -> why, in older files a sentence alone. state: of a run that shows the reference run, what is not
-    as the records have it.
-    """
-
-    paper: str
-    profile: Literal[claims.PROFILES]
-    measures: dict[str, _Measure]
-    skipped: dict[str, _Skipped | str]
-    figures: list[_Figure]
-    provenance: _Made
-    records: dict[str, _Part] = {}
-    state: dict[str, list[str]] = {}
-
-
-def _stored(path: Path, key: str) -> tuple[Stored, dict[str, Any]]:
-    """A paper's results file, checked, and as it is. Raises FileNotFoundError, and ValueError saying what is wrong."""
-    remedy = "run the chapter again"
-    try:
-        payload = results.load(path)
-    except (KeyError, TypeError, AttributeError) as error:  # a table or a number in a form that no version has written
-        raise ValueError(f"{path.name} is not of a form that this book reads; {remedy}") from error
-    try:
-        stored = Stored.model_validate(payload)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ", ".join(str(step) for step in fault["loc"]) or "the whole"
-        raise ValueError(f"{path.name} is of another form: {where}: {fault['msg']}; {remedy}") from error
-    if stored.paper != key:
-        raise ValueError(f"{path.name} is of the paper {stored.paper!r}, not of {key!r}")
-    return stored, payload
 
 
 # --- what is known of a paper -----------------------------------------------------------------------------------------
@@ -546,7 +459,11 @@ def _papers(root: Path) -> list[Paper]:
     toc = root / "_toc.yml"
     if not toc.is_file() or not (root / "claims").is_dir():
         raise ValueError(f"root={str(root)!r} holds no book: _toc.yml and the folder claims are expected there")
-    stems = re.findall(r"book/chapters/([\w.-]+)", yaml.dump(yaml.safe_load(toc.read_text(encoding="utf-8"))))
+    try:
+        contents = yaml.dump(yaml.safe_load(toc.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"_toc.yml is not valid YAML: {' '.join(str(error).split())}") from error
+    stems = re.findall(r"book/chapters/([\w.-]+)", contents)
     stems = sorted(dict.fromkeys(Path(stem).stem if stem.endswith((".ipynb", ".md")) else stem for stem in stems))
     by_key = {runner.Chapter(root, stem).paper: stem for stem in stems}
     keys = [*by_key, *sorted({path.stem for path in (root / "claims").glob("*.yml")} - by_key.keys())]
@@ -563,7 +480,7 @@ def _paper(root: Path, key: str, stem: str | None) -> Paper:
         title, loaded = found.title, found
     except FileNotFoundError:
         problems.append(f"claims/{key}.yml is missing, so there is nothing to judge.")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         problems.append(str(error))
     page = root / "book" / "chapters" / f"{stem}.ipynb"
     stale, heading = _page_notes(page) if stem else ("", "")
@@ -583,7 +500,7 @@ def _run(title: str, paths: list[Path], key: str, paper: claims.Paper | None, re
     for path in paths:
         where = f"{title.capitalize()} ({path.parent.name})"
         try:
-            stored, payload = _stored(path, key)
+            stored, payload = checked.read(path, key)
             verdicts = {verdict.id: verdict for verdict in ledger.judge(paper, payload)} if paper else {}
             written = path.stat().st_mtime_ns
         except FileNotFoundError:
@@ -605,32 +522,16 @@ def _run(title: str, paths: list[Path], key: str, paper: claims.Paper | None, re
     return Run(title, stored, verdicts, figures, tuple(problems), replays)
 
 
-def _figures(entries: list[_Figure], folder: Path, run: str) -> tuple[tuple[Figure, ...], list[str]]:
-    """The pictures that a results file names, and a line for each that is none.
-
-    What is shown is sent by mail and put on the web: a name may lead to a PNG file in the run's own folder only.
-    """
+def _figures(entries: list[checked.Figure], folder: Path, run: str) -> tuple[tuple[Figure, ...], list[str]]:
+    """The pictures that a results file names, and a line for each that is none."""
     figures, refused = [], []
     for entry in entries:
         if not entry.file:
             continue
-        path, problem = folder / entry.file, ""
         try:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*\.png", entry.file):
-                problem = "is not the bare name of a PNG file"
-            elif path.is_symlink():
-                problem = "is a link to another place"
-            elif not path.is_file():
-                problem = "is not there"
-            else:
-                with path.open("rb") as file:
-                    problem = "" if file.read(8) == b"\x89PNG\r\n\x1a\n" else "is no PNG file"
-        except OSError as error:
-            problem = f"cannot be read ({error.strerror})"
-        if problem:
-            refused.append(f"the figure {entry.name!r} is left out: its file {entry.file!r} {problem}")
-        else:
-            figures.append(Figure(path, entry.caption, run))
+            figures.append(Figure(checked.picture(folder, entry.file), entry.caption, run))
+        except ValueError as error:
+            refused.append(f"the figure {entry.name!r} is left out: {error}")
     return tuple(figures), refused
 
 
@@ -643,7 +544,9 @@ def _page_notes(page: Path) -> tuple[str, str]:
         texts = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
     except FileNotFoundError:
         return "", ""
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except OSError as error:
+        return f"book/chapters/{page.name} cannot be read ({error.strerror}): run the chapter again", ""
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return f"book/chapters/{page.name} is not a complete notebook: delete it and run the chapter again", ""
     headings = [match[1] for text in texts for match in re.finditer(r"^##+ (.+)$", text, re.MULTILINE)]
     return reason, next((make_id(heading) for heading in headings if "ledger" in heading.lower()), "")
@@ -656,7 +559,8 @@ all attacks on the same images, which a run of a few iterations would show unfin
 
 def _pictures(papers: list[Paper]) -> list[Figure]:
     """The figures of the first page, as far as there are any: of the reference run where it has one."""
-    runs = [paper.reference for paper in papers] + [paper.run for paper in papers]
+    named = [paper for paper in papers if re.fullmatch(r"[\w.-]+", paper.key)]  # the page names a picture by its path
+    runs = [paper.reference for paper in named] + [paper.run for paper in named]
     found = []
     for name, profiles in FIRST_PAGE.items():
         fitting = (run for run in runs if run.stored is not None and run.stored.profile in profiles)
@@ -666,8 +570,9 @@ def _pictures(papers: list[Paper]) -> list[Figure]:
 
 
 def _write(path: Path, text: str) -> None:
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        write_atomic(path, text.encode())
+    content = text.encode(errors="replace")  # a name of a file may hold what is no character
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomic(path, content)
 
 
 # --- templates --------------------------------------------------------------------------------------------------------
@@ -907,7 +812,7 @@ _LEDGER = """\
 {% for claim in paper.ordered(origin) %}
 {% set verdict = paper.reference.verdicts[claim.id] if paper.reference.verdicts else none %}
 {% set here = paper.run.verdicts[claim.id] if paper.run.verdicts else none %}
-<tr id="{{ paper.key }}-{{ claim.id }}"><td><div>{{ claim.says | raw_text }}</div>
+<tr id="{{ paper.key | raw_text }}-{{ claim.id }}"><td><div>{{ claim.says | raw_text }}</div>
 <div class="where">{{ claim.where | raw_text if claim.origin == "paper" else "this book" }} ·
 {{ linked(claim.id, link) }}{{ " · central" if claim.central }}</div>
 {% for line in criterion_lines(claim, paper.claims) %}

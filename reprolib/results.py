@@ -55,8 +55,8 @@ def save(path: str | os.PathLike, payload: Mapping[str, Any]) -> None:
 def load(path: str | os.PathLike) -> dict[str, Any]:
     """Read a record that `save` wrote.
 
-    Raises FileNotFoundError for a missing file, and ValueError for one that is truncated, was changed by hand, or has
-    another schema, saying what to do.
+    Raises FileNotFoundError for a missing file, and ValueError for one that is truncated, was changed by hand, has
+    another schema or is of another form, saying what to do.
     """
     path = Path(path)
     remedy = "delete it and run the chapter again (or take the committed file back: git checkout)"
@@ -64,13 +64,26 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
         record = json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name} is not complete JSON ({error}): the file was cut or edited; {remedy}") from error
+    except (RecursionError, ValueError) as error:  # brackets in brackets, a number of thousands of digits
+        raise ValueError(
+            f"{path.name} is no record of reprolib: it is nested too deeply or too long; {remedy}"
+        ) from error
     if not isinstance(record, dict) or not {"schema", "sha256", "payload"} <= record.keys():
         raise ValueError(f"{path.name} is no record of reprolib (schema, sha256 and payload are expected); {remedy}")
     if record["schema"] != SCHEMA:
         raise ValueError(f"{path.name} has schema {record['schema']}, this reprolib reads schema {SCHEMA}; {remedy}")
-    if record["sha256"] != _checksum(record["payload"]):
+    try:
+        mark = _checksum(record["payload"])
+    except (RecursionError, ValueError) as error:  # NaN, or half a character: `save` writes neither
+        raise ValueError(f"{path.name} holds what no record holds ({error}); {remedy}") from error
+    if record["sha256"] != mark:
         raise ValueError(f"{path.name}: the checksum does not fit the content, so it was changed or damaged; {remedy}")
-    return _decode(record["payload"])
+    try:
+        return _decode(record["payload"])
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path.name} is of another form: a table or a number in it is none ({error!r}); {remedy}"
+        ) from error
 
 
 def provenance(

@@ -172,8 +172,10 @@ LABELS = "criterion: {measure: label_accuracy, at_least: 0.99}"
         ("date: 2026-11-28", "date: last week", "changed, date: .*valid date"),
         ("seen: [0]", "seen: [first]", "changed, seen, number 1: .*valid integer"),
         ("data: [mnist, lfw]", "data: []", "setting, data: no value is listed: leave out what the paper does not fix"),
-        ("model: LeNet, data", "model: [[LeNet]], data", "setting, model: expected one value, text or a number"),
-        ("on: {model: LeNet, batch: 1}", "on: {batch: [1]}", "undefended, on, batch: expected one value, text or a n"),
+        ("model: LeNet, data", "model: [[LeNet]], data", "setting, model: expected one value, text or a finite number"),
+        ("model: LeNet, data", "scale: .nan, data", "setting, scale: expected one value, text or a finite number"),
+        ("at_least: 0.99", f"at_least: {'9' * 400}", "criterion, at_least: bounds are finite numbers"),
+        ("on: {model: LeNet, batch: 1}", "on: {batch: [1]}", "undefended, on, batch: expected one value, text or a f"),
         ("value: 100.0", "value: .nan", "published, value"),
         ('{value: 100.0, unit: "% of labels"}', "100", "published: expected the keys value, unit .got '100'"),
         ("  steps: the number", "  label_accuracy: the number", "key 'label_accuracy' is given twice"),
@@ -204,7 +206,9 @@ def test_a_difference_of_shares_may_be_held_to_zero(write):
 
 
 def test_a_file_of_something_else(write):
-    with pytest.raises(ValueError, match="idlg.yml: expected the keys paper, title, finding, picture, measures, claims"):
+    with pytest.raises(
+        ValueError, match="idlg.yml: expected the keys paper, title, finding, picture, measures, claims"
+    ):
         claims.load(write("- a\n- b\n"))
 
 

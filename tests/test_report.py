@@ -554,14 +554,40 @@ def test_a_results_file_of_another_form_costs_one_line(root, keys, value, line):
         assert "profile cpu" in text and "iDLG" in text
 
 
-@pytest.mark.parametrize("payload", [[], "text", 5, {"figures": {"$table": 5}}, {"figures": {"$float": []}}], ids=str)
+@pytest.mark.parametrize(
+    "payload",
+    [[], "text", 5, None, {"figures": {"$table": 5}}, {"figures": {"$float": []}}, {"shown": {"$table": {}}}],
+    ids=str,
+)
 def test_a_file_with_a_valid_checksum_and_no_results_costs_one_line(root, payload):
     path = add_run(root, "dlg", "gpu", "reference")
     text = json.dumps({"schema": 1, "sha256": results._checksum(payload), "payload": payload})
     path.write_text(text)
     found = re.findall(r'<p class="problem">(.*?)</p>', page(root, "scoreboard"))
     assert len(found) == 1 and found[0].startswith("Reference run (dlg): dlg.json is ")
-    assert found[0].endswith("run the chapter again")
+    assert "run the chapter again" in found[0]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"schema": ' + "9" * 5000 + "}"], ids=["too deep", "too long"])
+def test_a_file_that_json_cannot_hold_costs_one_line(root, text):
+    add_run(root, "dlg", "gpu", "reference").write_text(text)
+    found = re.findall(r'<p class="problem">(.*?)</p>', page(root, "scoreboard"))
+    assert len(found) == 1 and "dlg.json is no record of reprolib: it is nested too deeply or too long" in found[0]
+
+
+@pytest.mark.parametrize("keys", [["shown"], ["sets"]])
+def test_tables_and_sets_of_another_form_cost_one_line(root, keys):
+    edit(add_run(root, "dlg", "gpu", "reference"), lambda payload: payload.update({keys[0]: [{"caption": 5}]}))
+    assert f"dlg.json is of another form: {keys[0]}" in page(root, "scoreboard")
+
+
+def test_a_folder_of_pictures_that_is_a_link_is_refused(root):
+    path = add_run(root, "dlg", "gpu")
+    folder = path.with_suffix("")
+    folder.rename(root / "private")
+    folder.symlink_to(root / "private")
+    assert "its file &#39;strip.png&#39; is a link to another place" in page(root, "scoreboard")
+    assert "data:image/png" not in written(root)
 
 
 @pytest.mark.parametrize(
@@ -618,10 +644,55 @@ def test_claims_of_another_paper_become_a_line(root):
     assert "dlg.yml holds the claims of &#39;idlg&#39;: its key paper must be &#39;dlg&#39;" in page(root, "scoreboard")
 
 
-@pytest.mark.parametrize("text", ["[]", "5", "{}", '{"cells": 1, "metadata": {}}', '{"metadata": []}'])
+@pytest.mark.parametrize(
+    "text", ["[]", "5", "{}", "null", '{"cells": 1, "metadata": {}}', '{"metadata": []}', "[" * 100_000]
+)
 def test_a_page_that_is_no_notebook_becomes_a_line(root, text):
     put_chapter(root, "01-dlg").write_text(text)
     assert "book/chapters/01-dlg.ipynb is not a complete notebook" in page(root, "summary")
+
+
+def test_a_page_that_cannot_be_read_becomes_a_line(root):
+    (root / "book" / "chapters" / "01-dlg.ipynb").mkdir(parents=True)
+    assert "book/chapters/01-dlg.ipynb cannot be read (Is a directory): run the chapter again" in page(root, "summary")
+
+
+@pytest.mark.parametrize("text", ["paper: [", "[" * 10_000, "paper: 2026-99-99", "\udcff", "a: &a [*a]"], ids=repr)
+def test_claims_that_are_none_become_a_line(root, text):
+    (root / "claims" / "dlg.yml").write_text(text, errors="surrogateescape")
+    found = re.findall(r'<p class="problem">(.*?)</p>', page(root, "scoreboard"), re.DOTALL)
+    assert len(found) == 1 and found[0].startswith("dlg.yml ") and "## iDLG" in page(root, "scoreboard")
+
+
+def test_a_notebook_of_no_text_stops_no_page(root):
+    (root / "notebooks").mkdir()
+    (root / "notebooks" / "01-dlg.ipynb").write_bytes(b"\xff\xfe")
+    assert "Deep Leakage" in page(root, "scoreboard")
+
+
+@pytest.mark.parametrize("text", ["parts: [", "[" * 10_000, "\udcff"], ids=["cut", "too deep", "no text"])
+def test_a_table_of_contents_that_is_none_is_refused(root, text):
+    (root / "_toc.yml").write_text(text, errors="surrogateescape")
+    with pytest.raises(ValueError, match="_toc.yml is not valid YAML: "):
+        report.write_pages(root)
+
+
+def test_a_generated_page_that_was_damaged_is_written_anew(root):
+    text = page(root, "scoreboard")
+    (root / "book" / "_generated" / "scoreboard.md").write_bytes(b"\xff")
+    assert page(root, "scoreboard") == text
+
+
+def test_names_of_files_are_escaped(root):
+    key = 'x`````\n"><script>'
+    write_claims(root, "x", "Odd")
+    text = (root / "claims" / "x.yml").read_text().replace("paper: x", f"paper: {json.dumps(key)}")
+    (root / "claims" / "x.yml").rename(root / "claims" / f"{key}.yml")
+    (root / "claims" / f"{key}.yml").write_text(text)
+    add_run(root, key, "gpu", "reference")
+    texts = [page(root, name) for name in report._PAGES]
+    assert all("<script>" not in text for text in [*texts, written(root)])
+    assert all(text.count("`````") == 2 * text.count("`````{raw} html") for text in texts)
 
 
 @pytest.mark.parametrize("write", [report.write_pages, lambda root: report.write_report(root, root / "out.html")])
