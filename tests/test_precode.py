@@ -20,6 +20,7 @@ from reprolib.defenses import (
     TopK,
 )
 from reprolib.defenses.precode import recovered_noise, upstream
+from reprolib.experiments.precode import attack_trained, losses_of_training
 from reprolib.matching import Observation, cosine, dummy_gradients
 from reprolib.models.bottleneck import ConvolutionalBottleneck, VariationalBottleneck, kl_bits
 
@@ -544,6 +545,55 @@ def test_training_is_looked_at_inside():
     )
     assert table.steps.tolist() == [0, 60]
     assert table["std"][0] == pytest.approx(0.69, abs=0.1) and table.accuracy[1] > table.accuracy[0]
+
+
+def trained(trials, **more):
+    images, options = data.load("photos", "test", 40), {"model": "mlp", "width": 8, "activation": "relu"}
+    aims = {"unchanged": (SMALL, replace(TOLD, defense_known=False)), "omit": (replace(SMALL, against=ZERO), TOLD)}
+    how = {"attack": replace(QUICK, iterations=2), "each": 2, "seed": 0, "device": torch.device("cpu"), "steps": 3}
+    return attack_trained(
+        images=images, trials=trials, train_images=images, **how | {"defense": SMALL, "aims": aims} | more, **options
+    )
+
+
+ZERO = Counter("upstream", "zero")
+
+
+def test_a_trained_network_is_attacked_in_several_ways_and_any_trial_can_be_run_again():
+    table = trained([0, 1, 2, 3])
+    assert table.network.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert table.aim.tolist() == ["unchanged", "unchanged", "omit", "omit"] * 2
+    again = trained([3])
+    pairs = table[table.trial == 3].set_index("aim"), again.set_index("aim")
+    torch.testing.assert_close(*(torch.tensor(t.mse.loc[["unchanged", "omit"]].to_numpy()) for t in pairs))
+    assert not torch.allclose(*(torch.tensor(t.mse.to_numpy()) for t in (table, trained([0, 1, 2, 3], steps=0))))
+
+
+def test_a_network_is_attacked_under_the_defense_that_it_trained_with():
+    with pytest.raises(ValueError, match="aims plain read another defense than defense=PRECODE: train for each apart"):
+        trained([0], aims={"plain": (None, TOLD)})
+
+
+def losses(**more):
+    images = data.load("photos", "test", 40)
+    options = {"model": "mlp", "width": 32, "activation": "relu"}
+    given = {"defense": SMALL, "runs": [0, 1], "epochs": (0, 4), "seed": 0, "device": torch.device("cpu")}
+    return losses_of_training(images, images, **given | {"batch_size": 8} | more, **options)
+
+
+def test_losses_fall_in_training_and_hold_the_divergence_of_a_bottleneck():
+    table = losses()
+    assert table.run.tolist() == [0, 0, 1, 1] and table.epochs.tolist() == [0, 4, 0, 4]
+    first, last = (table[table.epochs == count].train_loss.to_numpy() for count in (0, 4))
+    assert (last < first).all() and (table.test_loss > table.test_entropy).all()
+    plain = losses(defense=None)
+    assert plain.test_loss.tolist() == pytest.approx(plain.test_entropy.tolist())
+    assert losses(runs=[1]).test_loss.tolist() == pytest.approx(table[table.run == 1].test_loss.tolist())
+
+
+def test_too_few_images_for_a_batch_are_refused():
+    with pytest.raises(ValueError, match="40 training images make no batch of 64: pass more, or a smaller one"):
+        losses(batch_size=64)
 
 
 # --- partial perturbation, and the convolutional sketch

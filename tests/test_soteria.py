@@ -8,9 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from reprolib import attacks, client, defenses, matching, models
+from reprolib import attacks, client, data, defenses, matching, metrics, models
 from reprolib.client import LocalTraining, ThreatModel, share
 from reprolib.defenses import Compose, GaussianNoise, KeptColumns, Soteria, soteria
+from reprolib.experiments.soteria import (
+    accuracy_on_defended_gradients,
+    effective_rates,
+    features_of_one,
+    grey_cards,
+)
 
 KNOWN = ThreatModel(labels="known", defense_known=True)
 NORMALIZE = ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
@@ -500,3 +506,51 @@ def test_it_is_built_by_name():
     assert defenses.build("KeptColumns", pruning_rate=40) == KeptColumns(40)
     with pytest.raises(ValueError, match="Soteria needs more settings"):
         defenses.build("Soteria")
+
+
+# --- the chapter's measurements
+
+
+def photos():
+    return data.load("photos", "test", 40)
+
+
+def test_effective_rates_are_counted_over_networks_and_any_trial_can_be_run_again():
+    defense, options = Soteria(0, jacobian="jvp", draws=1), {"width": 4}
+    given = {"images": photos(), "each": 2, "rates": (10, 60), "seed": 0, "defense": defense}
+    table = effective_rates(trials=range(4), model="convnet", options=options, **given)
+    assert table.network.tolist() == [0, 0, 0, 0, 1, 1, 1, 1] and table.trial.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    below = 100 * table.dead > table.rate * table.features
+    assert below.any() and (table[below].pruned_live == 0).all() and (table[~below].pruned_live > 0).all()
+    again = effective_rates(trials=[1, 3], model="convnet", options=options, **given)
+    assert again.pruned_live.tolist() == table[table.trial.isin([1, 3])].pruned_live.tolist()
+    sigmoid = effective_rates(trials=[0, 1], options={"init": "default"}, **given)
+    assert (sigmoid.dead == 0).all()
+    one = effective_rates(trials=[0, 2], shipped=lenet(), **given)
+    assert one.network.tolist() == [0, 0, 1, 1] and (one.features == 768).all()
+
+
+def test_the_features_of_one_image_are_kept_zeroed_or_dead():
+    victims = {"LeNet": {"name": "lenet", "init": "default"}, "ConvNet": {"name": "convnet", "width": 4}}
+    table = features_of_one(photos(), victims, Soteria(60), 0)
+    assert table.groupby("victim").r.max().tolist() == table.groupby("victim").g.max().tolist() == [1.0, 1.0]
+    states = table.groupby("victim").state.agg(set)
+    assert states["LeNet"] == {"kept", "zeroed"} and "dead" in states["ConvNet"]
+
+
+def test_grey_cards_are_those_of_the_trials():
+    images = photos()
+    table = grey_cards(images, [1, 3], 0)
+    truth = images.batches(1, 4, seed=0)[0][[1, 3], 0]
+    assert table.trial.tolist() == [1, 3]
+    assert table.psnr.tolist() == pytest.approx(metrics.psnr(torch.full_like(truth, 0.5), truth).tolist())
+
+
+def test_training_on_defended_gradients_starts_from_the_same_weights():
+    given = {"steps": 2, "batch_size": 4, "runs": 2, "seed": 0, "device": torch.device("cpu")}
+    plain, bare = (
+        accuracy_on_defended_gradients(photos(), photos(), defense, learning_rates=(0.01,), **given)
+        for defense in (None, Soteria(0))
+    )
+    assert plain.run.tolist() == [0, 1] and plain.learning_rate.tolist() == [0.01, 0.01]
+    assert plain.accuracy.tolist() == bare.accuracy.tolist() and (plain.seconds > 0).all()

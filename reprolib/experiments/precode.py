@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import functional_call
 
 from reprolib import client, labels, matching, models, utility
 from reprolib.attacks import AnalyticRecovery
@@ -17,7 +18,7 @@ from reprolib.client import ThreatModel, generator
 from reprolib.data import ImageSet
 from reprolib.defenses import PRECODE, Counter, Defense
 from reprolib.defenses.precode import recovered_noise
-from reprolib.experiments.networks import TRAINED_AT, network_seed, shared
+from reprolib.experiments.networks import TRAINED_AT, attack_trials, network_seed, shared
 from reprolib.models.bottleneck import kl_bits
 
 
@@ -151,3 +152,114 @@ def noise_after_training(
         row |= {"std": std.mean().item(), "mean": mu.abs().mean().item(), "bits": kl_bits(mu, std).mean().item()}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def attack_trained(
+    attack: Any,
+    images: ImageSet,
+    trials: Sequence[int],
+    each: int,
+    seed: int,
+    device: torch.device,
+    train_images: ImageSet,
+    steps: int,
+    defense: Defense | None,
+    aims: Mapping[str, tuple[Defense | None, ThreatModel]],
+    model: str,
+    **options: Any,
+) -> pd.DataFrame:
+    """Train every network once, with the defense's bottleneck, and attack it in several ways: a row an (image, aim).
+
+    trials: ascending; trial t attacks batch t of single images under network t // each, which trains `steps` steps.
+    aims: name -> the defense as the attacker reads it, equal to `defense` but for `PRECODE.against`, and what the
+    attacker knows. Columns: aim, and those of `attack_trials`, identified among all of `images`.
+    Errors: ValueError for an aim at another defense than the networks trained with.
+    """
+    if other := [aim for aim, (reading, _) in aims.items() if reading != defense]:
+        raise ValueError(f"aims {', '.join(other)} read another defense than defense={defense}: train for each apart")
+    rows = []
+    for network in sorted({trial // each for trial in trials}):
+        own = network_seed(seed, network)
+        victim = models.build(model, images.num_classes, images.image_shape, seed=own, **options).to(device)
+        victim = client.extended(victim, defense)
+        utility.train(victim, train_images, steps, TRAINED_AT, seed=own)
+        mine = [trial for trial in trials if trial // each == network]
+        for aim, (reading, threat) in aims.items():
+            found = attack_trials(
+                attack,
+                images,
+                mine,
+                each,
+                seed,
+                device,
+                threat=threat,
+                defense=reading,
+                pool=images,
+                shipped=victim,
+            )
+            rows.append(found["scores"].assign(aim=aim))
+    return pd.concat(rows, ignore_index=True)
+
+
+def losses_of_training(
+    train_images: ImageSet,
+    test_images: ImageSet,
+    defense: Defense | None,
+    runs: Sequence[int],
+    epochs: Sequence[int],
+    seed: int,
+    device: torch.device,
+    model: str,
+    batch_size: int = 64,
+    learning_rate: float = 1e-3,
+    **options: Any,
+) -> pd.DataFrame:
+    """Loss and accuracy on training and test images after so many epochs of Adam: a row a (run, epochs).
+
+    Every epoch visits each training image once, in an order drawn for (seed, run, epoch); what no full batch holds is
+    left out, as the official loop does. Runs of one number start from the same weights and see the same batches under
+    every defense. Columns: run, epochs, train_loss and test_loss (with the divergence's term where there is a
+    bottleneck, one draw of noise an image, as the official notebook prints them), test_entropy (the cross-entropy
+    alone), test_accuracy. options: for `models.build`. Source: sheet `precode.md`, sections 4.4 and 5.6.
+    Errors: ValueError for fewer training images than a batch has.
+    """
+    if len(train_images) < batch_size:
+        raise ValueError(
+            f"{len(train_images)} training images make no batch of {batch_size}: pass more, or a smaller one"
+        )
+    rows = []
+    for run in runs:
+        own = network_seed(seed, run)
+        network = models.build(model, train_images.num_classes, train_images.image_shape, seed=own, **options)
+        network = client.extended(network.to(device), defense)
+        optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+        for epoch in range(max(epochs) + 1):
+            if epoch in epochs:
+                row = {"run": run, "epochs": epoch, "train_loss": _losses(network, train_images, own)[0]}
+                whole, entropy, accuracy = _losses(network, test_images, own)
+                rows.append(row | {"test_loss": whole, "test_entropy": entropy, "test_accuracy": accuracy})
+            if epoch == max(epochs):
+                break
+            random = generator(own, epoch)
+            order = torch.randperm(len(train_images), generator=random)
+            network.train()
+            for index in order[: len(order) // batch_size * batch_size].split(batch_size):
+                x, y = train_images.images[index].to(device), train_images.labels[index].to(device)
+                optimizer.zero_grad()
+                client.loss(network, models.draw_noise(network, batch_size, random), x, y).backward()
+                optimizer.step()
+    return pd.DataFrame(rows)
+
+
+def _losses(network: torch.nn.Module, images: ImageSet, seed: int) -> tuple[float, float, float]:
+    """The loss that a client minimises, its cross-entropy alone, and the accuracy, means over the images."""
+    device, random, whole, entropy, right = next(network.parameters()).device, generator(seed, 0, 1), 0.0, 0.0, 0
+    network.eval()
+    with torch.no_grad():
+        for x, y in zip(images.images.split(500), images.labels.split(500), strict=True):
+            logits = functional_call(network, models.draw_noise(network, len(x), random), (x.to(device),))
+            own = F.cross_entropy(logits, y.to(device), reduction="sum").item()
+            entropy += own
+            whole += own + len(x) * float(models.penalty(network))
+            right += int((logits.argmax(1).cpu() == y).sum())
+    return whole / len(images), entropy / len(images), right / len(images)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from reprolib import client, labels, matching, models, training
+from reprolib import client, labels, matching, metrics, models, training, utility
 from reprolib.attacks import AnalyticRecovery, linear_inputs
 from reprolib.data import ImageSet
-from reprolib.defenses import KeptColumns, Soteria
+from reprolib.defenses import Defense, KeptColumns, Soteria, describe, pruned_features
 from reprolib.experiments.networks import network_seed
 
 
@@ -80,3 +82,101 @@ def cost_of_the_truth(
         table.insert(1, "rate", rate)
         rows.append(table)
     return pd.concat(rows, ignore_index=True)
+
+
+def effective_rates(
+    images: ImageSet,
+    trials: Sequence[int],
+    each: int,
+    rates: Sequence[float],
+    seed: int,
+    defense: Soteria,
+    model: str = "lenet",
+    shipped: torch.nn.Module | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """What a rate prunes, in percent of the features that are not zero anyway: a row a (trial, rate).
+
+    trials: as `attack_networks` counts them, `each` to a drawn network. defense: whose rate each of `rates` takes the
+    place of. shipped: one trained network for all trials, in place of drawn ones. options: for `models.build`.
+    Columns: network, and those of `defenses.pruned_features`.
+    """
+    x, _ = images.batches(1, max(trials) + 1, seed=seed)
+    rows, network, victim = [], None, shipped
+    for trial in trials:
+        if shipped is None and network != trial // each:
+            own = network_seed(seed, trial // each)
+            victim = models.build(model, images.num_classes, images.image_shape, seed=own, **options or {})
+        network = trial // each
+        found = pruned_features(defense, victim, x[trial, None], network_seed(seed, trial), rates)
+        rows.append(found.assign(network=network, trial=trial))
+    return pd.concat(rows, ignore_index=True)
+
+
+def features_of_one(
+    images: ImageSet, victims: Mapping[str, Mapping[str, Any]], defense: Soteria, seed: int
+) -> pd.DataFrame:
+    """Every feature of the first image under each victim: what the defense measures of it, and whether it goes.
+
+    victims: name -> the keyword arguments of `models.build`, with its `name`. Columns: victim; r, the feature, and g,
+    the norm of its derivative, each over the victim's largest; state, one of "kept", "zeroed" and "dead".
+    """
+    x, _ = images.batches(1, 1, seed=seed)
+    tables = []
+    for name, options in victims.items():
+        own = network_seed(seed, 0)
+        victim = models.build(num_classes=images.num_classes, image_shape=images.image_shape, seed=own, **options)
+        chosen = defense.select(victim, x[0], client.generator(own, 0))
+        feature, gain = (values[0] / values.max() for values in (chosen.representation, chosen.gain))
+        state = np.where(chosen.kept, "kept", np.where(feature == 0, "dead", "zeroed"))
+        tables.append(pd.DataFrame({"victim": name, "r": feature.numpy(), "g": gain.numpy(), "state": state}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def grey_cards(images: ImageSet, trials: Sequence[int], seed: int) -> pd.DataFrame:
+    """The PSNR in dB of a constant grey picture, which takes no gradient: a row a trial of single images."""
+    x, _ = images.batches(1, max(trials) + 1, seed=seed)
+    truth = x[list(trials), 0]
+    grey = metrics.psnr(torch.full_like(truth, 0.5), truth).double()
+    return pd.DataFrame({"trial": list(trials), "psnr": grey.numpy()})
+
+
+def accuracy_on_defended_gradients(
+    train_images: ImageSet,
+    test_images: ImageSet,
+    defense: Defense | None,
+    steps: int,
+    batch_size: int,
+    runs: int,
+    seed: int,
+    device: torch.device,
+    learning_rates: Sequence[float] = (0.003, 0.01, 0.03),
+) -> pd.DataFrame:
+    """Test accuracy of a ReLU LeNet whose every step takes the gradient of one defended batch: a row a training run.
+
+    Runs of one number start from the same weights and see the same batches under every defense. The learning rate is
+    chosen for each defense by the accuracy on the last tenth of the training images, which no model trains on, in the
+    run behind the counted ones. Columns: defense, run, learning_rate, accuracy, seconds (of the training).
+    """
+    cut = len(train_images) * 9 // 10
+    fit, held_out = (
+        replace(train_images, images=train_images.images[part], labels=train_images.labels[part])
+        for part in (slice(None, cut), slice(cut, None))
+    )
+
+    def learned(rate: float, run: int, test: ImageSet) -> tuple[float, float]:
+        own = network_seed(seed, run)
+        options = {"activation": "relu", "init": "default", "normalize": training.CIFAR10}
+        model = models.build("lenet", fit.num_classes, fit.image_shape, seed=own, **options).to(device)
+        began = time.perf_counter()
+        utility.train(model, fit, steps, rate, batch_size=batch_size, defense=defense, seed=own)
+        return utility.accuracy(model, test), time.perf_counter() - began
+
+    tried = {rate: learned(rate, runs, held_out)[0] for rate in learning_rates}
+    best = max(tried, key=tried.get)
+    rows = []
+    for run in range(runs):
+        accuracy, seconds = learned(best, run, test_images)
+        row = {"defense": describe(defense), "run": run, "learning_rate": best}
+        rows.append(row | {"accuracy": accuracy, "seconds": seconds})
+    return pd.DataFrame(rows)
