@@ -1,6 +1,6 @@
 # make book    set up, execute the chapters that changed, build the site in _build/html
 # make test    set up, lint, test
-# make serve   show the site at http://127.0.0.1:8000
+# make serve   show the site at http://127.0.0.1:8000 (PORT names another)
 # make report  write report.html, one file to send by mail
 # make clean   remove what was built; results/reference and the environment stay
 #
@@ -10,12 +10,18 @@ PYTHON  ?= python3
 PROFILE ?= reference
 DEVICE  ?= auto
 JOBS    ?= 2
-DATA    ?= $(REPROLIB_DATA)
+PORT    ?= 8000
+
+# DATA, the folder of the image sets, goes through the environment as it is: a shell would read quotes, spaces and
+# backticks in its name, and make itself dollars.
+ifdef DATA
+export REPROLIB_DATA := $(value DATA)
+endif
 
 .PHONY: book test serve report clean
 
 book: .venv/.done
-	.venv/bin/reprolib book --profile $(PROFILE) --device $(DEVICE) --jobs $(JOBS) $(if $(DATA),--data "$(DATA)")
+	.venv/bin/reprolib book --profile $(PROFILE) --device $(DEVICE) --jobs $(JOBS)
 
 # A process a core, up to four, each with one thread: the tests' tensors are small, and two threads on a busy machine can
 # be many times slower than one.
@@ -24,8 +30,7 @@ test: .venv/.done
 	OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 serve: .venv/.done
-	@test -f _build/html/index.html || { echo "There is no site yet: make book builds it." >&2; exit 1; }
-	.venv/bin/python -m http.server 8000 --bind 127.0.0.1 --directory _build/html
+	.venv/bin/reprolib serve --port $(PORT)
 
 report: .venv/.done
 	.venv/bin/reprolib report

@@ -10,6 +10,7 @@ ch.finish()
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -22,7 +23,6 @@ import time
 import types
 from base64 import b64encode
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ import torch
 from IPython import get_ipython
 from IPython.display import Markdown, display
 
-from reprolib import claims, clone, data, figures, opening, records, results
+from reprolib import checked, claims, clone, data, figures, opening, records, results
 from reprolib.atomic import write_atomic
 from reprolib.intervals import Interval
 from reprolib.ledger import Ledger, judge
@@ -99,10 +99,11 @@ def start(
         if differing := set(values) ^ set(first):
             raise ValueError(f"settings of {name!r} differ in {sorted(differing)}: name each in all four profiles")
     figures.style()
-    reference, problem = _read_reference(paper)
+    loaded = claims.load(root / "claims" / f"{paper}.yml")
+    reference, problem = _read_reference(paper, loaded)
     replays = profile == REPLAY and reference is not None and "records" in reference
     size = reference["profile"] if replays else UNRECORDED if profile == REPLAY else profile
-    ledger = Ledger(claims.load(root / "claims" / f"{paper}.yml"), size, seed=seed)
+    ledger = Ledger(loaded, size, seed=seed)
     if replays:
         ledger.time = reference["provenance"]["time"]
     chapter = Chapter(paper, size, seed, chosen, str(data_root), sizes, ledger, reference, profile == REPLAY)
@@ -110,11 +111,13 @@ def start(
     return chapter
 
 
-def _read_reference(paper: str) -> tuple[dict[str, Any] | None, str]:
+def _read_reference(paper: str, loaded: claims.Paper) -> tuple[dict[str, Any] | None, str]:
     """The committed results of a paper, and why they cannot be used."""
     path = reference_root() / paper / f"{paper}.json"
     try:
         found = results.load(path)
+        if not isinstance(found, dict):
+            raise ValueError(f"{path.name} holds no results")
         if found.get("paper") != paper:
             raise ValueError(f"{path.name} is of the paper {found.get('paper')!r}, not of {paper!r}")
         if missing := {"profile", "measures", "verdicts", "provenance", "figures"} - found.keys():
@@ -123,13 +126,22 @@ def _read_reference(paper: str) -> tuple[dict[str, Any] | None, str]:
             key for key in ("measures", "provenance", "records", "sets") if not isinstance(found.get(key, {}), dict)
         ]:
             raise ValueError(f"{path.name} cannot be read: its {', '.join(wrong)}")
-        if missing := {"device", "threads", "seconds", "time"} - found["provenance"].keys():
+        if missing := {"device", "threads", "seconds", "time", "python", "platform"} - found["provenance"].keys():
             raise ValueError(f"{path.name} does not say what made it: {', '.join(sorted(missing))}")
+        checked.check(found | {"records": {}}, paper, path.name)  # each record is looked at when it is read
+        judge(loaded, found)
         return found, ""
     except FileNotFoundError:
         return None, ""
     except (ValueError, OSError) as error:
-        return None, str(error)
+        return None, _fault(error)
+
+
+def _fault(error: ValueError | OSError) -> str:
+    """What is wrong with a file, without a path of this machine: it stands on the page."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{Path(os.fsdecode(error.filename)).name} cannot be read: {error.strerror}"
+    return str(error)
 
 
 def repository() -> Path:
@@ -175,7 +187,7 @@ class Chapter:
         self.paper, self.profile, self.seed, self.device, self.ledger = paper, profile, seed, device, ledger
         self.settings = Settings(**sizes[profile])
         self._sizes, self._data_root = sizes, data_root
-        self._started, self._resumed = datetime.now(UTC), 0.0
+        self._began, self._resumed = time.perf_counter(), 0.0
         self._sets: dict[str, Any] = {}
         self._known: dict[str, dict[str, Any]] = {}
         self._tables: dict[str, pd.DataFrame] = {}
@@ -382,12 +394,11 @@ class Chapter:
         self._figures[name]["file"] = f"{name}.png"
         title = f"<b>Figure {number}.</b> {html.escape(caption)}"
         body = _figure(f"fig-{name}", _picture(drawn, caption), f"{title} {self._origin()}")
-        kept = reference_root() / self.paper / f"{name}.png"
-        stored = {} if self._reference is None else {entry["name"]: entry for entry in self._reference["figures"]}
-        if not self.replays and name in stored and kept.is_file():
-            old = stored[name]["caption"]
+        kept = self._kept_figure(name)
+        if not self.replays and kept is not None:
+            picture, old = kept
             said = f"<b>Figure {number}.</b> {html.escape(old)} <i>(reference run, {html.escape(self._made())})</i>"
-            front = _figure(f"fig-{name}", _picture(kept.read_bytes(), old), said)
+            front = _figure(f"fig-{name}", _picture(picture, old), said)
             body = front + _folded("The same figure from this run", _figure("", _picture(drawn, caption), title))
         self.show(body, caption)
 
@@ -496,12 +507,14 @@ class Chapter:
                 text = (
                     f"<b>Record missing</b>: {why}. What follows ran here at the sizes of a test ({run}): its numbers "
                     f"mean little. The pictures of the older reference run stand before its own. "
-                    f"<code>reprolib run {self.paper} --profile gpu --data ROOT</code> makes the record, "
+                    f"<code>reprolib run {html.escape(self.paper)} --profile gpu --data ROOT</code> makes the record, "
                     f"<code>--profile cpu</code> runs the chapter small."
                 )
                 self.show(_box("⚠ Record missing", text, "#D55E00"))
             else:
                 self.show(_box("This run", run))
+                if problem:
+                    self.show(_box("⚠ The reference run cannot be shown", html.escape(problem), "#D55E00"))
         if now:
             self.show(_box("All claims in the reference run", _in_a_minute(now, self._made()), "#009E73"))
 
@@ -513,6 +526,14 @@ class Chapter:
 
     def _folder(self, kind: str) -> Path:
         return results_root() / kind / self._folder_of_run / self.paper
+
+    def _kept_figure(self, name: str) -> tuple[bytes, str] | None:
+        """The reference run's picture of this name with its caption; None without one, or where its file is none."""
+        for entry in self._reference["figures"] if self._reference is not None else ():
+            if entry["name"] == name:
+                with contextlib.suppress(OSError, ValueError):
+                    return checked.picture(reference_root() / self.paper, f"{name}.png").read_bytes(), entry["caption"]
+        return None
 
     def _number(self, name: str, caption: str) -> int:
         _slug("name", name)
@@ -549,19 +570,20 @@ class Chapter:
         identity = [name, what, asked, self.seed, self.device.type, code, results.versions(), pictures]
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         path = results_root() / "parts" / self.profile / f"{self.paper}-{name}-{key}.json"
+        record, problem = None, ""
         try:
-            record = records.load(path)
-            if (record.paper, record.name) != (self.paper, name) or record.answers(what, asked, self.seed):
-                raise ValueError(f"{path.name} is the record of another part")
+            found = records.load(path)
+            if other := self._other(found, name, what, asked, code):
+                raise ValueError(f"{path.name} is the record of another part: its {', '.join(other)} differ")
+            record = found
             self._resumed += record.made["seconds"]
-        except FileNotFoundError:
-            record = None
         except (ValueError, OSError) as error:  # damaged: a part can always be computed again
-            self.show(_box("A stored part is computed again", html.escape(str(error))))
-            record = None
+            problem = _fault(error) if path.is_file() else ""
         if record is None:
             record = self._handed_over(name, what, asked, path)
         if record is None:
+            if problem:
+                self.show(_box("A stored part is computed again", html.escape(problem)))
             began = time.perf_counter()
             value = function(**inputs)
             made = records.made(self.device, time.perf_counter() - began)
@@ -578,6 +600,20 @@ class Chapter:
         self._note(record)
         return record.value
 
+    def _other(
+        self, record: records.Record, name: str, what: Mapping[str, Any], asked: Mapping[str, Any], code: str
+    ) -> list[str]:
+        """In what a stored part is not the one that is asked for: a file's name alone does not make it that."""
+        made = record.made
+        pairs = {
+            "paper": (record.paper, self.paper),
+            "name": (record.name, name),
+            "code": (record.code, code),
+            "device": (made["device"].partition(":")[0], self.device.type),
+            "packages": (made["versions"], results.versions()),
+        }
+        return [key for key, (one, other) in pairs.items() if one != other] + record.answers(what, asked, self.seed)
+
     def _handed_over(
         self, name: str, what: Mapping[str, Any], asked: Mapping[str, Any], path: Path
     ) -> records.Record | None:
@@ -593,7 +629,7 @@ class Chapter:
         try:
             record = records.load(committed)
         except (ValueError, OSError) as error:
-            self.show(_box("A committed record is computed again", html.escape(str(error))))
+            self.show(_box("A committed record is computed again", html.escape(_fault(error))))
             return None
         if (
             (record.paper, record.name) != (self.paper, name)
@@ -729,8 +765,8 @@ class Chapter:
         """The state in sentences."""
         commits = sorted({entry["commit"] or "unknown" for entry in self._parts.values()})
         lines = [
-            f"{len(self._parts)} parts, read from <code>results/reference/{self.paper}/records</code>, made at commit "
-            f"{html.escape(', '.join(commits))}."
+            f"{len(self._parts)} parts, read from <code>results/reference/{html.escape(self.paper)}/records</code>, "
+            f"made at commit {html.escape(', '.join(commits))}."
         ]
         codes = set(self._changed_code.values())
         seen = [entry for entry in self._verified() if entry["code"] in codes]
@@ -746,7 +782,7 @@ class Chapter:
     def _provenance(self) -> dict[str, Any]:
         """Of the run that made the numbers: this one, or that of the records."""
         fingerprints = {name: images.fingerprint for name, images in self._sets.items()}
-        made = results.provenance(self.device, self.seed, fingerprints, self._started)
+        made = results.provenance(self.device, self.seed, fingerprints, time.perf_counter() - self._began)
         made["seconds"] = round(made["seconds"] + self._resumed, 1)  # with what stored parts had taken
         if self.replays:
             made = {**self._reference["provenance"], "data": fingerprints}
@@ -778,9 +814,10 @@ def accepted_records(paper: str, manifest: Mapping[str, Any]) -> tuple[dict[str,
                 raise ValueError("the record was made from a tree with changes, which no commit holds")
             found[name] = record
         except FileNotFoundError:
-            problems.append(f"{name}: the record is missing from {folder.name}")
+            what = "its tensors are" if (folder / f"{name}.json").is_file() else "the record is"
+            problems.append(f"{name}: {what} missing from {folder.name}")
         except (ValueError, OSError) as error:
-            problems.append(f"{name}: {error}")
+            problems.append(f"{name}: {_fault(error)}")
     return found, problems
 
 
@@ -908,12 +945,13 @@ def _words(value: Any) -> str:
 
 def _provenance(record: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items() if number)
-    images = ", ".join(f"{html.escape(name)} <code>{mark}</code>" for name, mark in record["data"].items()) or "none"
+    marks = {html.escape(name): html.escape(str(mark)) for name, mark in record["data"].items()}
+    images = ", ".join(f"{name} <code>{mark}</code>" for name, mark in marks.items()) or "none"
     lines = [
-        f"seed {record['seed']}, {results.duration(record['seconds'])} on {html.escape(record['device'])}, "
+        f"seed {record['seed']}, {results.duration(record['seconds'])} on {record['device']}, "
         f"{record['threads']} threads, {record['platform']}",
         f"Python {record['python']}, {versions}",
-        f"images: {images}",
         f"commit {record['commit'] or 'unknown'}, {record['time']}",
     ]
-    return "<br>".join(lines)
+    seed, python, commit = map(html.escape, lines)
+    return "<br>".join([seed, python, f"images: {images}", commit])

@@ -1,4 +1,4 @@
-"""The command line: `reprolib run | book | report | verify | accept | compare | data | train | doctor`.
+"""The command line: `reprolib run | book | serve | report | verify | accept | compare | data | train | doctor`.
 
 Every error is one clear line: exit code 2 for a wrong argument, 1 for work that failed; `--debug` shows the traceback.
 """
@@ -13,6 +13,8 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +40,7 @@ class ClearErrors(TyperGroup):
         except (typer.Exit, typer.Abort):  # they are RuntimeErrors, and no mistakes
             raise
         except KeyboardInterrupt:
-            errors.print("Stopped. The same command continues where this one ended.")
+            errors.print("Stopped. Give the same command again: what was finished is kept.")
             raise typer.Exit(130) from None
         except (ValueError, OSError, RuntimeError, ImportError) as error:  # a bug of another type keeps its traceback
             if ctx.params.get("debug"):
@@ -55,6 +57,8 @@ app.add_typer(data_app, name="data")
 @app.callback()
 def main(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
     """Leaky Gradients: the gradient-inversion papers, re-run and judged."""
+    if sys.flags.optimize > 1:
+        raise ValueError("Python was started without docstrings (-OO), which the package cma reads: leave out one O")
 
 
 Names = Annotated[list[str] | None, typer.Argument(metavar="[CHAPTER]...", help="01-dlg, 1 or dlg; all if left out.")]
@@ -78,7 +82,7 @@ def run(
 ) -> None:
     """Execute chapters whose notebook, code, parameters, packages or data have changed."""
     parameters = _parameters(profile, device, data, seed)
-    if not _run(find_root(), names or (), parameters, jobs, force):
+    if not all(outcome.good for outcome in _run(find_root(), names or (), parameters, jobs, force)):
         raise typer.Exit(1)
 
 
@@ -93,12 +97,29 @@ def book(
 ) -> None:
     """Execute the changed chapters and build the site in _build/html."""
     root = find_root()
-    good = _run(root, (), _parameters(profile, device, data, seed), jobs, force)
+    outcomes = _run(root, (), _parameters(profile, device, data, seed), jobs, force)
     build_site(root)
     console.print(f"The site is in {root / '_build' / 'html' / 'index.html'}", soft_wrap=True)
-    if not good:
-        errors.print("Some chapters failed: their pages are marked stale.")
+    if others := [f"{outcome.chapter} ({outcome.status})" for outcome in outcomes if not outcome.good]:
+        errors.print(f"Not made anew: {', '.join(others)}", soft_wrap=True)
         raise typer.Exit(1)
+
+
+@app.command()
+def serve(port: Annotated[int, typer.Option(help="Of this machine, which no other may reach.")] = 8000) -> None:
+    """Show the site that `reprolib book` has built, until it is stopped."""
+    if not 1 <= port <= 65535:
+        raise ValueError(f"port is {port}; it must be between 1 and 65535")
+    site = find_root() / "_build" / "html"
+    if not (site / "index.html").is_file():
+        raise FileNotFoundError("there is no site yet: make book builds it")
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), partial(SimpleHTTPRequestHandler, directory=str(site)))
+    except OSError as error:
+        raise OSError(f"port {port} cannot be used ({error.strerror}); name another: make serve PORT=8001") from error
+    console.print(f"The site is at http://127.0.0.1:{port} until Ctrl-C")
+    with server, suppress(KeyboardInterrupt):
+        server.serve_forever()
 
 
 @app.command()
@@ -312,7 +333,9 @@ def _parameters(profile: str, device: str, data: Path | None, seed: int) -> runn
     return parameters
 
 
-def _run(root: Path, names: list[str] | tuple, parameters: runner.Parameters, jobs: int, force: bool) -> bool:
+def _run(
+    root: Path, names: list[str] | tuple, parameters: runner.Parameters, jobs: int, force: bool
+) -> list[runner.Outcome]:
     outcomes = runner.run(root, names, parameters, jobs, force, tell=lambda line: console.print(escape(line)))
     table = Table("chapter", "", "seconds", "where")
     colours = {"ran": "green", "unchanged": "dim", "failed": "bold red", "busy": "yellow"}
@@ -320,9 +343,11 @@ def _run(root: Path, names: list[str] | tuple, parameters: runner.Parameters, jo
         status = f"[{colours[outcome.status]}]{outcome.status}[/]"
         table.add_row(outcome.chapter, status, f"{outcome.seconds:.0f}", escape(outcome.where))
     console.print(table)
-    if any(outcome.status == "failed" for outcome in outcomes):
-        console.print("Notebooks that failed are kept in book/chapters/failed/ for reading.")
-    return all(outcome.good for outcome in outcomes)
+    if kept := [f"book/chapters/failed/{outcome.chapter}.ipynb" for outcome in outcomes if outcome.kept]:
+        console.print(f"Kept for reading: {', '.join(kept)}", soft_wrap=True)
+    if stale := [outcome.chapter for outcome in outcomes if outcome.stale]:
+        console.print(f"Pages marked stale: {', '.join(stale)}", soft_wrap=True)
+    return outcomes
 
 
 def _table(frame) -> Table:
@@ -342,26 +367,25 @@ def _costs(root: Path) -> Table:
     for chapter in runner.chapters(root):
         cells = []
         for profile, budget in BUDGETS.items():
-            here = _record(root / "results" / "runs" / profile / f"{chapter.paper}.json", profile)
-            reference = _record(root / "results" / "reference" / chapter.paper / f"{chapter.paper}.json", profile)
-            if here:
-                cells.append(f"{here['seconds']:.0f} s, last run here")
-            elif reference:
-                cells.append(f"{reference['seconds']:.0f} s, reference run on {reference['device']}")
+            runs, reference = root / "results" / "runs" / profile, root / "results" / "reference" / chapter.paper
+            if here := _seconds(runs, chapter.paper, profile):
+                cells.append(f"{here[0]:.0f} s, last run here")
+            elif there := _seconds(reference, chapter.paper, profile):
+                cells.append(f"{there[0]:.0f} s, reference run on {there[1]}")
             else:
                 cells.append(f"{budget}, not run yet")
         table.add_row(chapter.stem, *map(escape, cells))
     return table
 
 
-def _record(path: Path, profile: str) -> dict | None:
-    """The provenance of a measurement file, if it is there, whole, and of this profile."""
-    from reprolib import results
+def _seconds(folder: Path, paper: str, profile: str) -> tuple[float, str] | None:
+    """How long a run took and on what, by its results file, if that is there, whole, and of this profile."""
+    from reprolib import checked
 
-    with suppress(FileNotFoundError, ValueError):
-        payload = results.load(path)
-        if payload["profile"] == profile:
-            return payload["provenance"]
+    with suppress(OSError, ValueError):
+        stored, _ = checked.read(folder / f"{paper}.json", paper)
+        if stored.profile == profile and stored.provenance.seconds is not None:
+            return stored.provenance.seconds, stored.provenance.device
     return None
 
 

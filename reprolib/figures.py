@@ -32,6 +32,7 @@ Scale = Literal["linear", "log", "symlog"]
 
 def style() -> None:
     """Set the book's look; `chapter.start` does it."""
+    mpl.rcdefaults()  # a reader's own matplotlibrc would change the book's figures
     sns.set_theme(style="whitegrid", palette="colorblind", font="DejaVu Sans")
     sizes = {"font.size": 10, "axes.labelsize": 10, "axes.titlesize": 10.5, "legend.fontsize": 9.5}
     sizes |= {"xtick.labelsize": 9.5, "ytick.labelsize": 9.5, "lines.linewidth": 1.8, "lines.markersize": 5}

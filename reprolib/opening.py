@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reprolib import checked
 from reprolib.claims import Paper
 from reprolib.verdicts import SYMBOLS, UNDECIDED, Verdict
 
@@ -59,11 +60,14 @@ def _row(verdict: Verdict) -> str:
 
 def _picture(name: str, reference: Mapping[str, Any], folder: Path) -> str:
     figure = next((figure for figure in reference["figures"] if figure.get("name") == name), None)
-    path = folder / f"{name}.png"
-    if figure is None or not path.is_file():
+    try:
+        content = checked.picture(folder, f"{name}.png").read_bytes() if figure is not None else b""
+    except (OSError, ValueError):
+        content = b""
+    if not content:
         return ""
     caption = html.escape(figure["caption"])
-    source = f"data:image/png;base64,{b64encode(path.read_bytes()).decode()}"
+    source = f"data:image/png;base64,{b64encode(content).decode()}"
     return (
         f'<figure style="margin:.8rem 0 0"><img src="{source}" alt="{caption}" style="max-width:100%;height:auto">'
         f"<figcaption>{caption} <i>(from the reference run)</i></figcaption></figure>"

@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from reprolib import chapter, claims, records, results, runner
+from reprolib import chapter, checked, claims, records, results, runner
 from reprolib.verdicts import validate_verdicts
 
 TRIALS = 3
@@ -34,9 +34,6 @@ LIMIT_MB = 3.0
 
 OVERHEAD = 20.0
 """Seconds that a chapter needs to open and close."""
-
-PNG = b"\x89PNG"
-"""How every PNG file begins."""
 
 
 # --- accept -----------------------------------------------------------------------------------------------------------
@@ -61,8 +58,10 @@ def accept(root: Path, paper: str, profile: str = "gpu") -> str:
             f"`reprolib run {paper} --profile {profile}` goes on where it stopped"
         )
     payload = results.load(path)
-    if payload.get("paper") != paper or profile not in (chapter.REPLAY, payload.get("profile")):
-        raise ValueError(f"{path.name} is of {payload.get('paper')!r} at {payload.get('profile')!r}, not this run's")
+    whose, sizes = (payload.get(key) if isinstance(payload, dict) else None for key in ("paper", "profile"))
+    if whose != paper or profile not in (chapter.REPLAY, sizes):
+        raise ValueError(f"{path.name} is of {whose!r} at {sizes!r}, not this run's")
+    checked.check(payload, paper, path.name)
     target = chapter.reference_root() / paper
     source = made / "records"
     if profile == chapter.REPLAY:
@@ -137,11 +136,10 @@ def _copied(payload: dict[str, Any], source: Path, made: Path, fresh: Path) -> f
         raise ValueError(f"the records take {size:.1f} MB, a chapter may have {LIMIT_MB:g}: keep fewer `pictures`")
     for figure in payload["figures"]:
         if figure.get("file"):
-            drawn = made / Path(figure["file"]).name
-            if not drawn.is_file() or not drawn.read_bytes().startswith(PNG):
-                raise ValueError(
-                    f"the figure {drawn.name} is missing from the run, or is no PNG: run the chapter again"
-                )
+            try:
+                drawn = checked.picture(made, figure["file"])
+            except ValueError as error:
+                raise ValueError(f"the figure {figure['name']!r}: {error}; run the chapter again") from error
             shutil.copyfile(drawn, fresh / drawn.name)
     return size
 
@@ -156,11 +154,8 @@ def compare(paper: str, run: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     Returns a row for each measure of either (measure, reference, run), and one for each part of either (part, equal,
     what differs). Raises FileNotFoundError where one of the two is not there, ValueError for a file of another paper.
     """
-    mine = results.load(run)
-    if mine.get("paper") != paper:
-        raise ValueError(f"{run.name} is of the paper {mine.get('paper')!r}, not of {paper!r}")
-    home = chapter.reference_root() / paper
-    reference = results.load(home / f"{paper}.json")
+    mine, home = checked.read(run, paper)[1], chapter.reference_root() / paper
+    reference = checked.read(home / f"{paper}.json", paper)[1]
     measures = [
         {
             "measure": name,

@@ -3,6 +3,7 @@ import math
 import os
 import shutil
 import time
+from datetime import datetime
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 from reprolib import chapter, results
 from reprolib.client import ThreatModel
@@ -229,6 +231,52 @@ def test_a_damaged_part_is_computed_again(shown, tmp_path, suffix):
     assert ch.part("draw", draw)["x"].tolist() == [0, 1, 2]
 
 
+def _change(path, **changes):
+    payload = results.load(path)
+    made = payload["made"] | changes.pop("made", {})
+    results.save(path, payload | {"made": made} | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"paper": "idlg"}, "is the record of another part: its paper differ"),
+        ({"name": "other"}, "is the record of another part: its name differ"),
+        ({"seed": 2}, "is the record of another part: its seed differ"),
+        ({"code": "0" * 16}, "is the record of another part: its code differ"),
+        ({"inputs": {"step": 2}}, "is the record of another part: its inputs.step differ"),
+        ({"made": {"device": "cuda: x"}}, "is the record of another part: its device differ"),
+        ({"made": {"versions": {"cma": "1"}}}, "is the record of another part: its packages differ"),
+        ({"schema": 1}, "is a record of schema 1, this reprolib reads schema 2"),
+        ({"inputs": [1]}, "is no record of a part: its inputs cannot be read"),
+        ({"value": {"$columns": 5}}, "is damaged: its values and its tensors do not fit"),
+    ],
+)
+def test_a_stored_part_that_is_not_the_one_asked_for_is_computed_again(shown, tmp_path, capsys, changes, message):
+    _start().part("count", _count, step=1)
+    (path,) = (tmp_path / "results" / "parts").rglob("toy-count-*.json")
+    _change(path, **changes)
+    shown.clear()
+    assert _start().part("count", _count, step=1)["mse"].tolist() == [0.1, math.inf]
+    assert capsys.readouterr().out == "step 1\nstep 1\n"
+    (box,) = (text for text in shown if "A stored part is computed again" in text)
+    assert f"{path.name} {message}" in box
+    _start().part("count", _count, step=1)
+    assert capsys.readouterr().out == "", "what was computed again is the part"
+
+
+def test_a_part_without_its_tensors_is_computed_again_with_a_word(shown, tmp_path):
+    def draw():
+        return {"x": torch.arange(3)}
+
+    _start().part("draw", draw)
+    next((tmp_path / "results" / "parts").rglob("toy-draw-*.safetensors")).unlink()
+    shown.clear()
+    assert _start().part("draw", draw)["x"].tolist() == [0, 1, 2]
+    (box,) = (text for text in shown if "A stored part is computed again" in text)
+    assert ".safetensors cannot be read: No such file or directory" in box and str(tmp_path) not in box
+
+
 def _attack(network):
     if os.environ.get("KILLED_AT") == str(network):
         raise KeyboardInterrupt
@@ -335,6 +383,100 @@ def test_closing_writes_the_results_and_shows_verdicts(shown, tmp_path):
     assert stored["provenance"]["seed"] == 1 and "photos (test)" in stored["provenance"]["data"]
     assert "✔ reproduced" in shown[-2] and "seed 1" in shown[-1]
     assert str(tmp_path) not in json.dumps(shown) and str(tmp_path) not in json.dumps(stored, default=str)
+
+
+TAG = "<img src=x onerror=alert(1)>"
+
+
+def test_names_of_folders_and_what_made_a_run_are_escaped(shown, tmp_path):
+    own = tmp_path / TAG / "0"
+    own.mkdir(parents=True)
+    for i in range(3):
+        Image.new("RGB", (32, 32), (i, 0, 0)).save(own / f"{i}.png")
+    ch = _start()
+    ch.data(f"folder:{own.parent}")
+    ch.record("success", NINE_OF_TEN)
+    ch.skip("speed", TAG)
+    ch.finish()
+    assert TAG not in "".join(shown) and "&lt;img src=x onerror=alert(1)&gt;" in shown[-1]
+    told = dict.fromkeys(("python", "platform", "device", "commit", "time", "seed"), TAG)
+    told |= {"versions": {TAG: TAG}, "data": {TAG: TAG}, "seconds": 1.0, "threads": 1}
+    assert "<img" not in chapter._provenance(told)
+
+
+def _committed(tmp_path):
+    """A finished run as the reference run."""
+    ch = _start()
+    ch.record("success", NINE_OF_TEN, data="cifar10")
+    ch.skip("speed", "not here")
+    ch.figure(_picture(), "main", "The figure.")
+    ch.finish()
+    home = tmp_path / "results" / "reference" / "toy"
+    home.mkdir(parents=True)
+    (tmp_path / "results/runs/cpu/toy.json").rename(home / "toy.json")
+    (tmp_path / "results/runs/cpu/toy/main.png").rename(home / "main.png")
+    return home
+
+
+def test_only_a_picture_of_the_reference_run_is_shown_as_one(shown, tmp_path):
+    home = _committed(tmp_path)
+
+    def front():
+        _start().figure(_picture(), "main", "The figure.")
+        return shown[-1].count("<img")
+
+    assert front() == 2, "the reference run's and this run's"
+    (home / "main.png").rename(tmp_path / "secret.png")
+    assert front() == 1
+    (home / "main.png").symlink_to(tmp_path / "secret.png")
+    assert front() == 1
+    (home / "main.png").unlink()
+    (home / "main.png").write_text("password")
+    assert front() == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: [1], "toy.json holds no results"),
+        (lambda p: p | {"measures": {"success": {}}}, "toy.json is of another form: measures, success, value"),
+        (lambda p: p | {"shown": [{"caption": "x"}]}, "toy.json is of another form: shown, 0, table: Field required"),
+        (lambda p: p | {"figures": ["main"]}, "toy.json is of another form: figures, 0: Input should be"),
+        (lambda p: p | {"sets": {"x": {}}}, "toy.json is of another form: sets, x, name: Field required"),
+        (lambda p: p | {"profile": "huge"}, "toy.json is of another form: profile: Input should be"),
+        (lambda p: p | {"provenance": p["provenance"] | {"time": "x"}}, "Invalid isoformat string"),
+    ],
+)
+def test_a_reference_run_of_another_form_is_one_box(shown, tmp_path, change, message):
+    path = _committed(tmp_path) / "toy.json"
+    plain = results.encoded(change(results.load(path)))
+    path.write_text(json.dumps({"schema": results.SCHEMA, "sha256": results._checksum(plain), "payload": plain}))
+    shown.clear()
+    ch = _start()
+    ch.figure(_picture(), "main", "The figure.")
+    ch.table(pd.DataFrame({"x": [1]}), "A table.")
+    (box,) = (text for text in shown if "The reference run cannot be shown" in text)
+    assert message in box
+    shown.clear()
+    _start("reference")
+    assert message in next(text for text in shown if "Record missing" in text)
+
+
+def test_a_clock_set_back_gives_no_negative_seconds(shown, tmp_path, monkeypatch):
+    ch = _start()
+
+    class Past(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2001, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr(results, "datetime", Past)
+    for measure in ("success", "speed"):
+        ch.skip(measure, "not here")
+    ch.part("count", _count, step=1)
+    ch.finish()
+    made = results.load(tmp_path / "results/runs/cpu/toy.json")["provenance"]
+    assert made["time"].startswith("2001") and 0 <= made["seconds"] < 60
 
 
 def test_a_run_goes_on_from_the_committed_records_of_an_unfinished_reference(shown, tmp_path, capsys, monkeypatch):

@@ -1,9 +1,12 @@
 """The command line: one clear line an error, exit codes, and the tables that it prints."""
 
 import os
+import socket
 import subprocess
 import sys
+import threading
 import types
+from urllib.request import urlopen
 
 import pandas as pd
 import pytest
@@ -33,7 +36,8 @@ def test_run_names_what_failed_and_where_and_ends_non_zero(book):
     result = call("run", "--profile", "smoke", "--jobs", "2", "--data", "images")
     assert result.exit_code == 1
     assert "cell 3: ZeroDivisionError: division by zero" in result.stdout
-    assert "book/chapters/failed/" in result.stdout
+    assert "Kept for reading: book/chapters/failed/02-bad.ipynb" in result.stdout
+    assert "Pages marked stale: 02-bad" in result.stdout
     assert f"smoke {book / 'images'}" in text_of(book / "book" / "chapters" / "01-good.ipynb")
     result = call("run", "good", "--profile", "smoke", "--data", "images")
     assert result.exit_code == 0 and "unchanged" in result.stdout
@@ -47,6 +51,8 @@ def test_run_names_what_failed_and_where_and_ends_non_zero(book):
         (["run", "--device", "tpu"], "device 'tpu' is unknown; known devices: auto, cpu, cuda"),
         (["run", "--jobs", "0"], "jobs is 0; it must be at least 1"),
         (["run", "--data", "nowhere"], "nowhere' is not a folder; make it, or leave it out to run offline"),
+        (["serve"], "there is no site yet: make book builds it"),
+        (["serve", "--port", "99999"], "port is 99999; it must be between 1 and 65535"),
         (["data", "check", "nowhere"], "'nowhere' is neither a folder nor a known data set"),
         (["data", "download", "photos"], "'photos' comes with the installed packages: nothing to download"),
     ],
@@ -81,12 +87,25 @@ def test_a_second_run_of_a_chapter_ends_non_zero(book):
         result = call("run", "1")
     assert result.exit_code == 1
     assert f"01-good is being made by process {os.getpid()}" in result.stdout
+    assert "stale" not in result.stdout and "Kept" not in result.stdout
+
+
+def test_a_site_whose_lock_cannot_be_taken_is_one_line(book, monkeypatch):
+    (book / "book" / "chapters" / ".site.lock").mkdir(parents=True)
+    monkeypatch.setattr(runner, "run", lambda *arguments, **options: [])
+    result = call("book")
+    assert result.exit_code == 1 and len(result.stderr.strip().splitlines()) == 1
+    assert "the site was not made: its lock chapters/.site.lock cannot be taken (Is a directory)" in result.stderr
 
 
 def test_book_builds_the_site_anew_even_after_a_failed_chapter(book, monkeypatch):
     (book / "_build").mkdir()
     (book / "_build" / "half-written.html").touch()
-    outcomes = [runner.Outcome("01-good", "failed", 1.0, "cell 3: ValueError: no")]
+    outcomes = [
+        runner.Outcome("01-good", "failed", 1.0, "cell 3: ValueError: no", stale=True),
+        runner.Outcome("02-other", "failed", 1.0, "its lock cannot be taken"),
+        runner.Outcome("03-busy", "busy", where="is being made"),
+    ]
     monkeypatch.setattr(runner, "run", lambda *arguments, **options: outcomes)
     commands = []
 
@@ -96,7 +115,9 @@ def test_book_builds_the_site_anew_even_after_a_failed_chapter(book, monkeypatch
 
     monkeypatch.setattr(cli.subprocess, "run", build)
     result = call("book")
-    assert result.exit_code == 1 and "marked stale" in result.stderr
+    assert result.exit_code == 1
+    assert result.stderr.strip() == "Not made anew: 01-good (failed), 02-other (failed), 03-busy (busy)"
+    assert "Pages marked stale: 01-good\n" in result.stdout and "Kept" not in result.stdout
     assert commands[0][0] == sys.executable and commands[0][-2:] == ["build", str(book)]
     assert not (book / "_build").exists()
 
@@ -112,6 +133,52 @@ def test_report_is_written_where_asked(book, monkeypatch):
     result = call("report", "--out", "mail.html")
     assert result.exit_code == 0 and "Wrote mail.html" in result.stdout
     assert written == [(book, "mail.html")]
+
+
+def test_a_busy_port_is_one_line(book):
+    (book / "_build" / "html").mkdir(parents=True)
+    (book / "_build" / "html" / "index.html").write_text("the site")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = call("serve", "--port", str(taken.getsockname()[1]))
+    assert result.exit_code == 1 and len(result.stderr.strip().splitlines()) == 1
+    assert "cannot be used (Address already in use); name another: make serve PORT=8001" in result.stderr
+
+
+def test_the_site_is_served_until_it_is_stopped(book, monkeypatch):
+    (book / "_build" / "html").mkdir(parents=True)
+    (book / "_build" / "html" / "index.html").write_text("the site")
+
+    def once(server):
+        page = threading.Thread(target=lambda: seen.append(urlopen(f"http://127.0.0.1:{port}/").read()))
+        page.start()
+        server.handle_request()
+        page.join()
+        raise KeyboardInterrupt
+
+    seen: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setattr(cli.ThreadingHTTPServer, "serve_forever", once)
+    result = call("serve", "--port", str(port))
+    assert result.exit_code == 0 and seen == [b"the site"]
+    assert f"The site is at http://127.0.0.1:{port} until Ctrl-C" in result.stdout
+
+
+def test_python_without_docstrings_is_refused_in_one_line():
+    code = "import sys; from reprolib.cli import app; sys.argv = ['reprolib', 'doctor']; app()"
+    done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert "Python was started without docstrings (-OO), which the package cma reads: leave out one O" in done.stderr
+
+
+def test_stopped_it_says_what_to_do(book, monkeypatch):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", stop)
+    result = call("run")
+    assert result.exit_code == 130
+    assert result.stderr.strip() == "Stopped. Give the same command again: what was finished is kept."
 
 
 def test_data_lists_every_set_and_checks_one(book):
@@ -159,7 +226,9 @@ def test_doctor_says_what_is_here_and_what_it_costs(book, monkeypatch):
     from reprolib import results
 
     def record(profile, seconds, device):
-        return {"profile": profile, "provenance": {"seconds": seconds, "device": device}}
+        made = results.provenance("cpu", 0) | {"seconds": seconds, "device": device}
+        held = {"measures": {}, "skipped": {}, "figures": []}
+        return {"paper": "good", "profile": profile, "provenance": made} | held
 
     monkeypatch.setattr(cli, "_speed", lambda: "9 evaluations/s")
     monkeypatch.setattr(cli.console, "width", 200)  # a narrow terminal would break the lines that are looked for
@@ -167,6 +236,8 @@ def test_doctor_says_what_is_here_and_what_it_costs(book, monkeypatch):
     results.save(book / "results" / "reference" / "good" / "good.json", record("gpu", 210.0, "cuda: B"))
     (book / "results" / "runs" / "smoke").mkdir()
     (book / "results" / "runs" / "smoke" / "good.json").write_text("{ cut in ha")
+    results.save(book / "results" / "runs" / "gpu" / "good.json", {"measures": ["of another schema"]})
+    results.save(book / "results" / "runs" / "paper" / "good.json", record("paper", 9.0, "cpu: A") | {"paper": "other"})
     result = call("doctor")
     assert result.exit_code == 0
     for text in ("memory", "threads", "photos", "checkpoints", "9 evaluations/s"):
@@ -174,6 +245,7 @@ def test_doctor_says_what_is_here_and_what_it_costs(book, monkeypatch):
     assert "95 s, last run here" in result.stdout
     assert "210 s, reference run on cuda: B" in result.stdout
     assert "≤ 20 s, not run yet" in result.stdout, "a damaged record is no measurement"
+    assert "hours, not run yet" in result.stdout, "nor is that of another paper"
 
 
 def test_the_catalogue_is_printed_as_a_table():

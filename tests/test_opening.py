@@ -49,3 +49,12 @@ def test_what_the_run_lacks_is_left_out(paper, tmp_path):
     shown = opening(paper, [Verdict(**VERDICT)], made(measures={}, figures=[]), tmp_path)
     assert "come back" not in shown and "<img" not in shown and "✔ reproduced" in shown
     assert "<img" not in opening(paper, [], made(), tmp_path), "the file is not there"
+
+
+def test_a_picture_that_is_a_link_or_no_picture_is_left_out(paper, tmp_path):
+    (tmp_path / "secret").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "strip.png").symlink_to(tmp_path / "secret")
+    assert "<img" not in opening(paper, [], made(), tmp_path)
+    (tmp_path / "strip.png").unlink()
+    (tmp_path / "strip.png").write_text("password")
+    assert "<img" not in opening(paper, [], made(), tmp_path)

@@ -2,7 +2,9 @@
 
 import ast
 import json
+import os
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -69,6 +71,24 @@ def test_no_tracked_file_names_a_folder_of_this_machine_or_a_package_index():
             continue
         found += [f"{name}: {hit[0]}" for hit in machine.finditer(text)]
     assert not found
+
+
+@pytest.mark.parametrize("name", ["plain", "two words", 'it\'s "quoted"', "`a` $(b) $HOME ${c} # $$", "-x;&|"])
+@pytest.mark.parametrize("by", ["an argument", "the environment", "the variable of reprolib"])
+def test_make_hands_the_data_root_on_as_it_is(tmp_path, name, by):
+    copied = ("Makefile", "pyproject.toml", "constraints.txt")
+    for file in copied:
+        shutil.copyfile(ROOT / file, tmp_path / file)
+    script = tmp_path / ".venv" / "bin" / "reprolib"
+    script.parent.mkdir(parents=True)
+    script.write_text('#!/bin/sh\necho "$# $1"\necho "$REPROLIB_DATA"\n')
+    script.chmod(0o755)
+    (tmp_path / ".venv" / ".done").touch()
+    root = f"/no where/{name}"
+    own = {"the environment": {"DATA": root}, "the variable of reprolib": {"REPROLIB_DATA": root}}.get(by, {})
+    command = ["make", "--silent", "book", *([f"DATA={root}"] if by == "an argument" else [])]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["7 book", root], done.stderr
 
 
 def test_the_runner_knows_the_profiles_of_the_claims():

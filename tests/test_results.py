@@ -3,7 +3,6 @@ import math
 import os
 import subprocess
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +80,16 @@ def test_other_json_and_other_schemas_are_refused(tmp_path):
     path.write_text("[1, 2]")
     with pytest.raises(ValueError, match="no record of reprolib"):
         results.load(path)
+    path.write_text('{"schema": 1, "sha256": "", "payload": NaN}')
+    with pytest.raises(ValueError, match="holds what no record holds .*run the chapter again"):
+        results.load(path)
+    for payload in ({"x": {"$table": {}}}, {"x": {"$float": "much"}}, {"$table": {"columns": ["a"], "values": []}}):
+        path.write_text(json.dumps({"schema": 1, "sha256": results._checksum(payload), "payload": payload}))
+        with pytest.raises(ValueError, match="a.json is of another form: a table or a number in it is none"):
+            results.load(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="a.json is no record of reprolib: it is nested too deeply or too long"):
+        results.load(path)
     path.write_text('{"schema": 99, "sha256": "", "payload": {}}')
     with pytest.raises(ValueError, match="schema 99.*reads schema 1"):
         results.load(path)
@@ -105,9 +114,9 @@ def test_a_full_disk_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatch,
 
 
 def test_provenance_names_versions_and_no_path():
-    record = results.provenance("cpu", seed=7, data={"photos": "abc"}, started=datetime.now(UTC) - timedelta(seconds=5))
+    record = results.provenance("cpu", seed=7, data={"photos": "abc"}, seconds=5.04)
     assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert record["seed"] == 7 and record["data"] == {"photos": "abc"} and 4 < record["seconds"] < 60
+    assert record["seed"] == 7 and record["data"] == {"photos": "abc"} and record["seconds"] == 5.0
     assert record["device"].startswith("cpu: ") and record["threads"] >= 1
     text = json.dumps(record)
     assert str(Path.home()) + "/" not in text and str(Path.cwd()) not in text and os.uname().nodename not in text

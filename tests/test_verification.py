@@ -16,7 +16,7 @@ from test_records import change_tensors, rewrite, written
 from test_runner import write_chapter
 from typer.testing import CliRunner
 
-from reprolib import chapter, cli, data, figures, intervals, metrics, records, results, runner, verification
+from reprolib import chapter, checked, cli, data, figures, intervals, metrics, records, results, runner, verification
 
 CLAIMS = """
 paper: toy
@@ -85,7 +85,7 @@ class Book:
         monkeypatch.delenv("REPROLIB_RESULTS", raising=False)
         monkeypatch.setattr(chapter, "display", lambda content, raw=False: self.shown.append(content["text/html"]))
         monkeypatch.setattr(chapter, "_cell", lambda: self.cell)
-        monkeypatch.setattr(figures, "png", lambda figure: verification.PNG)  # drawing is tested elsewhere, and slow
+        monkeypatch.setattr(figures, "png", lambda figure: checked.PNG)  # drawing is tested elsewhere, and slow
         monkeypatch.setattr(figures, "png_within", lambda figure, limit, drawn: drawn)
 
     def run(self, profile="reference", images="", seed=1, factor=0.5, power=2, part=measure, only=(), finish=True):
@@ -449,7 +449,7 @@ def test_a_record_that_the_results_do_not_name_by_its_checksum_is_not_shown(book
         (lambda p: results.save(p, results.load(p) | {"records": [1]}), "toy.json cannot be read: its records"),
         (
             lambda p: results.save(p, results.load(p) | {"provenance": {"time": 1}}),
-            "does not say what made it: device, sec",
+            "does not say what made it: device, platform, python, sec",
         ),
         (lambda p: p.unlink(), "it has not been computed yet as data"),
     ],
@@ -594,7 +594,7 @@ REFUSED = {
     "another profile": (lambda b: _payload(b, profile="cpu"), "toy.json is of 'toy' at 'cpu', not this run's"),
     "no records": (lambda b: _payload(b, records={}), "toy.json names no records: it was written by an older reprolib"),
     "unknown measures": (
-        lambda b: _payload(b, measures={"nonsense": {}}),
+        lambda b: _payload(b, measures={"nonsense": results.load(_runs(b) / "toy.json")["measures"]["hits"]}),
         "measures that claims/toy.yml does not declare: nonse",
     ),
     "verdicts of none": (lambda b: _payload(b, verdicts=[{"id": "finds"}]), "finds|verdict"),
@@ -631,11 +631,23 @@ REFUSED = {
         "no commit holds .no checkout.",
     ),
     "a path": (lambda b: _renamed(b, "../measure"), "the record of part '../measure' is missing from the run"),
-    "no figure": (lambda b: (_runs(b) / "toy/main.png").unlink(), "the figure main.png is missing from the run"),
+    "no figure": (
+        lambda b: (_runs(b) / "toy/main.png").unlink(),
+        "the figure 'main': its file 'main.png' is not there",
+    ),
     "a figure that is none": (
         lambda b: (_runs(b) / "toy/main.png").write_text("x"),
-        "main.png is missing .*or is no PNG",
+        "the figure 'main': its file 'main.png' is no PNG file; run the chapter again",
     ),
+    "a figure that is a link": (
+        lambda b: (_runs(b) / "toy/main.png").rename(b.root / "x") and (_runs(b) / "toy/main.png").symlink_to("../x"),
+        "the figure 'main': its file 'main.png' is a link to another place",
+    ),
+    "a figure elsewhere": (
+        lambda b: _payload(b, figures=[{"name": "main", "caption": "c", "file": "../../../x.png"}]),
+        "the figure 'main': its file '../../../x.png' is not the bare name of a PNG file",
+    ),
+    "another form": (lambda b: _payload(b, state=[1]), "toy.json is of another form: state: Input should be a valid d"),
 }
 
 
@@ -753,10 +765,13 @@ def test_only_a_run_of_the_same_paper_is_compared(book):
     _payload(book, paper="idlg")
     with pytest.raises(ValueError, match="toy.json is of the paper 'idlg', not of 'toy'"):
         verification.compare("toy", _runs(book) / "toy.json")
+    _payload(book, paper="toy", measures={"hits": {}})
+    with pytest.raises(ValueError, match="toy.json is of another form: measures, hits, value: Field required"):
+        verification.compare("toy", _runs(book) / "toy.json")
     with pytest.raises(FileNotFoundError):
         verification.compare("toy", book.root / "none.json")
     book.results.unlink()
-    _payload(book, paper="toy")
+    _payload(book, measures={})
     with pytest.raises(FileNotFoundError):
         verification.compare("toy", _runs(book) / "toy.json")
 
