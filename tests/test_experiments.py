@@ -160,7 +160,7 @@ def test_a_trace_begins_at_noise_and_ends_nearer(digits):
 
 def test_the_first_layer_gives_single_images_and_mixtures_of_batches(digits):
     local = client.LocalTraining(5, 1, 1e-2)
-    found = experiments.read_first_layer(digits, (1, 2), 4, local, seed=0, width=64, activation="relu")
+    found = experiments.read_first_layer(digits, (1, 2), 4, 2, local, seed=0, width=64, activation="relu")
     cases = found["rows"].groupby("case", sort=False)
     assert cases.size().to_dict() == {
         "batch of 1": 4,
@@ -171,6 +171,7 @@ def test_the_first_layer_gives_single_images_and_mixtures_of_batches(digits):
     assert cases.error.max()["batch of 1"] < 1e-5 and cases.error.max()["local steps, float64"] < 1e-9
     assert 1e-7 < cases.error.max()["local steps, float32"] < 1e-2
     assert found["rows"][found["rows"].batch == 2].rms.median() > 0.05
+    assert found["rows"].groupby("case").network.nunique().eq(2).all()
     torch.testing.assert_close(found["batch 1 read"], found["batch 1 truth"], rtol=0, atol=1e-5)
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from reprolib import attacks, client, data, matching, metrics, models, optimizers, priors
 from reprolib.client import LocalTraining, ThreatModel
+from reprolib.experiments import ig
 from reprolib.labels import infer
 from reprolib.matching import Observation, cosine, dummy_gradients
 
@@ -361,3 +362,17 @@ def test_convnet_is_the_network_that_the_released_code_builds():
         models.build("convnet", 10, (3, 8, 8), seed=0)
     with pytest.raises(ValueError, match="width=0: expected an integer of at least 1"):
         models.build("convnet", 10, (3, 32, 32), seed=0, width=0)
+
+
+# --- experiments
+
+
+def test_a_longer_gradient_has_the_same_first_distance_and_grey_is_what_it_scores():
+    digits = data.load("digits", "test", 200)
+    rows = ig.first_distances(digits, [0, 1, 2], 2, 0, 10.0)
+    assert rows.network.tolist() == [0, 0, 1] and (rows.distance - rows.rescaled).abs().max() < 1e-6
+    cards = ig.grey_cards(digits, [1, 2], 0, batch=2, distinct_labels=True)
+    x, _ = digits.batches(2, 3, seed=0, distinct_labels=True)
+    truth = x[1:].flatten(0, 1)
+    assert cards.psnr.to_numpy() == pytest.approx(metrics.psnr(torch.full_like(truth, 0.5), truth).numpy(), rel=1e-6)
+    assert cards.trial.tolist() == [1, 1, 2, 2] and cards.image.tolist() == [0, 1, 0, 1]
