@@ -6,6 +6,7 @@ All of it comes from the reference run's results file; nothing is measured here.
 from __future__ import annotations
 
 import html
+import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,7 +51,8 @@ def _row(verdict: Verdict) -> str:
     told = f"<b>{html.escape(word)}</b>"
     if note:
         told = f"<details><summary>{told}</summary><small>{html.escape(note)}</small></details>"
-    cells = (verdict.says, verdict.published, verdict.measured(percent) or "—")
+    measured = re.sub(r"\[.*?\]", lambda ends: ends[0].replace(" ", "\N{NO-BREAK SPACE}"), verdict.measured(percent))
+    cells = (verdict.says, verdict.published, measured or "—")
     cells = [f'<td style="{_CELL}">{html.escape(cell)}</td>' for cell in cells]
     return (
         f'<tr style="border-top:1px solid rgba(128,128,128,.4)">{"".join(cells)}'
