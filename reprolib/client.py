@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,22 +12,39 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from reprolib import models
+from reprolib import gradients, models
+from reprolib.gradients import LocalTraining, Mode, loss, worker
 from reprolib.models import Ensemble, fingerprint
 
 if TYPE_CHECKING:  # defenses stand to the left of this file: it calls their hooks and never imports them
     from reprolib.defenses.base import Defense
 
-Mode = Literal["eval", "train"]
+__all__ = [
+    "LocalTraining",
+    "Mode",
+    "SharedUpdate",
+    "ThreatModel",
+    "batch_statistics",
+    "extended",
+    "generator",
+    "image_gradients",
+    "loss",
+    "recorded",
+    "share",
+    "trials_that_fit",
+    "worker",
+]
+
 Labels = Literal["unknown", "known"]
 BatchNorm = Literal["none", "running", "exact", "buffers"]
 Seed = int | Sequence[tuple[int, int]]
 """A seed for all trials of a call, or a pair (seed, trial) for each of them: see `generator`."""
 
 MEMORY_BUDGET = 512 * 2**20  # bytes that the trials of one chunk may take together
+ORDER_STREAM = 0x0DE4  # of the orders in which clients take their images
 DEFENSE_STREAM = 0xDEFE  # keeps a defense's random numbers apart from an attack's drawn with the same (seed, trial)
 
 
@@ -138,40 +154,18 @@ class ThreatModel:
         ]
 
 
-@dataclass(frozen=True)
-class LocalTraining:
-    """FedAvg's local work: plain SGD for `epochs` passes over the client's images, in the order given.
-
-    batch_size: images a step; the last step of a pass takes what is left. learning_rate: of SGD, without momentum.
-    Errors: ValueError for epochs or batch_size below 1 or a learning rate that is not positive and finite.
-    """
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} of LocalTraining must be an integer >= 1, got {value!r}")
-        if not (np.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate of LocalTraining must be positive and finite, got {self.learning_rate!r}")
-
-    def steps(self, images: int) -> int:
-        """SGD steps that a client with `images` images takes."""
-        return self.epochs * -(-images // self.batch_size)
-
-
 @dataclass(frozen=True, eq=False)
 class SharedUpdate:
     """What the server sees of T clients' rounds under one set of weights, and nothing else.
 
-    gradients: name -> [T, *param]: the gradient of the mean loss, or with `local` the weight difference after - before.
+    gradients: name -> [T, *param] of the parameters that the clients train: the gradient of the mean loss, or with
+    `local` the weight difference after - before.
     batch_size: images behind one trial's update (of all averaged clients together). image_shape: (C, H, W).
     model: `models.fingerprint` of the model the update was computed with (extended, where the defense extends it).
     labels: [T, B] int64, batch_norm: layer -> (mean [T, C], biased variance [T, C]) and defense are None
     unless `threat` grants them. With batch_norm "buffers" the pair is the client's running mean and variance.
+    sizes: images of each of several clients, () for one. order: [T, epochs, B], where each local pass takes its images
+    from, if the server knows it; if it does not, `labels` stand in the order of the first pass.
     """
 
     gradients: dict[str, Tensor]
@@ -184,6 +178,8 @@ class SharedUpdate:
     labels: Tensor | None = None
     batch_norm: dict[str, tuple[Tensor, Tensor]] | None = None
     defense: Defense | None = None
+    sizes: tuple[int, ...] = ()
+    order: Tensor | None = None
 
     @property
     def trials(self) -> int:
@@ -192,10 +188,23 @@ class SharedUpdate:
 
     @property
     def scale(self) -> float:
-        """The factor that turns shared values into gradients: 1, or -1 / (learning rate x steps) for FedAvg."""
+        """The factor that turns shared values into gradients: 1, or -1 / (learning rate x steps) for FedAvg.
+
+        Of clients that take different numbers of steps, those of the client that takes most count.
+        """
         if self.local is None:
             return 1.0
-        return -1.0 / (self.local.learning_rate * self.local.steps(self.batch_size // self.threat.clients))
+        return -1.0 / (self.local.learning_rate * self.local.most_steps(self.batch_size))
+
+    def require_one_gradient(self, attack: str) -> None:
+        """Errors: ValueError for a weight difference that is no multiple of one gradient, which `attack` matches."""
+        if self.local is not None and not self.local.is_one_gradient(self.batch_size):
+            steps = self.local.most_steps(self.batch_size)
+            what = f"{steps} local steps" if steps > 1 else f"a step of {self.local}"
+            raise ValueError(
+                f"{attack} matches one gradient, but this update is the weight difference of {what}: share without "
+                "`local`, or with a single step of plain SGD"
+            )
 
     def as_gradients(self) -> dict[str, Tensor]:
         """name -> [T, *param]: the shared gradients; for FedAvg the average gradient along the local steps."""
@@ -214,7 +223,7 @@ class SharedUpdate:
         ensemble.
         """
         first = updates[0]
-        for name in ("batch_size", "image_shape", "num_classes", "threat", "local", "defense"):
+        for name in ("batch_size", "image_shape", "num_classes", "threat", "local", "defense", "sizes"):
             if any(getattr(update, name) != getattr(first, name) for update in updates):
                 raise ValueError(f"the updates differ in {name}: only rounds of the same kind can be attacked together")
         if sum(update.trials for update in updates) != victims.trials:
@@ -229,6 +238,7 @@ class SharedUpdate:
             first,
             gradients={name: torch.cat([update.gradients[name] for update in updates]) for name in first.gradients},
             labels=None if first.labels is None else torch.cat([update.labels for update in updates]),
+            order=None if first.order is None else torch.cat([update.order for update in updates]),
             batch_norm=statistics,
             model=victims.fingerprint,
         )
@@ -243,6 +253,7 @@ class SharedUpdate:
             self,
             gradients={name: function(g) for name, g in self.gradients.items()},
             labels=None if self.labels is None else function(self.labels),
+            order=None if self.order is None else function(self.order),
             batch_norm=statistics and {name: (function(m), function(v)) for name, (m, v) in statistics.items()},
         )
 
@@ -254,12 +265,14 @@ class SharedUpdate:
         """
         together = isinstance(model, Ensemble)
         parameters = {name: p[0] for name, p in model.stacked.items()} if together else dict(model.named_parameters())
+        trained = gradients.trained_names(model.skeleton if together else model)
+        parameters = {name: parameters[name] for name in trained}
         if parameters.keys() != self.gradients.keys():
             missing = [name for name in parameters if name not in self.gradients]
             unknown = [name for name in self.gradients if name not in parameters]
             raise ValueError(
                 f"the update is not of this model: no gradient for the parameters {missing}, "
-                f"and gradients for {unknown}, which the model does not have"
+                f"and gradients for {unknown}, which the model does not have or does not train (requires_grad)"
             )
         for name, parameter in parameters.items():
             gradient = self.gradients[name]
@@ -294,6 +307,7 @@ def share(
     threat: ThreatModel | None = None,
     defense: Defense | None = None,
     local: LocalTraining | None = None,
+    clients: Sequence[int] = (),
     seed: Seed = 0,
 ) -> SharedUpdate:
     """What T clients (or groups of clients) with one set of weights share after one round of training.
@@ -301,6 +315,8 @@ def share(
     images: [T, B, C, H, W] in [0, 1], of the model's dtype and device. labels: [T, B] int64 in [0, num_classes).
     threat: what the server knows; default `ThreatModel()`. With "mean of N", each of N clients contributes B / N
     images and its own defense randomness, and the exact batch-norm statistics are averaged like everything else.
+    clients: how many of the B images each of the N has, where they are not equally many; they count by their sizes.
+    Only parameters that require a gradient are trained and shared; one that the forward pass does not use has a zero.
     local: None for one gradient of the mean cross-entropy (FedSGD), or the SGD whose weight difference is shared.
     seed: of the defense's random numbers and of the noise in a bottleneck; trial t's depend on (seed, t) alone.
     A model that the defense has extended already (`extended`) is taken as it is. The victim is left as it was,
@@ -309,7 +325,8 @@ def share(
     Errors: ValueError, before any work, for every input that does not fit these lines.
     """
     threat = ThreatModel() if threat is None else threat
-    _check_inputs(model, images, labels, threat, local)
+    sizes = _sizes(images, threat, clients)
+    _check_inputs(model, images, labels, local, sizes)
     generator(seed, 0)  # refuses a bad seed before any work
     model = extended(model, defense)
     victim = worker(model, threat.mode)
@@ -318,13 +335,15 @@ def share(
         raise ValueError(f"batch_norm={threat.batch_norm!r}, but the model has no batch-norm layer: use 'none'")
     if threat.batch_norm == "buffers" and threat.mode == "eval":
         raise ValueError("batch_norm='buffers', but in mode='eval' a client's step changes no buffer: use mode='train'")
-    if threat.batch_norm == "buffers" and local is not None and local.steps(images.shape[1] // threat.clients) > 1:
+    if threat.batch_norm == "buffers" and len(set(sizes)) > 1:
+        raise ValueError(f"batch_norm='buffers' of clients with {sizes} images cannot be told apart: use 'exact'")
+    if threat.batch_norm == "buffers" and local is not None and local.steps(sizes[0]) > 1:
         raise ValueError("batch_norm='buffers' is the state after one step, but `local` takes several: use 'exact'")
     batch_norm = _running_statistics(model, len(images)) if threat.batch_norm == "running" else None
 
-    parts = list(zip(images.chunk(threat.clients, 1), labels.chunk(threat.clients, 1), strict=True))
-    chunk = trials_that_fit(victim, parts[0][0][0])
-    updates, statistics = [], []
+    parts = list(zip(images.split(sizes, 1), labels.split(sizes, 1), strict=True))
+    chunk = trials_that_fit(victim, max((own for own, _ in parts), key=lambda own: own.shape[1])[0])
+    updates, statistics, orders = [], [], []
     for client, (own_images, own_labels) in enumerate(parts):
         randoms = [generator(seed, trial, DEFENSE_STREAM, client) for trial in range(len(images))]
         noise = _noise(victim, own_images.shape[1] * (1 if local is None else local.epochs), randoms)
@@ -332,7 +351,9 @@ def share(
         targets = F.one_hot(own_labels, model.num_classes).to(own_images.dtype)
         if defense is not None:
             own_images, targets = _encode(defense, own_images, targets, randoms)
-        update = _compute(victim, own_images, targets, local, chunk, noise)
+        order = _orders(local, own_images, seed, client)
+        orders.append(order)
+        update = _compute(victim, own_images, targets, local, chunk, noise, order)
         if defense is not None:
             update = _protect(defense, update, model, own_images, own_labels, randoms)
         updates.append(update)
@@ -340,13 +361,20 @@ def share(
             statistics.append(_batch_statistics(victim, norms, own_images, chunk, noise))
 
     if statistics:
-        means = _mean([{name: mean for name, (mean, _) in client.items()} for client in statistics])
-        variances = _mean([{name: variance for name, (_, variance) in client.items()} for client in statistics])
+        means = _mean([{name: mean for name, (mean, _) in client.items()} for client in statistics], sizes)
+        variances = _mean([{name: variance for name, (_, variance) in client.items()} for client in statistics], sizes)
         batch_norm = {name: (means[name], variances[name]) for name in norms}
     if threat.batch_norm == "buffers":
         batch_norm = _buffers_after(model, batch_norm, parts[0][0][0])
+    order = None
+    if local is not None and local.shuffle:
+        order = torch.cat([own + first for own, first in zip(orders, np.cumsum([0, *sizes]), strict=False)], 2)
+    if order is not None and not local.order_known:
+        labels, order = labels.gather(1, order[:, 0]), None
+    if local is not None and len(sizes) > 1:
+        local = replace(local, sizes=sizes)
     return SharedUpdate(
-        gradients=_mean(updates),
+        gradients=_mean(updates, sizes),
         batch_size=images.shape[1],
         image_shape=tuple(images.shape[2:]),
         num_classes=model.num_classes,
@@ -356,6 +384,8 @@ def share(
         labels=labels.clone() if threat.labels == "known" else None,
         batch_norm=batch_norm,
         defense=defense if threat.defense_known else None,
+        sizes=sizes if len(sizes) > 1 else (),
+        order=order,
     )
 
 
@@ -373,59 +403,6 @@ def extended(model: nn.Module, defense: Defense | None) -> nn.Module:
     return larger
 
 
-def loss(network: nn.Module, tensors: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
-    """What a client minimises: the mean cross-entropy, plus the penalty of the network's bottlenecks where it has one.
-
-    tensors: what to put in place of the network's own, name -> weights, and a bottleneck's noise. images: [B, C, H, W].
-    labels: [B], or soft ones [B, K].
-    """
-    return F.cross_entropy(functional_call(network, tensors, (images,)), labels) + models.penalty(network)
-
-
-def worker(model: nn.Module, mode: Mode) -> nn.Module:
-    """A copy of the model that runs as the client's does and is safe under `vmap`; the model itself stays untouched.
-
-    mode: "eval" or "train" batch norm, as in `ThreatModel`. Attacks differentiate their dummy batches through it too.
-    Errors: ValueError for dropout in "train" mode, whose masks nobody could repeat.
-    """
-    copied = copy.deepcopy(model).requires_grad_(True).train(mode == "train")
-    if mode == "train":
-        random = [name for name, module in copied.named_modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
-        if random:
-            raise ValueError(f"mode='train' would draw unrepeatable dropout masks in the layers {random}: use 'eval'")
-        for name, module in list(copied.named_modules()):
-            if isinstance(module, _BatchNorm):
-                copied.set_submodule(name, _NormOfTheBatch(module))
-    return copied
-
-
-class _NormOfTheBatch(_BatchNorm):
-    """Batch norm by the batch's own statistics, written out: no buffer is read or written.
-
-    torch's kernel writes its buffers, which vmap forbids. Even without buffers it cannot be used here: in torch 2.11
-    the second derivative through `vmap(grad(...))` comes out wrong (a test compares it with finite differences).
-    """
-
-    def __init__(self, like: _BatchNorm) -> None:
-        super().__init__(like.num_features, like.eps, like.momentum, like.affine, track_running_stats=False)
-        self.weight, self.bias = like.weight, like.bias
-        self.train(like.training)
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.ndim < 2:
-            raise ValueError(f"batch norm takes [N, C, ...], got {input.ndim} dimensions")
-
-    def forward(self, input: Tensor) -> Tensor:
-        self._check_input_dim(input)
-        axes = [0, *range(2, input.ndim)]
-        away = input - input.mean(axes, keepdim=True)
-        out = away * (away.square().mean(axes, keepdim=True) + self.eps).rsqrt()
-        if self.weight is None:
-            return out
-        shape = [-1, *[1] * (input.ndim - 2)]
-        return out * self.weight.view(shape) + self.bias.view(shape)
-
-
 def image_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Each image's own gradient, in evaluation mode: name -> [N, *param]. images: [N, C, H, W], labels: [N] int64.
 
@@ -435,13 +412,24 @@ def image_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> dict[st
         raise ValueError(f"an image's own gradient is not determined: the model draws {noisy}; use another defense")
     victim = worker(model, "eval")
     targets = F.one_hot(labels, model.num_classes).to(images.dtype)
-    return _compute(victim, images[:, None], targets[:, None], None, trials_that_fit(victim, images[:1]), {})
+    return _compute(victim, images[:, None], targets[:, None], None, trials_that_fit(victim, images[:1]), {}, None)
 
 
 def _noise(victim: nn.Module, samples: int, randoms: Sequence[torch.Generator]) -> dict[str, Tensor]:
     """The clients' noise for the victim's bottlenecks, one row a sample that passes: name -> [T, samples, *shape]."""
     drawn = [models.draw_noise(victim, samples, random) for random in randoms]
     return {name: torch.stack([own[name] for own in drawn]) for name in drawn[0]}
+
+
+def _orders(local: LocalTraining | None, images: Tensor, seed: Seed, client: int) -> Tensor | None:
+    """Where a client's passes take their images from, drawn for each trial: [T, epochs, B]; None without shuffling."""
+    if local is None or not local.shuffle:
+        return None
+    drawn = []
+    for trial in range(len(images)):
+        random = generator(seed, trial, ORDER_STREAM, client)
+        drawn.append(torch.stack([torch.randperm(images.shape[1], generator=random) for _ in range(local.epochs)]))
+    return torch.stack(drawn).to(images.device)
 
 
 def _compute(
@@ -451,27 +439,20 @@ def _compute(
     local: LocalTraining | None,
     chunk: int,
     noise: dict[str, Tensor],
+    order: Tensor | None,
 ) -> dict[str, Tensor]:
-    """Gradients, or weight differences with `local`, of every trial: name -> [T, *param]. targets: [T, B, K]."""
-    parameters = {name: parameter.detach() for name, parameter in victim.named_parameters()}
-
-    def loss_of(weights: dict[str, Tensor], x: Tensor, y: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        return loss(victim, weights | drawn, x, y)
-
-    def gradient(x: Tensor, y: Tensor, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
-        return grad(loss_of)(parameters, x, y, drawn)
-
-    def difference(x: Tensor, y: Tensor, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
-        weights = parameters
-        for epoch in range(local.epochs):
-            for first in range(0, len(x), local.batch_size):
-                mine = slice(first, first + local.batch_size)
-                fresh = {name: values[epoch * len(x) :][: len(x)][mine] for name, values in drawn.items()}
-                step = grad(loss_of)(weights, x[mine], y[mine], fresh)
-                weights = {name: w - local.learning_rate * step[name] for name, w in weights.items()}
-        return {name: w - parameters[name] for name, w in weights.items()}
-
-    return vmap(gradient if local is None else difference, chunk_size=chunk)(images, targets, noise)
+    """Gradients, or weight differences with `local`, of one client in every trial: name -> [T, *param]."""
+    parts = []
+    for first in range(0, len(images), chunk):
+        rows = slice(first, first + chunk)
+        drawn = {name: values[rows] for name, values in noise.items()}
+        own = None if order is None else order[rows]
+        parts.append(gradients.shared(victim, images[rows], targets[rows], local, noise=drawn, order=own))
+    together = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    if local is None:
+        return together
+    far = -local.learning_rate * local.steps(images.shape[1])
+    return {name: far * direction for name, direction in together.items()}
 
 
 def _encode(defense: Defense, images: Tensor, targets: Tensor, random: list[torch.Generator]) -> tuple[Tensor, Tensor]:
@@ -499,11 +480,16 @@ def _protect(
     return {name: torch.stack([trial[name] for trial in protected]) for name in update}
 
 
-def _mean(clients: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean over clients, entry by entry; one client's values stay bit-identical."""
+def _mean(clients: list[dict[str, Tensor]], sizes: Sequence[int]) -> dict[str, Tensor]:
+    """The mean over clients by their images, entry by entry; one client's values stay bit-identical."""
     if len(clients) == 1:
         return clients[0]
-    return {name: sum(client[name] for client in clients) / len(clients) for name in clients[0]}
+    if len(set(sizes)) == 1:
+        return {name: sum(client[name] for client in clients) / len(clients) for name in clients[0]}
+    shares = [size / sum(sizes) for size in sizes]
+    return {
+        name: sum(share * client[name] for share, client in zip(shares, clients, strict=True)) for name in clients[0]
+    }
 
 
 def _batch_statistics(
@@ -620,8 +606,29 @@ def trials_that_fit(victim: nn.Module, images: Tensor) -> int:
     return max(1, MEMORY_BUDGET // trial)
 
 
+def _sizes(images: Tensor, threat: ThreatModel, clients: Sequence[int]) -> tuple[int, ...]:
+    """How many images each client has."""
+    batch = images.shape[1] if images.ndim > 1 else 0
+    if not clients:
+        if batch % threat.clients:
+            raise ValueError(
+                f"observes={threat.observes!r} needs a batch that divides evenly among the clients, got {batch} "
+                "images: clients=(...) names how many each has"
+            )
+        return (batch // threat.clients,) * threat.clients
+    sizes = tuple(clients)
+    if any(not isinstance(size, int) or size < 1 for size in sizes) or sum(sizes) != batch:
+        raise ValueError(f"clients={sizes}: expected whole numbers of images >= 1 that sum up to the batch's {batch}")
+    if len(sizes) != threat.clients:
+        raise ValueError(
+            f"clients={sizes} are {len(sizes)}, but the threat model observes {threat.observes!r}: use "
+            f"ThreatModel(observes='mean of {len(sizes)}')"
+        )
+    return sizes
+
+
 def _check_inputs(
-    model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, local: LocalTraining | None
+    model: nn.Module, images: Tensor, labels: Tensor, local: LocalTraining | None, sizes: Sequence[int]
 ) -> None:
     if not isinstance(getattr(model, "head", None), nn.Linear):
         raise ValueError("model has no linear last layer called 'head': build it with reprolib.models.build")
@@ -661,10 +668,8 @@ def _check_inputs(
         raise ValueError(
             f"labels must lie in 0..{model.num_classes - 1} for this model, got {labels.min()} to {labels.max()}"
         )
-    if batch % threat.clients:
-        raise ValueError(
-            f"observes={threat.observes!r} needs a batch that divides evenly among the clients, got {batch} images"
-        )
-    own = batch // threat.clients
+    own = max(sizes)
     if local is not None and local.batch_size > own:
         raise ValueError(f"batch_size of LocalTraining is {local.batch_size}, but a client has only {own} image(s)")
+    if local is not None and local.sizes:
+        raise ValueError("sizes of LocalTraining is for `share` to fill in: name them as clients=(...)")

@@ -10,11 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from reprolib import client, models
+from reprolib import client, gradients, models
 from reprolib.models import Ensemble
-
-RECOMPUTED_FROM = 20
-"""Local steps from which on each is computed again for its derivative, so that memory does not grow with them."""
 
 BLOCK = {"cpu": 256, "cuda": 1024}
 """Trials differentiated together at most. LeNet still gains from 128 to 256 on two cores."""
@@ -91,7 +88,9 @@ class Matching:
     `parts(x [R, N], trials [R])` cuts the optimiser's rows into images [R, B, C, H, W] and soft labels [R, B, K];
     it must be differentiable. mode: how the victim's batch norm runs, as in `client.ThreatModel`. model: one victim for
     all trials, or an ensemble with one for each. compare: `distance` (when left out) or `cosine`. local: the client's
-    training, where the observation is the average gradient along its steps. noise: rows of x and their trials -> the
+    training, where the observation is the average gradient along its steps. sizes: images of each of several clients,
+    () for one, or for `local`'s. order: [T, epochs, B], where the local passes take their images from. noise: rows of x
+    and their trials -> the
     noise for the model's bottlenecks, one dictionary a pass to average over (`dummy_noise`, `draw_noise`).
     Errors: ValueError for a model with a bottleneck and no noise for it, or with several local steps.
     """
@@ -106,6 +105,8 @@ class Matching:
     layers: tuple[str, ...] = ()
     statistics: Callable[[dict[str, tuple[Tensor, Tensor]], Tensor], Tensor] | None = None
     noise: Callable[[Tensor, Tensor], Sequence[dict[str, Tensor]]] | None = None
+    sizes: tuple[int, ...] = ()
+    order: Tensor | None = None
 
     def __post_init__(self) -> None:
         network = client.worker(self.model.skeleton if isinstance(self.model, Ensemble) else self.model, self.mode)
@@ -118,6 +119,11 @@ class Matching:
                 raise ValueError("a model with a bottleneck is matched by the gradient of the batch, not of each image")
             if not self.observation.penalty:
                 models.leave_out_penalty(network)
+        if self.statistics is not None and self.mode == "train" and len(self.sizes) > 1:
+            raise ValueError(
+                f"the mean of {len(self.sizes)} clients in mode='train' has no batch-norm statistics of one batch: "
+                "leave the statistics out"
+            )
         if self.observation.of_each_image is not None and (self.local is not None or self.statistics is not None):
             raise ValueError(
                 "the defense changes the gradient of each image, which is matched without local steps and without "
@@ -140,8 +146,8 @@ class Matching:
         if not self._size:
             images, _ = self.parts(x[:1], trials[:1])
             network = self._worker.skeleton if isinstance(self._worker, Ensemble) else self._worker
-            steps = 1 if self.local is None else self.local.steps(images.shape[1])
-            kept = steps if steps < RECOMPUTED_FROM else 1
+            steps = 1 if self.local is None else self.local.most_steps(images.shape[1])
+            kept = steps if steps < gradients.RECOMPUTED_FROM else 1
             kept *= images.shape[1] if self.observation.of_each_image else 1
             fit = client.trials_that_fit(network, images[0].detach()) // (2 * kept)
             self._size.append(max(1, min(BLOCK[x.device.type], fit)))
@@ -175,13 +181,17 @@ class Matching:
         seen: dict[str, tuple[Tensor, Tensor]] = {}
         if self.observation.of_each_image is not None:
             of_each_image = self.observation.of_each_image
-            gradients = dummy_gradients_of_images(worker, images, soft_labels, of_each_image)
+            found = dummy_gradients_of_images(worker, images, soft_labels, of_each_image)
         elif self.statistics is None:
-            gradients = _average([dummy_gradients(worker, images, soft_labels, self.local, drawn) for drawn in passes])
+            order = None if self.order is None else self.order[trials]
+            found = [
+                dummy_gradients(worker, images, soft_labels, self.local, drawn, self.sizes, order) for drawn in passes
+            ]
+            found = _average(found)
         else:
-            gradients, seen = dummy_gradients_and_statistics(worker, images, soft_labels, self.layers, passes[0])
-        gradients = self.observation.as_shared(gradients, trials)
-        return (self.compare or distance)(gradients, self.observation, trials), seen
+            found, seen = dummy_gradients_and_statistics(worker, images, soft_labels, self.layers, passes[0])
+        found = self.observation.as_shared(found, trials)
+        return (self.compare or distance)(found, self.observation, trials), seen
 
 
 def dummy_noise(
@@ -225,45 +235,25 @@ def dummy_gradients(
     soft_labels: Tensor,
     local: client.LocalTraining | None = None,
     noise: dict[str, Tensor] | None = None,
+    sizes: Sequence[int] = (),
+    order: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The gradients that dummy batches would have shared: name -> [R, *param], differentiable in both arguments.
 
-    images: [R, B, C, H, W]. soft_labels: [R, B, K]. The loss is the mean of -sum_k y_k log softmax(z)_k. local: the
-    average gradient along these SGD steps instead, a sum of gradients and so free of the cancellation in w_S - w_0.
-    noise: for the network's bottlenecks, buffer name -> [R, B, *shape], differentiable as well.
+    images: [R, B, C, H, W]. soft_labels: [R, B, K]. The rest, and what it gives with `local`: `gradients.shared`.
     One trial alone takes plain autograd, which is the faster path there; more share one `vmap`, over the weights too
     where each trial has its own (an ensemble of R trials).
     """
-    network, weights, axis = _weights(worker)
-    noise = noise or {}
-    if len(images) == 1 and axis is None and local is None:
-        parameters = dict(network.named_parameters())
-        loss = client.loss(network, {name: values[0] for name, values in noise.items()}, images[0], soft_labels[0])
-        gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
-        return {name: g[None] for name, g in zip(parameters, gradients, strict=True)}
-
-    def loss_of(weights: dict[str, Tensor], x: Tensor, y: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        return client.loss(network, weights | drawn, x, y)
-
-    if local is None:
-        return vmap(grad(loss_of), in_dims=(axis, 0, 0, 0))(weights, images, soft_labels, noise)
-
-    names, steps = list(weights), local.steps(images.shape[1])
-
-    def step(axis: int | None, x: Tensor, y: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-        gradients = vmap(grad(loss_of), in_dims=(axis, 0, 0, None))(dict(zip(names, values, strict=True)), x, y, {})
-        return tuple(gradients[name] for name in names)
-
-    total = dict.fromkeys(names, 0.0)
-    for _ in range(local.epochs):
-        batches = (tensor.split(local.batch_size, 1) for tensor in (images, soft_labels))
-        for x, y in zip(*batches, strict=True):
-            inputs = (axis, x, y, *weights.values())
-            found = step(*inputs) if steps < RECOMPUTED_FROM else _Recomputed.apply(step, *inputs)
-            gradients = dict(zip(names, found, strict=True))
-            weights = {name: w - local.learning_rate * gradients[name] for name, w in weights.items()}
-            total, axis = {name: total[name] + gradients[name] / steps for name in names}, 0
-    return total
+    if len(images) > 1 or isinstance(worker, Ensemble) or local is not None or len(sizes) > 1:
+        sizes = sizes or (local.sizes if local is not None else ())
+        return gradients.shared(worker, images, soft_labels, local, sizes, noise, order)
+    noise = {name: values[0] for name, values in (noise or {}).items()}
+    trained = {name: parameter for name, parameter in worker.named_parameters() if parameter.requires_grad}
+    with gradients.second_derivatives():
+        loss = client.loss(worker, noise, images[0], soft_labels[0])
+        wanted = list(trained.values())
+        found = torch.autograd.grad(loss, wanted, create_graph=True, allow_unused=True, materialize_grads=True)
+    return {name: gradient[None] for name, gradient in zip(trained, found, strict=True)}
 
 
 def dummy_gradients_of_images(
@@ -288,48 +278,16 @@ def dummy_gradients_and_statistics(
     noise: dict[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
     """`dummy_gradients`, and the mean and biased variance [R, C] of what enters the named layers in the same pass."""
-    network, weights, axis = _weights(worker)
+    network, weights, frozen, axis = gradients.parameters(worker)
 
     def loss_of(
-        weights: dict[str, Tensor], x: Tensor, y: Tensor, drawn: dict[str, Tensor]
+        weights: dict[str, Tensor], frozen: dict[str, Tensor], x: Tensor, y: Tensor, drawn: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        return client.loss(network, weights | drawn, x, y), dict(seen)
+        return client.loss(network, weights | frozen | drawn, x, y), dict(seen)
 
-    with client.recorded(network, layers) as seen:
+    with client.recorded(network, layers) as seen, gradients.second_derivatives():
         found = grad(loss_of, has_aux=True)
-        return vmap(found, in_dims=(axis, 0, 0, 0))(weights, images, soft_labels, noise or {})
-
-
-def _weights(worker: nn.Module | Ensemble) -> tuple[nn.Module, dict[str, Tensor], int | None]:
-    """The network to run, its weights, and their trial axis: 0 where every trial has its own."""
-    if isinstance(worker, Ensemble):
-        return worker.skeleton, worker.weights(), 0
-    return worker, {name: parameter.detach() for name, parameter in worker.named_parameters()}, None
-
-
-class _Recomputed(torch.autograd.Function):
-    """`function(first, *tensors)` that keeps its inputs alone and runs again when it is differentiated, once.
-
-    torch's own checkpoints do not work around `torch.func`: it forbids the hooks of one kind and the other needs
-    `.backward()`.
-    """
-
-    @staticmethod
-    def forward(ctx, function, first, *tensors):
-        ctx.function, ctx.first = function, first
-        ctx.save_for_backward(*tensors)
-        return function(first, *tensors)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, *outer):
-        needed = ctx.needs_input_grad[2:]
-        tensors = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, needed, strict=True)]
-        wanted = [t for t in tensors if t.requires_grad]
-        with torch.enable_grad():
-            outputs = ctx.function(ctx.first, *tensors)
-            found = iter(torch.autograd.grad(outputs, wanted, outer, allow_unused=True))
-        return None, None, *(next(found) if t.requires_grad else None for t in tensors)
+        return vmap(found, in_dims=(axis, axis, 0, 0, 0))(weights, frozen, images, soft_labels, noise or {})
 
 
 def distance(gradients: dict[str, Tensor], observation: Observation, trials: Tensor) -> Tensor:

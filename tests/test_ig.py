@@ -162,13 +162,13 @@ def test_steps_computed_twice_give_the_same_gradients(monkeypatch):
     x = images.clone().requires_grad_()
 
     def derivative():
-        gradients = dummy_gradients(model, x, soft(labels), local)
-        return gradients, torch.autograd.grad(sum(g.square().sum() for g in gradients.values()), x)[0]
+        found = dummy_gradients(model, x, soft(labels), local)
+        return found, torch.autograd.grad(sum(g.square().sum() for g in found.values()), x)[0]
 
     kept, slope = derivative()
-    calls, plain = [], matching._Recomputed.forward
-    monkeypatch.setattr(matching, "RECOMPUTED_FROM", 6)
-    monkeypatch.setattr(matching._Recomputed, "forward", lambda *args: calls.append(1) or plain(*args))
+    calls, plain = [], gradients._Recomputed.forward
+    monkeypatch.setattr(gradients, "RECOMPUTED_FROM", 6)
+    monkeypatch.setattr(gradients._Recomputed, "forward", lambda *args: calls.append(1) or plain(*args))
     again, same_slope = derivative()
     assert len(calls) == 6
     for name in kept:

@@ -124,11 +124,7 @@ class DLG:
         """
         began = time.perf_counter()
         update.check(model)
-        if update.local is not None and update.local.steps(update.batch_size) > 1:
-            raise ValueError(
-                f"{type(self).__name__} matches one gradient, but this update is the weight difference of "
-                f"{update.local.steps(update.batch_size)} local steps: share without `local`, or with a single step"
-            )
+        update.require_one_gradient(type(self).__name__)
         given = self._given_labels(update)
         observation = Observation(update.as_gradients())
         if update.defense is not None:
@@ -192,10 +188,11 @@ class _Search:
     def _objective(self) -> Matching:
         """The matching objective of the chunk's trials, with an image prior where the gradients are noisy."""
         attack, observation, model, parts = self.attack, self.observation, self.model, self._parts
+        mode = self.update.threat.mode
         streams = [generator(self.seed, trial, 0, 1) for trial in self.trials.tolist()]
         noise = matching.dummy_noise(model, observation, streams, self.update.batch_size)
         if observation.noise_std == 0:
-            return Matching(model, observation, parts, mode=self.update.threat.mode, noise=noise)
+            return Matching(model, observation, parts, mode=mode, noise=noise, sizes=self.update.sizes)
         # Gaussian: D / (2 std^2) + prior; Laplacian: D / b + prior, with b = std / sqrt(2)
         gaussian = observation.law == "gaussian"
         unit = 2 * observation.noise_std**2 if gaussian else observation.noise_std / math.sqrt(2)
@@ -204,7 +201,7 @@ class _Search:
             smooth = attack.total_variation * priors.squared_total_variation(images)
             return unit * (smooth + BOX_WEIGHT * priors.outside_box(images))
 
-        return Matching(model, observation, parts, prior, self.update.threat.mode, noise=noise)
+        return Matching(model, observation, parts, prior, mode, noise=noise, sizes=self.update.sizes)
 
     def run(self, progress: bool | None, snapshots: Sequence[int]) -> Reconstruction:
         """Every trial's starts, from dummies drawn for (seed, trial, start); the lowest objective of each."""

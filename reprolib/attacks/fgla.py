@@ -217,11 +217,7 @@ class FGLA:
     def _check(self, model: nn.Module, update: SharedUpdate) -> None:
         models.check_inverse(self.decoder, model, update.image_shape, "decoder")
         update.check(model)
-        if update.local is not None and (steps := update.local.steps(update.batch_size)) > 1:
-            raise ValueError(
-                f"FGLA reads one gradient, but this update is the weight difference of {steps} local steps: share "
-                "without `local`, or with a single step"
-            )
+        update.require_one_gradient("FGLA")
 
 
 def _errors(features: Tensor, given: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -242,6 +242,8 @@ class _Search:
             compare=self.compare,
             local=self.update.local,
             noise=self.noise(start),
+            sizes=self.update.sizes,
+            order=self.update.order,
         )
 
     def first(self, start: int) -> Tensor:

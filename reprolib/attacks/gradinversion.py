@@ -180,11 +180,7 @@ class GradInversion:
         """
         began = time.perf_counter()
         update.check(model)
-        if update.local is not None and update.local.steps(update.batch_size) > 1:
-            raise ValueError(
-                f"GradInversion matches one gradient, but this update is the weight difference of "
-                f"{update.local.steps(update.batch_size)} local steps: share without `local`, or with a single step"
-            )
+        update.require_one_gradient("GradInversion")
         return _Search(self, model, update, self._given_labels(update), seed).run(progress, snapshots, began)
 
     def _given_labels(self, update: SharedUpdate) -> Tensor:
@@ -226,6 +222,7 @@ class _Search:
             "noise": matching.dummy_noise(model, observation, streams, update.batch_size),
             "parts": lambda x, rows: (self.pixels(x), soft[rows]),
             "mode": update.threat.mode,
+            "sizes": update.sizes,
             "layers": tuple(self.targets),
         }
         distance = matching.norms if attack.gradient_form == "norm" else matching.distance

@@ -157,7 +157,8 @@ class HCGLA:
             observation = update.defense.counter(model, update)
         soft = F.one_hot(update.labels, update.num_classes).to(observation.target["head.weight"])
         shape = (update.batch_size, *update.image_shape)
-        return Matching(model, observation, lambda x, of: (x.view(-1, *shape), soft[of]), mode=update.threat.mode)
+        mode, sizes = update.threat.mode, update.sizes
+        return Matching(model, observation, lambda x, of: (x.view(-1, *shape), soft[of]), mode=mode, sizes=sizes)
 
     def _support(self, update: SharedUpdate) -> dict[str, Tensor] | None:
         """1 where the shared gradient is not zero, of the tensors that the mask covers."""
@@ -166,11 +167,7 @@ class HCGLA:
         return {name: (g[name] != 0).to(g[name]) for name in names} or None
 
     def _check(self, model: nn.Module | Ensemble, update: SharedUpdate) -> None:
-        if update.local is not None and (steps := update.local.steps(update.batch_size)) > 1:
-            raise ValueError(
-                f"HCGLA matches one gradient, but this update is the weight difference of {steps} local steps: share "
-                "without `local`, or with a single step"
-            )
+        update.require_one_gradient("HCGLA")
         if update.labels is None:
             raise ValueError("HCGLA is given the labels: share with ThreatModel(labels='known')")
         if self.start == "mean_of_rows" and update.batch_size > 1:

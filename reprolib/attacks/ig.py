@@ -198,6 +198,8 @@ class _Problem:
             matching.cosine if self.attack.objective == "cosine" else matching.distance,
             self.update.local,
             noise=self.noise(rows),
+            sizes=self.update.sizes,
+            order=None if self.update.order is None else self.update.order[chosen],
         )
 
     def noise(self, rows: Tensor) -> Callable[[Tensor, Tensor], list[dict[str, Tensor]]] | None:

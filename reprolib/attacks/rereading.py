@@ -48,7 +48,8 @@ class Rereading:
         began = time.perf_counter()
         first = self.attack(model, update, seed, progress)
         soft = F.one_hot(first.labels, update.num_classes).to(first.raw)
-        dummies = {name: g.detach() for name, g in dummy_gradients(model, first.images, soft, update.local).items()}
+        dummies = dummy_gradients(model, first.images, soft, update.local, None, update.sizes, update.order)
+        dummies = {name: g.detach() for name, g in dummies.items()}
         informed = replace(update, defense=update.defense.reread(model, update, dummies))
         second = self.attack(model, informed, seed, progress, snapshots)
         spent = first.evaluations + second.evaluations + torch.ones_like(first.evaluations)

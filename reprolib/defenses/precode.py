@@ -222,7 +222,7 @@ def recovered_noise(model: nn.Module | Ensemble, update: SharedUpdate) -> Tensor
     layer = network.get_submodule(_bottleneck(network))
     if not isinstance(layer, VariationalBottleneck):
         raise ValueError(f"the noise of a {type(layer).__name__} cannot be recovered: its layers are not linear")
-    steps = 1 if update.local is None else update.local.steps(update.batch_size // update.threat.clients)
+    steps = 1 if update.local is None else update.local.most_steps(update.batch_size)
     if update.batch_size != 1 or steps != 1:
         raise ValueError(
             "noise can be recovered from a single image's single gradient, this update is of "

@@ -1,0 +1,290 @@
+"""The engine that client and attacker share, over the product of its options, against plain `torch.optim` loops."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from reprolib import attacks, client, models
+from reprolib.client import LocalTraining, ThreatModel, share
+from reprolib.matching import Matching, Observation
+
+SHAPE = (2, 8, 8)
+
+
+class Net(nn.Module):
+    """A network with a normalisation layer to choose, a layer that nothing uses, and one that may be frozen."""
+
+    image_shape, num_classes = SHAPE, 3
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.normalize, self.activation = nn.Identity(), nn.Sigmoid()
+        self.trunk, self.norm = nn.Conv2d(2, 4, 3, stride=2, padding=1), norm
+        self.unused, self.head = nn.Linear(2, 2), nn.Linear(64, 3)
+
+    def forward(self, x):
+        return self.head(self.activation(self.norm(self.trunk(x))).flatten(1))
+
+
+NORMS = {
+    "none": nn.Identity,
+    "batch": lambda: nn.BatchNorm2d(4),
+    "batch, untracked": lambda: nn.BatchNorm2d(4, track_running_stats=False),
+    "layer": lambda: nn.LayerNorm((4, 4, 4)),
+    "layer, plain": lambda: nn.LayerNorm((4, 4), elementwise_affine=False),
+    "instance": lambda: nn.InstanceNorm2d(4),
+    "instance, affine": lambda: nn.InstanceNorm2d(4, affine=True),
+    "instance, tracked": lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True),
+    "group": lambda: nn.GroupNorm(2, 4),
+}
+
+
+def net(norm="none", seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Net(NORMS[norm]()).double()
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                nn.init.uniform_(parameter, 0.5, 1.5)
+    return model
+
+
+def batch(images, trials=1, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    x = torch.rand(trials, images, *SHAPE, dtype=torch.float64, generator=random)
+    return x, torch.randint(0, 3, (trials, images), generator=random)
+
+
+def objective(model, update, x, y, **options):
+    soft = F.one_hot(y, 3).double()
+    own = Matching(
+        model,
+        Observation(update.as_gradients()),
+        lambda z, trials: (z.view(-1, *x.shape[1:]), soft[trials]),
+        mode=update.threat.mode,
+        local=update.local,
+        sizes=update.sizes,
+        order=update.order,
+        **options,
+    )
+    return own, x.flatten(1), torch.arange(len(x))
+
+
+def by_hand(model, x, y, local, order, mode):
+    """The weight difference of one client after a plain loop of torch.optim; x: [B, C, H, W]."""
+    own = client.worker(model, mode)
+    before = {name: parameter.detach().clone() for name, parameter in own.named_parameters()}
+    options = {"lr": local.learning_rate, "weight_decay": local.weight_decay}
+    trained = [parameter for parameter in own.parameters() if parameter.requires_grad]
+    if local.optimizer == "adam":
+        optimizer = torch.optim.Adam(trained, **options)
+    else:
+        optimizer = torch.optim.SGD(trained, momentum=local.momentum, **options)
+    for epoch in range(local.epochs):
+        rows = torch.arange(len(x)) if order is None else order[epoch]
+        for mine in rows.split(local.batch_size):
+            optimizer.zero_grad(set_to_none=False)
+            (F.cross_entropy(own(x[mine]), y[mine]) + 0 * sum(p.sum() for p in trained)).backward()
+            optimizer.step()
+    return {name: p.detach() - before[name] for name, p in own.named_parameters() if p.requires_grad}
+
+
+@st.composite
+def rounds(draw):
+    sizes = draw(st.sampled_from([(3,), (2, 2), (3, 1, 2), (1, 1, 1)]))
+    local = None
+    if draw(st.booleans()):
+        optimizer, shuffle = draw(st.sampled_from(["sgd", "adam"])), draw(st.booleans())
+        local = LocalTraining(
+            epochs=draw(st.integers(1, 2)),
+            batch_size=draw(st.integers(1, max(sizes))),
+            learning_rate=draw(st.sampled_from([0.01, 0.1])),
+            momentum=draw(st.sampled_from([0.0, 0.9])) if optimizer == "sgd" else 0.0,
+            weight_decay=draw(st.sampled_from([0.0, 0.01])),
+            optimizer=optimizer,
+            shuffle=shuffle,
+            order_known=shuffle,
+        )
+    frozen = draw(st.sampled_from(["nothing", "trunk", "norm"]))
+    return sizes, local, draw(st.sampled_from(sorted(NORMS))), draw(st.sampled_from(["eval", "train"])), frozen
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(rounds(), st.integers(1, 2), st.integers(0, 3))
+def test_what_is_shared_is_what_torch_optim_does_and_what_the_attacker_expects(how, trials, seed):
+    sizes, local, norm, mode, frozen = how
+    model = net(norm, seed)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
+    x, y = batch(sum(sizes), trials, seed)
+    threat = ThreatModel(mode=mode, labels="known", observes=f"mean of {len(sizes)}")
+    update = share(model, x, y, threat=threat, local=local, clients=sizes, seed=seed)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert list(update.gradients) == names, "only what is trained is shared"
+    assert not update.gradients["unused.weight"].any() or (local is not None and local.weight_decay)
+
+    for trial in range(trials):
+        total = dict.fromkeys(names, 0.0)
+        for own, (first, size) in enumerate(zip([sum(sizes[:k]) for k in range(len(sizes))], sizes, strict=True)):
+            mine = slice(first, first + size)
+            if local is None:
+                worker = client.worker(model, mode)
+                loss = F.cross_entropy(worker(x[trial, mine]), y[trial, mine])
+                wanted = [p for p in worker.parameters() if p.requires_grad]
+                found = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+                found = dict(zip(names, found, strict=True))
+            else:
+                order = None
+                if local.shuffle:
+                    random = client.generator(seed, trial, client.ORDER_STREAM, own)
+                    order = [torch.randperm(size, generator=random) for _ in range(local.epochs)]
+                found = by_hand(model, x[trial, mine], y[trial, mine], local, order, mode)
+            total = {name: total[name] + size / sum(sizes) * found[name] for name in names}
+        for name in names:
+            torch.testing.assert_close(update.gradients[name][trial], total[name], rtol=0, atol=1e-10)
+
+    own, points, rows = objective(model, update, x, y)
+    assert own.alone(points, rows).max() <= 1e-10, "the truth explains the update"
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("trials", [1, 2])
+def test_second_derivatives_are_right(norm, mode, trials):
+    model, (x, y) = net(norm), batch(3, trials)
+    update = share(model, x, y, threat=ThreatModel(mode=mode))
+    own, _, rows = objective(model, update, x, y)
+    random = torch.Generator().manual_seed(5)
+    at = torch.rand(trials, x[0].numel(), dtype=torch.float64, generator=random)
+    along = torch.randn(at.shape, dtype=torch.float64, generator=random)
+    slope = (own(at, rows)[1] * along).sum(1)
+    step = 1e-5
+    differences = (own(at + step * along, rows)[0] - own(at - step * along, rows)[0]) / (2 * step)
+    torch.testing.assert_close(slope, differences, rtol=1e-6, atol=1e-9)
+
+
+class Attending(nn.Module):
+    image_shape, num_classes = SHAPE, 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalize, self.mix = nn.Identity(), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(128, 3)
+
+    def forward(self, x):
+        tokens = x.flatten(1, 2)
+        return self.head(self.norm(self.mix(tokens, tokens, tokens, need_weights=False)[0]).flatten(1))
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+def test_attention_is_differentiated_twice(trials):
+    torch.manual_seed(0)
+    model, (x, y) = Attending().double(), batch(2, trials)
+    update = share(model, x, y)
+    own, points, rows = objective(model, update, x, y)
+    assert own.alone(points, rows).max() < 1e-20
+    found = replace(attacks.InvertingGradients.official(), iterations=2, starts=1, labels="inferred")(
+        model, share(model, x[:, :1], y[:, :1])
+    )
+    assert found.raw.isfinite().all()
+
+
+def test_several_clients_of_one_step_each_are_attacked_by_who_matches_one_gradient():
+    model = models.build("lenet", 4, (3, 16, 16), seed=1).double()
+    x = torch.rand(1, 4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([[0, 1, 2, 3]])
+    threat = ThreatModel(labels="known", observes="mean of 4")
+    update = share(model, x, y, local=LocalTraining(1, 1, 0.1), threat=threat)
+    assert attacks.DLG(iterations=1)(model, update).raw.isfinite().all()
+    for local, why in (
+        (LocalTraining(2, 1, 0.1), "2 local steps"),
+        (LocalTraining(1, 1, 0.1, optimizer="adam"), "optimizer='adam'"),
+        (LocalTraining(1, 1, 0.1, weight_decay=0.1), "weight_decay=0.1"),
+    ):
+        with pytest.raises(ValueError, match=f"DLG matches one gradient, but this update is .*{why}"):
+            attacks.DLG(iterations=1)(model, share(model, x, y, local=local, threat=threat))
+
+
+def test_a_hidden_order_gives_the_labels_of_the_first_pass():
+    model, (x, y) = net(), batch(6)
+    local = LocalTraining(1, 2, 0.1, shuffle=True)
+    update = share(model, x, y, local=local, threat=ThreatModel(labels="known"), seed=3)
+    order = torch.randperm(6, generator=client.generator(3, 0, client.ORDER_STREAM, 0))
+    assert update.order is None and update.labels.equal(y[:, order])
+    own, points, rows = objective(model, update, x[:, order], update.labels)
+    assert own.alone(points, rows).max() < 1e-20
+
+
+def test_an_update_of_layers_that_are_not_trained_is_refused():
+    model, (x, y) = net(), batch(2)
+    whole = share(model, x, y)
+    model.trunk.requires_grad_(False)
+    assert "trunk.weight" not in share(model, x, y).gradients
+    with pytest.raises(ValueError, match=r"gradients for \['trunk.weight', 'trunk.bias'\].* does not train"):
+        whole.check(model)
+
+
+BAD = {
+    "frozen": (lambda m, x, y: share(m.requires_grad_(False), x, y), "every parameter of the model is frozen"),
+    "sum": (
+        lambda m, x, y: share(m, x, y, clients=(1, 2), threat=TWO),
+        r"clients=\(1, 2\): .* sum up to the batch's 4",
+    ),
+    "zero": (lambda m, x, y: share(m, x, y, clients=(4, 0), threat=TWO), r"clients=\(4, 0\): expected whole numbers"),
+    "count": (lambda m, x, y: share(m, x, y, clients=(1, 1, 2), threat=TWO), "are 3, but the threat model observes"),
+    "uneven": (lambda m, x, y: share(m, x[:, :3], y[:, :3], threat=TWO), "divides evenly among the clients, got 3"),
+    "too large": (lambda m, x, y: share(m, x, y, local=LocalTraining(1, 5, 0.1)), "a client has only 4"),
+    "sizes": (lambda m, x, y: share(m, x, y, local=LocalTraining(1, 1, 0.1, sizes=(4,))), r"clients=\(\.\.\.\)"),
+}
+TWO = ThreatModel(observes="mean of 2")
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_rounds_that_cannot_be_are_refused(case):
+    act, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        act(net(), *batch(4))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"momentum": 1.0}, r"momentum of LocalTraining must lie in \[0, 1\)"),
+        ({"weight_decay": -1.0}, "weight_decay of LocalTraining must lie in"),
+        ({"optimizer": "rmsprop"}, "must be 'sgd' or 'adam', got 'rmsprop'"),
+        ({"optimizer": "adam", "momentum": 0.9}, "Adam has its own"),
+        ({"order_known": True}, "there is no order to know"),
+        ({"sizes": (0,)}, "sizes of LocalTraining must be integers"),
+    ],
+)
+def test_local_training_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        LocalTraining(1, 1, 0.1, **options)
+
+
+class Recurrent(nn.Module):
+    image_shape, num_classes = SHAPE, 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalize, self.cell, self.head = nn.Identity(), nn.LSTM(8, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.cell(x.flatten(1, 2))[0][:, -1])
+
+
+class Dropping(Net):
+    def forward(self, x):
+        return super().forward(F.dropout(x, 0.5))
+
+
+def test_layers_that_cannot_be_batched_are_named():
+    with pytest.raises(ValueError, match=r"the layers \['cell'\] are recurrent"):
+        share(Recurrent().double(), *batch(2))
+    with pytest.raises(ValueError, match="Dropping cannot run in batches .* Functional dropout"):
+        share(Dropping(nn.Identity()).double(), *batch(2))
