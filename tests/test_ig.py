@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reprolib import attacks, client, data, matching, metrics, models, optimizers, priors
+from reprolib import attacks, client, data, gradients, matching, metrics, models, optimizers, priors
 from reprolib.client import LocalTraining, ThreatModel
 from reprolib.experiments import ig
 from reprolib.labels import infer
