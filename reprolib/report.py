@@ -9,7 +9,6 @@ schema becomes a line in the place where its content would stand.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 from base64 import b64encode
@@ -97,11 +96,12 @@ FAILURES_FIRST = (
 """The order of the claims in a ledger."""
 
 
-def write_pages(root: str | os.PathLike) -> None:
-    """Write what the book includes: book/_generated/*.md, and a placeholder for each chapter that has not been run.
+def write_pages(root: str | os.PathLike) -> list[str]:
+    """Write what the book includes: book/_generated/*.md, and a placeholder for each chapter without a page.
 
     root: the repository. Files are replaced in one step, and only when their content changes, so that Sphinx rebuilds
-    no page without need. Raises ValueError where `root` holds no book, OSError where it cannot be written to.
+    no page without need. Returns the pages that are no notebooks, by their paths from `root`: the site is built without
+    them. Raises ValueError where `root` holds no book, OSError where it cannot be written to.
     """
     root = Path(root)
     papers = _papers(root)
@@ -118,6 +118,8 @@ def write_pages(root: str | os.PathLike) -> None:
             placeholder.unlink(missing_ok=True)  # Sphinx takes one source a page
         else:
             _write(placeholder, _TEMPLATES.from_string(_PLACEHOLDER).render(paper=paper))
+    pages = [f"book/chapters/{paper.stem}.ipynb" for paper in papers if paper.stem and not paper.has_page]
+    return [page for page in pages if (root / page).exists()]
 
 
 def write_report(root: str | os.PathLike, out: str | os.PathLike) -> None:
@@ -483,11 +485,10 @@ def _paper(root: Path, key: str, stem: str | None) -> Paper:
     except (ValueError, OSError, RecursionError) as error:
         problems.append(str(error))
     page = root / "book" / "chapters" / f"{stem}.ipynb"
-    stale, heading = _page_notes(page) if stem else ("", "")
+    has_page, stale, heading = _page_notes(page) if stem else (False, "", "")
     folder = root / "results"
     reference = _run("reference run", [folder / "reference" / key / f"{key}.json"], key, loaded)
     run = _run("this run", [folder / "runs" / name / f"{key}.json" for name in runner.PROFILES], key, loaded, reference)
-    has_page = stem is not None and page.is_file()
     return Paper(key, stem, title, loaded, reference, run, has_page, heading, stale, problems)
 
 
@@ -535,21 +536,21 @@ def _figures(entries: list[checked.Figure], folder: Path, run: str) -> tuple[tup
     return tuple(figures), refused
 
 
-def _page_notes(page: Path) -> tuple[str, str]:
-    """Why a chapter's page is out of date ("" where it is not), and the id of its section with the ledger."""
+def _page_notes(page: Path) -> tuple[bool, str, str]:
+    """Whether a chapter has a page, why it is out of date ("" where it is not), and the id of its section's ledger."""
     try:
-        notebook = json.loads(page.read_bytes())
-        stale = notebook["metadata"].get("reprolib", {}).get("stale")
+        notebook = runner.read_notebook(page)
+        stale = notebook.metadata.get("reprolib", {}).get("stale")
         reason = f"last run failed: {stale['reason']}" if stale else ""
-        texts = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
     except FileNotFoundError:
-        return "", ""
+        return False, "", ""
     except OSError as error:
-        return f"book/chapters/{page.name} cannot be read ({error.strerror}): run the chapter again", ""
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return f"book/chapters/{page.name} is not a complete notebook: delete it and run the chapter again", ""
+        return False, f"book/chapters/{page.name} cannot be read ({error.strerror}): run the chapter again", ""
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return False, f"book/chapters/{page.name} is not a complete notebook: delete it and run the chapter again", ""
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     headings = [match[1] for text in texts for match in re.finditer(r"^##+ (.+)$", text, re.MULTILINE)]
-    return reason, next((make_id(heading) for heading in headings if "ledger" in heading.lower()), "")
+    return True, reason, next((make_id(heading) for heading in headings if "ledger" in heading.lower()), "")
 
 
 FIRST_PAGE = {"strip": claims.PROFILES, "every-attack": ("gpu", "paper")}
@@ -748,7 +749,7 @@ _SUMMARY = (
 <tbody>
 {% for paper in papers %}
 <tr><td>{{ linked(paper.title, paper.page) }}{{ how_many(paper) }}
-{% if paper.page and not paper.has_page %}
+{% if paper.page and not paper.has_page and not paper.stale %}
 <div class="note">not run here yet</div>
 {% endif %}
 {% if paper.stale %}
@@ -967,10 +968,17 @@ _PAGES = {
 _PLACEHOLDER = """\
 # {{ paper.title | markdown }}
 
+{% if paper.stale %}
+:::{admonition} The page of this chapter cannot be shown
+:class: warning
+
+{{ paper.stale | markdown }}. In a clone of the repository:
+{% else %}
 :::{admonition} This chapter has not been run here
 :class: warning
 
 Its page appears once the notebook has been executed. In a clone of the repository:
+{% endif %}
 
     reprolib run {{ paper.stem }}
     jupyter-book build .

@@ -465,6 +465,7 @@ def _papermill(chapter: Chapter, out: Path, parameters: Parameters, threads: int
                 REPROLIB_DATA=parameters.data_root,
                 IPYTHONDIR=nobody,
                 PYTHONSTARTUP="",
+                PYTHONOPTIMIZE="",
             ),
             # of the kernel's own log, which warns of plain sockets on this machine
             extra_arguments=["--log-level=ERROR"],

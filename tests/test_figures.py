@@ -2,6 +2,7 @@ import io
 import math
 import re
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -51,6 +52,15 @@ def _every(images, table):
         "histogram": figures.histogram({"DLG": [1e-12, 1e-3, math.nan, math.inf, 1e16]}, 1e-3),
         "heatmap": figures.heatmap(table.pivot(index="std", columns="attack", values="value"), "success"),
     }
+
+
+def test_a_readers_own_settings_of_matplotlib_change_no_figure():
+    with mpl.rc_context():
+        figures.style()
+        ours = dict(mpl.rcParams)
+        mpl.rcParams.update({"axes.titlepad": 40, "text.color": "red", "lines.linestyle": "--"})
+        figures.style()
+        assert dict(mpl.rcParams) == ours
 
 
 def test_a_few_counts_on_a_logarithmic_axis_are_named_themselves():

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reprolib import attacks, client, labels, matching, metrics, models, priors
+from reprolib import attacks, client, data, labels, matching, metrics, models, priors
 from reprolib.attacks import GradInversion
 from reprolib.client import LocalTraining, ThreatModel
+from reprolib.experiments import gradinversion
 from reprolib.matching import Matching, Observation
 from reprolib.models import fingerprint
 from reprolib.optimizers import langevin_adam, warm_cosine
@@ -342,7 +343,23 @@ def test_balanced_terms_start_equal():
     assert attack(model, update).raw.isfinite().all()
 
 
-@pytest.mark.parametrize("preset", ["paper", "balanced", "breaching", "fgla_stg"])
+def test_the_first_signed_step_moves_every_pixel_by_the_rate_and_noise_is_none():
+    model, (x, y) = victim(), batch()
+    update = client.share(model, x, y, threat=known("eval"))
+    attack = replace(GradInversion.strong(), iterations=2, warmup=1, labels="known", boxed=False)
+    first, second = (found / model.normalize.std for found in attack(model, update, snapshots=[0, 1]).history.images)
+    torch.testing.assert_close((second - first).abs(), torch.full_like(first, 0.1), rtol=1e-4, atol=0)
+
+
+def test_a_cosine_needs_a_direction():
+    model, (x, y) = victim(), batch()
+    update = client.share(model, x, y, threat=known("eval"))
+    update = replace(update, gradients={name: torch.zeros_like(g) for name, g in update.gradients.items()})
+    with pytest.raises(ValueError, match="the gradient of trial 0 is zero: it has no direction"):
+        replace(GradInversion.strong().compressed(3), labels="known")(model, update)
+
+
+@pytest.mark.parametrize("preset", ["paper", "balanced", "breaching", "fgla_stg", "strong"])
 def test_every_preset_runs_and_lowers_what_it_minimises(preset):
     model, (x, y) = victim(torch.float32), batch(dtype=torch.float32)
     update = client.share(model, x, y, threat=known())
@@ -351,12 +368,53 @@ def test_every_preset_runs_and_lowers_what_it_minimises(preset):
     assert found.objective.item() < found.history.objective[0].item() and not found.diverged.any()
 
 
+# --- experiments
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits", "test", 200)
+
+
+def test_networks_with_buffers_of_their_own_are_attacked_apart(digits):
+    known = client.ThreatModel(labels="known", batch_norm="exact")
+    quick = attacks.GradInversion.strong().compressed(3)
+    inputs = {"seed": 0, "device": torch.device("cpu"), "batch": 2, "distinct_labels": True, "pool": digits}
+    inputs |= {"options": {"width": 4}, "trained_on": digits, "train_steps": 2}
+    both = {"strong": (quick, known), "no statistics": (quick, replace(known, batch_norm="none"))}
+    found = gradinversion.attack_apart(both, digits, [0, 1, 2, 3], 2, **inputs)
+    scores = found["scores"]
+    assert scores.attack.tolist() == ["strong"] * 8 + ["no statistics"] * 8
+    assert (
+        scores.trial.tolist() == [0, 0, 1, 1, 2, 2, 3, 3] * 2
+        and scores.network.tolist() == [0] * 4 + [1] * 4 + [0] * 4 + [1] * 4
+    )
+    alone = gradinversion.attack_apart({"strong": both["strong"]}, digits, [2, 3], 2, **inputs)["scores"]
+    assert alone.psnr.to_numpy() == pytest.approx(scores.psnr[4:8].to_numpy(), abs=0.05)
+    assert found["truth"].shape == found["strong"].shape == (8, *digits.image_shape)
+    plain = gradinversion.guesses(digits, [0, 1, 2, 3], 0, 2)
+    truth = found["truth"]
+    grey = metrics.psnr(torch.full_like(truth, 0.5), truth).double().numpy()
+    assert plain.grey.to_numpy() == pytest.approx(grey) and (plain.best >= plain.grey).all()
+
+
+def test_buffers_give_the_statistics_of_each_layer_away(digits):
+    victim = models.build("resnetbn8", 10, digits.image_shape, seed=0, width=4)
+    rows = gradinversion.statistics_from_buffers(victim, digits, size=4, batches=3, seed=0)
+    assert rows.trial.nunique() == 3 and len(rows) % 3 == 0 and rows.error.max() < 1e-4
+
+
+def test_labels_are_counted_after_training(digits):
+    found = gradinversion.labels_after_training(
+        digits, [0, 1], 4, 3, 0, torch.device("cpu"), trained_on=digits, train_steps=2, width=4
+    )
+    assert found.groupby(["network", "rule"]).size().eq(3).all() and found.accuracy.between(0, 1).all()
+
+
 # --- measures
 
 
 def test_identification_in_class_and_its_chance():
-    from reprolib import data
-
     digits = data.load("digits", "test", 200)
     x, y = digits.images[:20], digits.labels[:20]
 

@@ -172,7 +172,9 @@ def page(root, name):
 def put_chapter(root, stem, heading="The ledger, at last", **metadata):
     path = root / "book" / "chapters" / f"{stem}.ipynb"
     path.parent.mkdir(parents=True, exist_ok=True)
-    cells = [{"cell_type": "markdown", "source": ["# Title\n", "\n", f"## {heading}"]}]
+    cells = [
+        {"cell_type": "markdown", "id": "a", "metadata": {}, "source": ["# Title\n", "\n", f"## {heading}"]},
+    ]
     path.write_text(json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}))
     return path
 
@@ -649,7 +651,13 @@ def test_claims_of_another_paper_become_a_line(root):
 )
 def test_a_page_that_is_no_notebook_becomes_a_line(root, text):
     put_chapter(root, "01-dlg").write_text(text)
+    put_chapter(root, "02-idlg")
     assert "book/chapters/01-dlg.ipynb is not a complete notebook" in page(root, "summary")
+    assert report.write_pages(root) == ["book/chapters/01-dlg.ipynb"], "the site is built without it"
+    placeholder = (root / "book/chapters/01-dlg.md").read_text()
+    assert "The page of this chapter cannot be shown" in placeholder and "is not a complete notebook" in placeholder
+    put_chapter(root, "01-dlg")
+    assert report.write_pages(root) == [] and not (root / "book/chapters/01-dlg.md").exists()
 
 
 def test_a_page_that_cannot_be_read_becomes_a_line(root):

@@ -311,17 +311,20 @@ def test_chapters_run_whatever_the_environment_says(tmp_path, monkeypatch):
     (tmp_path / "startup.py").write_text("started = 1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "startup.py"))
-    monkeypatch.setenv("PYTHONOPTIMIZE", "2")
+    monkeypatch.setenv("PYTHONOPTIMIZE", "2")  # which takes the docstrings that cma reads
     monkeypatch.setenv("OMP_NUM_THREADS", "1,2")
     data = tmp_path / 'it\'s "$HOME" `a`; $(b)'
     data.mkdir()
     names = "{'own', 'configured', 'started'} & set(globals())"
     chapter = write_chapter(
-        tmp_path, "01-dlg", f"import os\nprint({names}, os.environ['OMP_NUM_THREADS'], os.environ['REPROLIB_DATA'])"
+        tmp_path,
+        "01-dlg",
+        f"import os, sys\nnames = 'OMP_NUM_THREADS', 'REPROLIB_DATA'\n"
+        f"print({names}, sys.flags.optimize, *map(os.environ.get, names))",
     )
     (outcome,) = runner.run(tmp_path, parameters=runner.Parameters(data_root=str(data)), tell=lambda line: None)
     assert outcome.status == "ran", outcome.where
-    assert f"set() 1 {data}" in text_of(chapter.page)
+    assert f"set() 0 1 {data}" in text_of(chapter.page)
 
 
 def test_what_cannot_be_read_in_the_data_root_is_left_to_who_needs_it(tmp_path, monkeypatch):

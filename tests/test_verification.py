@@ -382,7 +382,11 @@ BAD = {
         "its checksum",
     ),
     "missing": (lambda p: p.unlink(), False, "measure: the record is missing from records"),
-    "missing tensors": (lambda p: p.with_suffix(".safetensors").unlink(), False, "measure: its tensors are missing from records"),
+    "missing tensors": (
+        lambda p: p.with_suffix(".safetensors").unlink(),
+        False,
+        "measure: its tensors are missing from records",
+    ),
     "a digit, and its own checksums": (
         lambda p: change_tensors(p, lambda a: a | {"/scores/mse": a["/scores/mse"] + 1}),
         False,

@@ -21,7 +21,9 @@ def open_clean_notebooks(app, pagename, templatename, context, doctree):
 
 def setup(app):
     # Before Sphinx looks for documents: a chapter that has not been run needs its placeholder to be found.
-    report.write_pages(Path(app.srcdir))
+    # A page that is no notebook would end the build: its placeholder stands in.
+    damaged = report.write_pages(Path(app.srcdir))
+    app.connect("config-inited", lambda app, config: config.exclude_patterns.extend(damaged))
     app.connect("config-inited", hide_buttons_without_repository)
     app.connect("html-page-context", open_clean_notebooks, priority=600)  # after the theme's own, at 501
     return {"parallel_read_safe": True, "parallel_write_safe": True}

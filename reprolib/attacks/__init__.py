@@ -41,7 +41,7 @@ _PRESETS = {
     "DLG": (DLG, ("official", "paper", "stable", "first_release")),
     "IDLG": (IDLG, ("official", "paper", "stable")),
     "InvertingGradients": (InvertingGradients, ("official", "paper", "local_steps", "baseline")),
-    "GradInversion": (GradInversion, ("paper", "balanced", "breaching", "fgla_stg")),
+    "GradInversion": (GradInversion, ("paper", "balanced", "breaching", "fgla_stg", "strong")),
 }
 
 

@@ -22,6 +22,7 @@ from reprolib.models import Ensemble
 from reprolib.optimizers import langevin_adam, warm_cosine
 
 _LABEL_RULES = {"minimum": "yin", "sum": "yin_sum"}
+_DISTANCES = {"norm": matching.norms, "square": matching.distance, "cosine": matching.cosine}
 _SMOOTHNESS = {
     "four_directions": priors.four_direction_variation,
     "mean": priors.total_variation,
@@ -48,10 +49,11 @@ class GradInversion:
 
     iterations, learning_rate, warmup: of Adam. gradient: a weight, or None for the one that makes this term and that of
     batch norm equal at the start, for each seed. first_batch_norm: weight of the first layer's statistics.
-    gradient_form, batch_norm_form: sums of "norm"s or of "square"s. smoothness: `priors`' variation by
-    "four_directions", "mean" or "sum". energy_form: "mean_norm" over images, "norm" or "mean_square" of the batch.
-    noise, noise_on: its size as a multiple of the learning rate, on "pixels" or on the "gradient". boxed: pixels stay
-    in their range. labels: "known" takes the update's; "minimum" and "sum" read distinct ones off the last layer.
+    gradient_form, batch_norm_form: sums of "norm"s or of "square"s; of the gradient also one minus the "cosine" over
+    all parameters together. smoothness: `priors`' variation by "four_directions", "mean" or "sum". energy_form:
+    "mean_norm" over images, "norm" or "mean_square" of the batch. noise, noise_on: its size as a multiple of the
+    learning rate, on "pixels" or on the "gradient". signed: Adam is fed the sign of the slope. boxed: pixels stay in
+    their range. labels: "known" takes the update's; "minimum" and "sum" read distinct ones off the last layer.
     registration: of the seeds, as in `priors.consensus`. select: the seed with the "best" gradient distance, which the
     attacker sees, or the "consensus" of all.
     """
@@ -65,12 +67,13 @@ class GradInversion:
     batch_norm: float = 0.1
     first_batch_norm: float = 1.0
     group: float = 0.01
-    gradient_form: Literal["norm", "square"] = "norm"
+    gradient_form: Literal["norm", "square", "cosine"] = "norm"
     batch_norm_form: Literal["norm", "square"] = "norm"
     smoothness: Literal["four_directions", "mean", "sum"] = "four_directions"
     energy_form: Literal["mean_norm", "norm", "mean_square"] = "mean_norm"
     noise: float = 0.2
     noise_on: Literal["pixels", "gradient"] = "pixels"
+    signed: bool = False
     boxed: bool = True
     labels: Literal["known", "minimum", "sum"] = "minimum"
     seeds: int = 8
@@ -80,7 +83,7 @@ class GradInversion:
     select: Literal["best", "consensus"] = "best"
 
     _known: ClassVar[dict[str, tuple[str, ...]]] = {
-        "gradient_form": ("norm", "square"),
+        "gradient_form": tuple(_DISTANCES),
         "batch_norm_form": ("norm", "square"),
         "smoothness": tuple(_SMOOTHNESS),
         "energy_form": tuple(_ENERGY),
@@ -130,6 +133,27 @@ class GradInversion:
             group=0.0,
             boxed=False,
             labels="known",
+            seeds=1,
+        )
+
+    @classmethod
+    def strong(cls) -> GradInversion:
+        """This book's own, for small victims: Inverting Gradients' cosine and signed steps beside the statistics.
+
+        One seed, no group, no noise. Its two weights were chosen, roughly, on five images, and it takes its time: PSNR
+        still rises after a thousand iterations.
+        """
+        return cls(
+            iterations=1500,
+            gradient=1.0,
+            gradient_form="cosine",
+            total_variation=1e-3,
+            smoothness="mean",
+            energy=0.0,
+            batch_norm=1e-3,
+            group=0.0,
+            noise=0.0,
+            signed=True,
             seeds=1,
         )
 
@@ -209,6 +233,8 @@ class _Search:
         observation = Observation(update.as_gradients())
         if update.defense is not None:
             observation = update.defense.counter(model, update)
+        if attack.gradient_form == "cosine":
+            matching.require_direction(observation)
         soft = F.one_hot(self.given, update.num_classes).to(self.dtype)[self.owner]
         self.targets = client.batch_statistics(network, update) if update.batch_norm is not None else {}
         self.weight = torch.full((len(self.owner),), attack.gradient or 0.0, device=self.device, dtype=self.dtype)
@@ -225,7 +251,7 @@ class _Search:
             "sizes": update.sizes,
             "layers": tuple(self.targets),
         }
-        distance = matching.norms if attack.gradient_form == "norm" else matching.distance
+        distance = _DISTANCES[attack.gradient_form]
         self.distance = Matching(**common, compare=distance)
         self.everything = Matching(
             **common,
@@ -265,7 +291,8 @@ class _Search:
             agreed = self.agreed(x).repeat_interleave(attack.seeds, 0)
             self.consensus = (agreed - self.mean) / self.std
         self.calls += 1
-        return self.everything(x, rows)
+        value, gradient = self.everything(x, rows)
+        return value, gradient.sign() if attack.signed else gradient
 
     def agreed(self, x: Tensor) -> Tensor:
         """The consensus of each trial's seeds, in pixels: [T, B, C, H, W]."""

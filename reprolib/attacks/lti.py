@@ -64,7 +64,8 @@ class LearningToInvert:
         return cls(auxiliary, 512, 20, 1e-3, 64, 4096, True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.auxiliary, ImageSet) or len(self.auxiliary) < 2 * HELD_OUT:
+        # by its shape: in place of a set whose pixels are not at hand, a record has one that only knows of them
+        if not hasattr(self.auxiliary, "image_shape") or len(self.auxiliary) < 2 * HELD_OUT:
             raise ValueError(f"auxiliary must be an ImageSet of at least {2 * HELD_OUT} images, got {self.auxiliary!r}")
         for name in ("hidden", "epochs", "minibatch", "coordinates"):
             value = getattr(self, name)

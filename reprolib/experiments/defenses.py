@@ -3,30 +3,155 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal, get_args
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from scipy.fft import dctn, idctn
 from torch import Tensor
 
 from reprolib import client, metrics, models, utility
 from reprolib.client import SharedUpdate, ThreatModel, generator
 from reprolib.data import ImageSet
-from reprolib.defenses import AfterFeedback, Defense, GradDefense, IntraInstaHide, MixUp, ats, with_feedback
-from reprolib.defenses.graddefense import compensate
+from reprolib.defenses import (
+    AfterFeedback,
+    Compose,
+    Defense,
+    GaussianNoise,
+    GradDefense,
+    IntraInstaHide,
+    MixUp,
+    ats,
+    with_feedback,
+)
+from reprolib.defenses.graddefense import compensate, official_cuts, root_set, sensitivity
 from reprolib.defenses.mixing import decode, decode_magnitudes
-from reprolib.experiments.networks import CPU, TRAINED_AT, attack_together, network_seed, shared
+from reprolib.experiments.networks import CPU, TRAINED_AT, attack_together, attack_trials, network_seed, shared
+from reprolib.matching import Observation
 from reprolib.models import Ensemble
 
 
+@dataclass(frozen=True, eq=False)
+class OnPublic(Defense):
+    """A defense that needs public images and opens them only when it runs: a record names them and has no pixels.
+
+    make: images -> the defense, such as `MixUp` or `graddefense`. label: what tables call it. options: further
+    arguments of `make`. It does all that the defense does.
+    """
+
+    make: Callable[..., Defense]
+    images: ImageSet = field(repr=False)
+    label: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def made(self) -> Defense:
+        return self.make(self.images, **self.options)
+
+    @property
+    def mixes(self) -> bool:
+        return getattr(self.make, "mixes", False)
+
+    def __str__(self) -> str:
+        return self.label
+
+    def extend(self, model: torch.nn.Module) -> torch.nn.Module:
+        return self.made.extend(model)
+
+    def encode(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return self.made.encode(images, targets, generator)
+
+    def protect(
+        self,
+        gradients: dict[str, Tensor],
+        model: torch.nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        return self.made.protect(gradients, model, images, labels, generator)
+
+    def counter(self, model: torch.nn.Module, update: SharedUpdate) -> Observation:
+        return self.made.counter(model, update)
+
+    def reread(self, model: torch.nn.Module, update: SharedUpdate, dummies: dict[str, Tensor]) -> Defense:
+        """`GradDefense.reread`. Errors: ValueError for a defense without one."""
+        if not hasattr(self.made, "reread"):
+            raise ValueError(f"{self} has no `reread`: only a defense whose random choices show later has one")
+        return self.made.reread(model, update, dummies)
+
+
+def graddefense(images: ImageSet, **options: Any) -> GradDefense:
+    """GradDefense whose root set is two images of each class of these: `make` of `OnPublic`."""
+    return GradDefense(root_set(images, 2), **options)
+
+
+def graddefense_slices(network: torch.nn.Module, images: ImageSet) -> pd.DataFrame:
+    """Entries in each of GradDefense's ten slices of a network: a row a slice, cut as here ("fixed") and as released.
+
+    images: public ones, of which the root set is taken. Source: sheet `defenses.md`, section 4.8 (ii).
+    """
+    defense = graddefense(images)
+    measured = sensitivity(network, defense.root)
+    theirs = official_cuts([p.numel() for p in network.parameters()], measured, defense.slices)
+    rows = {"fixed": np.diff(defense.cuts(network)), "released": np.diff(theirs) + 1}
+    return pd.DataFrame({"slice": range(defense.slices)} | rows)
+
+
+Distance = Literal["squared", "absolute", "cosine"]
+
+
+@dataclass(frozen=True)
+class RivalReading(GaussianNoise):
+    """The same client, met by an attacker who fits its update by a distance of its own, beside the same image prior.
+
+    distance: "squared" or "absolute" error, or the "cosine", as the squared distance of vectors of length one. trust:
+    the standard deviation that it allows for, which sets the weight of its prior as the noise's own sets that of the
+    maximum a posteriori; it is to be tuned. The squared error with the noise's own is that attacker's.
+    Errors: ValueError for another distance and for a trust that is not positive. Source: Balunovic et al. 2022, the
+    rivals of the Bayes optimal adversary (sheet `defenses.md`, section 7).
+    """
+
+    distance: Distance = "squared"
+    trust: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.distance not in get_args(Distance):
+            raise ValueError(f"distance={self.distance!r}: expected one of {', '.join(map(repr, get_args(Distance)))}")
+        if not 0 < self.trust < math.inf:
+            raise ValueError(f"trust={self.trust!r} must be positive and finite: it sets the weight of the image prior")
+
+    def counter(self, model: torch.nn.Module, update: SharedUpdate) -> Observation:
+        target = update.as_gradients()
+        if self.distance != "cosine":
+            law = "laplace" if self.distance == "absolute" else "gaussian"
+            return Observation(target=target, law=law, noise_std=self.trust)
+        return Observation(target=_of_length_one(target), of_the_mean=_directions, noise_std=self.trust)
+
+
+def _of_length_one(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """name -> [R, *param], each of the R over its length over all parameters."""
+    square = sum(g.flatten(1).square().sum(1) for g in gradients.values())
+    length = square.clamp(min=torch.finfo(square.dtype).tiny).sqrt()
+    return {name: g / length.view(-1, *[1] * (g.ndim - 1)) for name, g in gradients.items()}
+
+
+def _directions(gradients: dict[str, Tensor], target: dict[str, Tensor]) -> dict[str, Tensor]:
+    return _of_length_one(gradients)
+
+
 def denoised(
-    model: torch.nn.Module, images: ImageSet, defense: GradDefense, clients: int, size: int, seed: int
+    model: torch.nn.Module, images: ImageSet, defense: OnPublic, clients: int, size: int, seed: int
 ) -> pd.DataFrame:
     """What the server's denoising makes of GradDefense's noise in the mean of clients' updates: a row a tensor.
 
+    defense: `OnPublic` of a GradDefense.
     Columns: tensor; before, and after, the denoising, the Euclidean distance to the mean of the clean updates; after
     with the noise's variance in a mean ("fixed"), and with the one that the released demo computes ("official"),
     clients^2 times as large. Each client has `size` images. Source: sheet `defenses.md`, section 5, GradDefense 4.
@@ -34,7 +159,7 @@ def denoised(
     x, y = images.batches(size, clients, seed=seed)
     clean, noisy = (client.share(model, x, y, defense=d, seed=seed).gradients for d in (None, defense))
     clean, noisy = ({name: g.mean(0) for name, g in gradients.items()} for gradients in (clean, noisy))
-    variance = defense.noise_variance([1 / clients] * clients)
+    variance = defense.made.noise_variance([1 / clients] * clients)
     cleaned = {"fixed": compensate(noisy, variance), "official": compensate(noisy, clients**2 * variance)}
     rows = []
     for name, g in clean.items():
@@ -43,18 +168,22 @@ def denoised(
     return pd.DataFrame(rows)
 
 
-def without_noise(
-    images: ImageSet, defense: GradDefense, networks: int, attack: Any, seed: int, pool: ImageSet, **options: Any
-) -> pd.DataFrame:
-    """The scores of an attack by somebody who knows the seed of GradDefense's noise: a drawn network for each image."""
-    x, y = images.batches(1, networks, seed=seed)
-    victims, updates = [], []
+def without_noise(images: ImageSet, defense: OnPublic, networks: int, seed: int, **options: Any) -> pd.DataFrame:
+    """What GradDefense's noise is, and what is left of it for somebody who knows its seed: a row a drawn network.
+
+    defense: `OnPublic` of a GradDefense. options: LeNet's. Columns: network; entries, how many carry noise; error, the
+    largest difference between the update less the noise drawn again and the clean gradient, in units of the noise's
+    standard deviation.
+    """
+    rows, threat = [], ThreatModel(labels="known")
     for k in range(networks):
-        victim, update = shared(images, [k], k, seed, CPU, defense, ThreatModel(labels="known"), "lenet", options)
-        clean = defense.without_noise(update, victim, network_seed(seed, k))
-        updates.append(replace(update, gradients=clean))
-        victims.append(victim)
-    return metrics.score(attack_together(attack, victims, updates, seed), x, y, pool)
+        victim, update = shared(images, [k], k, seed, CPU, defense, threat, "lenet", options)
+        _, clean = shared(images, [k], k, seed, CPU, None, threat, "lenet", options)
+        again = defense.made.without_noise(update, victim, network_seed(seed, k))
+        noisy = sum(int((update.gradients[name] != g).sum()) for name, g in clean.gradients.items())
+        error = max(float((again[name] - g).abs().max()) for name, g in clean.gradients.items())
+        rows.append({"network": k, "entries": noisy, "error": error / defense.made.std})
+    return pd.DataFrame(rows)
 
 
 def attack_encoded(
@@ -74,8 +203,9 @@ def attack_encoded(
 
     Behind the scores: `original_identified`, whether the reconstruction identifies the image that was altered; and with
     `views`, `altered_identified`, the same where the attacker alters each candidate so many times as the client would
-    and takes the nearest form. victim: the network of all images, in place of drawn ones. options: LeNet's, for
-    `models.build`.
+    and takes the nearest form, and `transformed_identified`, whether it is nearer to what the client trained on than to
+    every candidate as a client of its own would alter it. victim: the network of all images, in place of drawn ones.
+    options: LeNet's, for `models.build`.
     """
     x, y = images.batches(1, networks, seed=seed)
     victims, updates, encoded = [], [], []
@@ -99,8 +229,11 @@ def attack_encoded(
             forms = (_encoded(defense, candidates, nobodys, images.num_classes, seed, k) for k in range(1, views + 1))
             return torch.stack(list(forms))
 
-        ranks, _ = metrics.identify(reconstruction.images[:, 0], x[:, 0], pool.images, altered)
+        found = reconstruction.images[:, 0]
+        ranks, _ = metrics.identify(found, x[:, 0], pool.images, altered)
         scores["altered_identified"] = (ranks == 1).numpy()
+        others = altered(pool.images)[0]
+        scores["transformed_identified"] = (metrics.identify(found, torch.cat(encoded), others)[0] == 1).numpy()
     return scores
 
 
@@ -123,6 +256,7 @@ def decode_client(
     defense: type[MixUp],
     seed: int,
     pool: ImageSet,
+    then: Defense | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Collect the encodings of a client's images over the rounds of training, and decode them together.
@@ -131,7 +265,8 @@ def decode_client(
     own (a global model moves between rounds). Each update is attacked for its encoding by an attacker without labels;
     then the images come out of all encodings, whose pairings and weights are given: an oracle. Behind InstaHide's signs
     a set comes out up to its negative, so both count as forms of a candidate.
-    defense: MixUp or IntraInstaHide. attack: DLG or one like it, with labels optimised. options: LeNet's.
+    defense: MixUp or IntraInstaHide. then: what the client does to its update besides, such as pruning, which the
+    attacker knows. attack: DLG or one like it, with labels optimised. options: LeNet's.
     Returns "scores", a row an image: client; encoding_psnr, mean over its encodings; single_identified, whether its
     first encoding alone identifies it; psnr and identified of the decoded image; and "truth", "encodings" (the first
     reconstructed ones) and "decoded" [private, C, H, W], the better of the two readings of the set.
@@ -141,12 +276,14 @@ def decode_client(
     x, y = x[client_number], y[client_number]
     own = replace(images, images=x, labels=y)
     mixing = defense(own)
+    whole = mixing if then is None else Compose([mixing, then])
+    threat = ThreatModel(defense_known=then is not None)
     victims, updates, encodings, pairings = [], [], [], []
     for number in range(private * rounds):
         place = torch.tensor([number % private])
         drawn = network_seed(seed, client_number * private * rounds + number)
         victim = models.build("lenet", images.num_classes, images.image_shape, seed=drawn, **options)
-        updates.append(client.share(victim, x[place][None], y[place][None], defense=mixing, seed=drawn))
+        updates.append(client.share(victim, x[place][None], y[place][None], threat=threat, defense=whole, seed=drawn))
         victims.append(victim)
         encodings.append(_encoded(mixing, x[place], y[place], images.num_classes, drawn))
         pairings.append(mixing.pairings(place, generator(drawn, 0, client.DEFENSE_STREAM, 0)))
@@ -247,3 +384,49 @@ def policy_victim(images: ImageSet, seed: int) -> torch.nn.Module:
     """The untrained network of `search_policies`."""
     own = network_seed(seed, 0)
     return models.build("lenet", images.num_classes, images.image_shape, seed=own, activation="relu", init="default")
+
+
+def mean_guess(images: ImageSet, auxiliary: ImageSet, count: int, seed: int) -> pd.DataFrame:
+    """The PSNR of `auxiliary`'s mean image for each of the first `count` single victims: a row a trial."""
+    x = images.batches(1, count, seed=seed)[0][:, 0]
+    psnr = metrics.psnr(auxiliary.mean_image.expand_as(x), x).double()
+    return pd.DataFrame({"trial": range(count), "psnr": psnr.numpy()})
+
+
+def learned_from_other_classes(attack: Any, images: ImageSet, seed: int, **settings: Any) -> dict[str, Any]:
+    """`attack_trials` of Learning to Invert on victims of the first half of the classes, trained on the others.
+
+    attack: `LearningToInvert` with auxiliary images of all classes. Those of the second half are taken, and as many
+    images with random DCT coefficients, each frequency normal with their mean and deviation, and random labels. The
+    pool is a hundred images of the victims' classes. settings: the other arguments of `attack_trials`.
+    Source: Wu et al. 2023, Table 2; sheet `defenses.md`, section 4.13.
+    """
+    half = images.num_classes // 2
+    theirs = images.labels < half
+    private = replace(images, images=images.images[theirs], labels=images.labels[theirs])
+    pool = replace(private, images=private.images[:100], labels=private.labels[:100])
+    own = attack.auxiliary.labels >= half
+    real = attack.auxiliary.images[own]
+    made, random = random_spectra(real, generator(seed, 0, 3)), generator(seed, 0, 4)
+    drawn = torch.randint(images.num_classes, (len(made),), generator=random)
+    labels = torch.cat([attack.auxiliary.labels[own], drawn])
+    known = replace(attack.auxiliary, images=torch.cat([real, made]), labels=labels)
+    return attack_trials(replace(attack, auxiliary=known), private, seed=seed, pool=pool, **settings)
+
+
+def learned_from_another_set(attack: Any, images: ImageSet, **settings: Any) -> dict[str, Any]:
+    """`attack_trials` of Learning to Invert with auxiliary images of another set, which has other classes.
+
+    Their labels are taken modulo the victim's number of classes: whoever owns an image may put any label to it.
+    settings: the other arguments of `attack_trials`.
+    """
+    known = replace(attack.auxiliary, labels=attack.auxiliary.labels % images.num_classes, classes=images.classes)
+    return attack_trials(replace(attack, auxiliary=known), images, **settings)
+
+
+def random_spectra(images: Tensor, random: torch.Generator) -> Tensor:
+    """As many images [N, C, H, W] with random DCT coefficients, normal with the mean and deviation of each in these."""
+    spectrum = torch.from_numpy(dctn(images.double().numpy(), axes=(2, 3), norm="ortho"))
+    noise = torch.randn(spectrum.shape, generator=random, dtype=spectrum.dtype)
+    drawn = spectrum.mean(0) + spectrum.std(0) * noise
+    return torch.from_numpy(idctn(drawn.numpy(), axes=(2, 3), norm="ortho")).to(images).clamp(0, 1)

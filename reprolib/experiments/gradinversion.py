@@ -3,14 +3,126 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from reprolib import client, matching
+from reprolib import client, matching, metrics, models, utility
 from reprolib.client import ThreatModel
 from reprolib.data import ImageSet
+from reprolib.experiments.labels import count_labels
+from reprolib.experiments.networks import SHOWN, TRAINED_AT, attack_trials, network_seed
+
+
+def attack_apart(
+    attacks: Mapping[str, tuple[Any, ThreatModel]],
+    images: ImageSet,
+    trials: Sequence[int],
+    each: int,
+    seed: int,
+    device: torch.device,
+    *,
+    model: str = "resnetbn8",
+    options: Mapping[str, Any] | None = None,
+    trained_on: ImageSet | None = None,
+    train_steps: int = 0,
+    **inputs: Any,
+) -> dict[str, Any]:
+    """Several attacks on the same batches, network after network: for victims with batch-norm buffers of their own.
+
+    attacks: name -> (attack, what it knows). trials: ascending; trial t attacks the set's batch t under network
+    t // each, as in `attack_trials`, which gets `inputs`; but trained networks, whose buffers differ, share no
+    computation. trained_on: images on which each network trains `train_steps` steps, once for all attacks.
+    Returns "scores": a row an (attack, image), the attack's name first; "truth" and each name, [n, C, H, W] with n at
+    most SHOWN, in the order of the images.
+    """
+    tables, shown = [], {"truth": [], **{name: [] for name in attacks}}
+    for network in sorted({trial // each for trial in trials}):
+        own = [trial for trial in trials if trial // each == network]
+        drawn = network_seed(seed, network)
+        victim = models.build(model, images.num_classes, images.image_shape, seed=drawn, **options or {}).to(device)
+        if trained_on is not None:
+            utility.train(victim, trained_on, train_steps, TRAINED_AT, seed=drawn)
+        for i, (name, (attack, threat)) in enumerate(attacks.items()):
+            found = attack_trials(
+                attack, images, own, each, seed, device, threat=threat, model=model, shipped=victim, **inputs
+            )
+            found["scores"].insert(0, "attack", name)
+            tables.append(found["scores"])
+            shown[name].append(found["shown"])
+            shown["truth"] += [] if i else [found["truth"]]
+    scores = pd.concat(tables, ignore_index=True)
+    order = pd.Categorical(scores["attack"], list(attacks), ordered=True)
+    scores = scores.assign(at=order.codes).sort_values("at", kind="stable").drop(columns="at")
+    return {"scores": scores.reset_index(drop=True)} | {name: torch.cat(x)[:SHOWN] for name, x in shown.items()}
+
+
+def guesses(images: ImageSet, trials: Sequence[int], seed: int, batch: int = 1) -> pd.DataFrame:
+    """What takes no attack, on the images that `attack_trials` meets in these trials: a row an image.
+
+    Columns: trial, image, grey and colour (PSNR in dB of constant grey and of the image's own mean colour), best (the
+    higher of the two). Labels within a batch are distinct.
+    """
+    drawn, _ = images.batches(batch, max(trials) + 1, seed=seed, distinct_labels=True)
+    truth = drawn[list(trials)].flatten(0, 1)
+    colour = truth.mean((2, 3), keepdim=True).expand_as(truth)
+    grey, own = (metrics.psnr(guess, truth).double() for guess in (torch.full_like(truth, 0.5), colour))
+    rows = [{"trial": trial, "image": image} for trial in trials for image in range(batch)]
+    columns = {"grey": grey.numpy(), "colour": own.numpy(), "best": torch.maximum(grey, own).numpy()}
+    return pd.DataFrame(rows).assign(**columns)
+
+
+def statistics_from_buffers(
+    victim: torch.nn.Module, images: ImageSet, size: int, batches: int, seed: int
+) -> pd.DataFrame:
+    """How far the statistics computed from a client's buffers are from its batch's own: a row a (batch, layer).
+
+    Columns: trial (the batch), layer, error: the largest difference of a channel's mean or variance over the largest of
+    its layer. Source: sheet `gradinversion.md`, sections 3 and 8.
+    """
+    x, y = images.batches(size, batches, seed=seed, distinct_labels=True)
+    exact, buffers = (
+        client.batch_statistics(victim, client.share(victim, x, y, threat=ThreatModel("train", batch_norm=source)))
+        for source in ("exact", "buffers")
+    )
+    rows = []
+    for layer, pair in exact.items():
+        parts = zip(buffers[layer], pair, strict=True)
+        errors = torch.stack([(ours - own).abs().amax(1) / own.abs().amax(1) for ours, own in parts]).amax(0)
+        rows.append(pd.DataFrame({"trial": range(batches), "layer": layer, "error": errors.double().numpy()}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def labels_after_training(
+    images: ImageSet,
+    trials: Sequence[int],
+    size: int,
+    batches: int,
+    seed: int,
+    device: torch.device,
+    *,
+    trained_on: ImageSet | None = None,
+    train_steps: int = 0,
+    **options: Any,
+) -> pd.DataFrame:
+    """Labels of `batches` batches of distinct labels under each drawn ResNetBN8: rows of `count_labels`, train mode.
+
+    trials: the networks' numbers. trained_on: images on which each trains `train_steps` steps first; None leaves it
+    untrained. Columns besides: network, trial (the network), accuracy (of the network on `images`), case (the batch).
+    """
+    rows = []
+    for network in trials:
+        drawn = network_seed(seed, network)
+        victim = models.build("resnetbn8", images.num_classes, images.image_shape, seed=drawn, **options).to(device)
+        if trained_on is not None:
+            utility.train(victim, trained_on, train_steps, TRAINED_AT, seed=drawn)
+        found = count_labels(images, (size,), batches, drawn, distinct=True, mode="train", shipped=victim.cpu())
+        found["case"] = found.groupby("rule").cumcount()
+        rows.append(found.assign(network=network, trial=network, accuracy=utility.accuracy(victim, images)))
+    return pd.concat(rows, ignore_index=True)
 
 
 def mode_mismatch(victim: torch.nn.Module, images: ImageSet, size: int, batches: int, seed: int) -> pd.DataFrame:
