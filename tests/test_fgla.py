@@ -382,12 +382,7 @@ def test_what_does_not_fit_is_refused(small):
     cases = [
         (inverse, trained, client.share(trained, x, y, threat=KNOWN), "was trained for the trunk .*, this model's is"),
         (decoder(channels=8), victim, update, "takes 128 features, the model's head has 256.*another width or pooling"),
-        (
-            inverse,
-            trained,
-            client.share(trained, x, y, threat=KNOWN),
-            "was trained for the trunk .*, this model.s is",
-        ),
+        (inverse, victim, steps, "FGLA matches one gradient, but this update is the .* of 2 local steps"),
         (inverse, no_bias, without, "the head has no bias.*impute_bias=True takes -1/B instead"),
         (inverse, few, crowd, "batch_size 8 exceeds 6 classes"),
         (
