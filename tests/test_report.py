@@ -486,7 +486,7 @@ def test_unchanged_pages_are_not_written_again(root):
     files = [path for path in (root / "book").rglob("*.md")]
     before = {path: path.stat().st_mtime_ns for path in files}
     report.write_pages(root)
-    assert before == {path: path.stat().st_mtime_ns for path in files} and len(files) == 9
+    assert before == {path: path.stat().st_mtime_ns for path in files} and len(files) == 10
 
 
 # --- what is missing or damaged ---------------------------------------------------------------------------------------
@@ -792,3 +792,10 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(root, monkeypatch):
         report.write_report(root, root / "report.html")
     assert (root / "report.html").read_text(encoding="utf-8") == old
     assert [path.name for path in root.glob("*.tmp")] == [] and [path.name for path in root.glob(".*.tmp")] == []
+
+
+def test_the_index_shows_each_paper_with_its_finding_and_what_was_contradicted(root):
+    report.write_pages(root)
+    glance = (root / "book/_generated/glance.md").read_text(encoding="utf-8")
+    assert glance.startswith("Of the ") and "Why those are open: " in glance
+    assert 'class="bar" role="img"' in glance and 'href="chapters/' in glance
