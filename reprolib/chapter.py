@@ -1,6 +1,6 @@
 """What every chapter does: choose profile, device and data, keep the ledger, show its parts, resume, and close.
 
-ch = chapter.start("dlg", profile, seed, device, data_root, settings={"smoke": {...}, "cpu": {...}, ...})
+ch = chapter.start("dlg", profile, seed, device, data_root, sizes={"trials": (2, 8, 64, 1000), ...})
 images = ch.data("cifar10", count=ch.settings.images)
 scores = ch.part("success", run_attacks, attack=DLG.stable())     # saved; a killed chapter continues after it
 ch.record("recovery_success", intervals.below(scores.mse, 1e-3, scores.network), data=images)
@@ -22,7 +22,7 @@ import re
 import time
 import types
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,15 +72,15 @@ def start(
     seed: int = 1,
     device: str = "auto",
     data_root: str | os.PathLike = "",
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    sizes: Mapping[str, Sequence[Any]] | None = None,
 ) -> Chapter:
     """Open a paper's chapter.
 
     paper: the name of a file in `claims/`. profile: "reference" shows the committed reference run, and where there is
     none runs at the sizes of UNRECORDED; or one of `claims.PROFILES`, which runs everything here. device: "auto", "cpu"
     or "cuda". data_root: folder of the papers' image sets; "" takes REPROLIB_DATA, and without it the offline sets
-    stand in. settings: the sizes of each of the four profiles, all with the same names.
-    Raises ValueError for unknown names, a missing CUDA device, and settings that differ between profiles.
+    stand in. sizes: name -> its values in the four profiles, from smoke to paper; `ch.settings` has the active ones.
+    Raises ValueError for unknown names, a missing CUDA device, and sizes that lack a profile.
     """
     root = repository()
     known = sorted(path.stem for path in (root / "claims").glob("*.yml"))
@@ -91,13 +91,13 @@ def start(
         raise ValueError(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed={seed!r}: expected a whole number of at least 0")
-    sizes = {name: dict(values) for name, values in (settings or {name: {} for name in claims.PROFILES}).items()}
-    if set(sizes) != set(claims.PROFILES):
-        raise ValueError(f"settings has the profiles {list(sizes)}, expected {', '.join(claims.PROFILES)}")
-    first = next(iter(sizes.values()))
-    for name, values in sizes.items():
-        if differing := set(values) ^ set(first):
-            raise ValueError(f"settings of {name!r} differ in {sorted(differing)}: name each in all four profiles")
+    for name, values in (sizes or {}).items():
+        if len(values) != len(claims.PROFILES):
+            raise ValueError(f"sizes[{name!r}]={values!r}: expected a value for each of {', '.join(claims.PROFILES)}")
+    by_profile = {
+        title: {name: values[place] for name, values in (sizes or {}).items()}
+        for place, title in enumerate(claims.PROFILES)
+    }
     figures.style()
     loaded = claims.load(root / "claims" / f"{paper}.yml")
     reference, problem = _read_reference(paper, loaded)
@@ -106,7 +106,7 @@ def start(
     ledger = Ledger(loaded, size, seed=seed)
     if replays:
         ledger.time = reference["provenance"]["time"]
-    chapter = Chapter(paper, size, seed, chosen, str(data_root), sizes, ledger, reference, profile == REPLAY)
+    chapter = Chapter(paper, size, seed, chosen, str(data_root), by_profile, ledger, reference, profile == REPLAY)
     chapter._open(problem)
     return chapter
 

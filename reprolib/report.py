@@ -81,6 +81,8 @@ KINDS = {
 }
 """What the counts keep apart: title -> verdicts. Settings are not counted."""
 
+FAILURES = ("not reproduced", "fails on a substitute", "fails")
+
 FAILURES_FIRST = (
     "not reproduced",
     "fails on a substitute",
@@ -374,6 +376,21 @@ class Paper:
         return sorted((claim for claim in self.claims.claims if claim.origin == origin), key=place)
 
     @property
+    def finding(self) -> str:
+        """The chapter in a sentence, with the reference run's values; "" where there is none, or a value is missing."""
+        stored = self.reference.stored
+        if self.claims is None or stored is None:
+            return ""
+        return self.claims.found({name: measure.value for name, measure in stored.measures.items()})
+
+    @property
+    def failure(self) -> claims.Claim | None:
+        """The first claim of the paper that the reference run contradicts, a central one before others."""
+        first = next(iter(self.ordered("paper")), None) if self.claims else None
+        verdict = (self.reference.verdicts or {}).get(first.id) if first else None
+        return first if verdict and verdict.verdict in FAILURES else None
+
+    @property
     def changes(self) -> list[Change]:
         """Every `changed` entry of the claims, those of equal date, reason and state in one."""
         found: dict[tuple[claims.Changed, str], list[str]] = {}
@@ -636,6 +653,8 @@ _TEMPLATES.globals |= {
     "criterion_lines": criterion_lines,
     "linked": _linked,
     "listed": _listed,
+    "counted": _counted,
+    "CLASSES": CLASSES,
     "many": _many,
     "measured_lines": measured_lines,
     "notes": notes,
@@ -737,6 +756,54 @@ none
 {% endif %}
 {% endfor %}
 {% endmacro %}
+"""
+
+_GLANCE = """\
+{% macro in_words(counts) -%}
+{% for verdict, number in counts.words.items() -%}
+{{ counted(verdict, number) }}{{ ", " if not loop.last }}
+{%- endfor %}
+{% endmacro %}
+{% macro bar(counts) %}
+<div class="bar" role="img" aria-label="{{ in_words(counts) or "no claims" }}">
+{% for verdict, number in counts.words.items() if verdict != UNDECIDED %}
+<span class="{{ CLASSES[verdict] }}" style="flex:{{ number }}" title="{{ counted(verdict, number) }}"></span>
+{% endfor %}
+{% for verdict, number in counts.some([UNDECIDED]).items() %}
+<span class="undecided" style="flex:{{ number }}" title="{{ counted(verdict, number) }}"></span>
+{% endfor %}
+</div>
+<div class="note">{{ in_words(counts) }}</div>
+{% endmacro %}
+{% for every in (totals.values() | map(attribute="paper") | list)[:1] %}
+Of the {{ every.total }} claims of {{ papers | length }} papers: **{{ in_words(every) }}**.
+Why those are open: {{ every.why_open or "none is" }}.
+{% endfor %}
+
+`````{raw} html
+<table class="ledger cards glance">
+<thead><tr><th>paper, and the verdicts on its claims</th><th>what the reference run found</th></tr></thead>
+<tbody>
+{% for paper in papers %}
+<tr><td>{{ linked(paper.title, paper.page) }}{{ bar(paper.reference.counts("paper")) }}</td>
+<td data-column="found">
+{% if paper.finding %}
+<div>{{ paper.finding | raw_text }}</div>
+{% elif paper.reference.stored and paper.reference.stored.records %}
+<div>No finding in a sentence yet.</div>
+{% else %}
+<div class="note">The record is missing: this chapter is yet to be run in full under its present criteria.</div>
+{% endif %}
+{% if paper.failure %}
+{% set row = "scoreboard.html#" ~ paper.key ~ "-" ~ paper.failure.id %}
+<div class="failure">Contradicted: {{ linked(paper.failure.says, row) }}</div>
+{% endif %}
+</td></tr>
+{% else %}
+<tr><td colspan="2">There are no claims yet.</td></tr>
+{% endfor %}
+</tbody></table>
+`````
 """
 
 _SUMMARY = (
@@ -956,6 +1023,7 @@ _MACHINES = """\
 
 _PAGES = {
     "picture": _PICTURE,
+    "glance": _GLANCE,
     "summary": _SUMMARY,
     "scoreboard": _SCOREBOARD,
     "words": _WORDS + "`````{raw} html\n{{ words() }}\n`````\n",

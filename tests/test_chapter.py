@@ -45,7 +45,7 @@ claims:
 
 NINE_OF_TEN = proportion([1] * 9 + [0])
 MOST = proportion([1] * 97 + [0] * 3)
-SIZES = {"smoke": {"images": 2}, "cpu": {"images": 10}, "gpu": {"images": 64}, "paper": {"images": 1000}}
+SIZES = {"images": (2, 10, 64, 1000)}
 FACTOR = 2  # read by a part below, as a notebook's function reads an earlier cell's value
 
 
@@ -69,7 +69,7 @@ def shown(tmp_path, monkeypatch):
 
 
 def _start(profile="cpu", **options):
-    return chapter.start("toy", profile, device="cpu", settings=SIZES, **options)
+    return chapter.start("toy", profile, device="cpu", sizes=SIZES, **options)
 
 
 def _picture():
@@ -99,16 +99,15 @@ def test_a_chapter_opens_from_its_parameters(shown):
         ({"device": "tpu"}, "device='tpu': expected auto, cpu or cuda"),
         ({"seed": -1}, "seed=-1: expected a whole number"),
         ({"seed": "0"}, "seed='0': expected a whole number"),
-        ({"settings": {"cpu": {}}}, r"profiles \['cpu'\], expected smoke, cpu, gpu, paper"),
         (
-            {"settings": SIZES | {"gpu": {"image": 1}}},
-            r"settings of 'gpu' differ in \['image', 'images'\]: name each",
+            {"sizes": {"images": (2, 10, 64)}},
+            r"sizes\['images'\]=\(2, 10, 64\): expected a value for each of smoke, cpu",
         ),
     ],
 )
 def test_bad_parameters_are_named(shown, options, message):
     with pytest.raises(ValueError, match=message):
-        chapter.start(**({"paper": "toy", "profile": "cpu", "device": "cpu", "settings": SIZES} | options))
+        chapter.start(**({"paper": "toy", "profile": "cpu", "device": "cpu", "sizes": SIZES} | options))
 
 
 def test_cuda_that_is_absent_says_what_to_use(shown, monkeypatch):

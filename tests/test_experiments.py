@@ -19,8 +19,7 @@ def digits():
 @pytest.fixture
 def ch(tmp_path, monkeypatch):
     monkeypatch.setenv("REPROLIB_RESULTS", str(tmp_path))
-    sizes = {profile: {} for profile in ("smoke", "cpu", "gpu", "paper")}
-    return chapter.start("dlg", "smoke", seed=3, device="cpu", settings=sizes)
+    return chapter.start("dlg", "smoke", seed=3, device="cpu")
 
 
 SHORT = replace(attacks.DLG.stable(), iterations=2, starts=1)

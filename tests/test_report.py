@@ -486,7 +486,7 @@ def test_unchanged_pages_are_not_written_again(root):
     files = [path for path in (root / "book").rglob("*.md")]
     before = {path: path.stat().st_mtime_ns for path in files}
     report.write_pages(root)
-    assert before == {path: path.stat().st_mtime_ns for path in files} and len(files) == 9
+    assert before == {path: path.stat().st_mtime_ns for path in files} and len(files) == 10
 
 
 # --- what is missing or damaged ---------------------------------------------------------------------------------------
@@ -792,3 +792,17 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(root, monkeypatch):
         report.write_report(root, root / "report.html")
     assert (root / "report.html").read_text(encoding="utf-8") == old
     assert [path.name for path in root.glob("*.tmp")] == [] and [path.name for path in root.glob(".*.tmp")] == []
+
+
+def test_the_index_shows_each_paper_with_its_finding_and_what_was_contradicted(root):
+    glance = page(root, "glance")
+    assert "Of the " not in glance and "The record is missing" in glance
+    write_claims(root, "dlg", "DLG")
+    path = root / "claims" / "dlg.yml"
+    path.write_text(path.read_text().replace("measures:", 'finding: "<{label_accuracy}> of the labels."\nmeasures:', 1))
+    add_run(root, "dlg", "gpu", "reference", right=10)
+    glance = page(root, "glance")
+    assert glance.startswith("Of the ") and "1 not reproduced" in glance and "Why those are open: " in glance
+    assert "&lt;7.81 %&gt; of the labels." in glance
+    assert 'Contradicted: <a href="scoreboard.html#dlg-label-accuracy">the label of one sample &amp; its' in glance
+    assert '<span class="not-reproduced" style="flex:1" title="1 not reproduced"></span>' in glance

@@ -33,7 +33,7 @@ claims:
     scope: none
     criterion: {measure: hits, at_least: 0.5}
 """
-SIZES = {name: {"trials": count} for name, count in {"smoke": 2, "cpu": 3, "gpu": 6, "paper": 9}.items()}
+SIZES = {"trials": (2, 3, 6, 9)}
 COMMIT = "0123456789ab"
 log = types.ModuleType("log")  # of which a record knows no more than the name, whatever it holds
 log.ran = []
@@ -92,7 +92,7 @@ class Book:
         """Execute the chapter; what it displays is in `shown`. only: of its three parts."""
         log.ran.clear()
         self.shown.clear()
-        ch = chapter.start("toy", profile, seed, "cpu", images, settings=SIZES)
+        ch = chapter.start("toy", profile, seed, "cpu", images, sizes=SIZES)
         self.images_of_chapter = digits = ch.data("mnist", count=12)
         self.values = {}
         trials = list(range(ch.settings.trials))
@@ -526,7 +526,7 @@ def test_an_upgrade_of_a_package_runs_a_part_again_and_an_edited_docstring_does_
     ran = []
 
     def found(module):
-        ch = chapter.start("toy", "cpu", device="cpu", settings=SIZES)
+        ch = chapter.start("toy", "cpu", device="cpu", sizes=SIZES)
         before = len(list((fresh.root / "results/parts/cpu").glob("*.json")))
         value = ch.part("one", module.part, n=1)
         ran.append(len(list((fresh.root / "results/parts/cpu").glob("*.json"))) > before)
@@ -723,7 +723,7 @@ def test_the_last_step_failing_takes_the_old_reference_back(book, monkeypatch):
     book.home.rename(book.home.with_name(".toy.old"))  # killed between the two steps
     monkeypatch.setattr(os, "replace", replace)
     (_runs(book) / "toy" / "main.png").unlink()
-    with pytest.raises(ValueError, match="main.png is missing"):
+    with pytest.raises(ValueError, match="its file 'main.png' is not there"):
         verification.accept(book.root, "toy")
     assert book.results.is_file() and [path.name for path in book.home.parent.iterdir()] == ["toy"]
 
@@ -1001,7 +1001,7 @@ def measure(images, trials, scale):
     return pd.DataFrame({"trial": trials, "value": metrics.mse(guess, images.images[trials]).numpy()})
 """
 RUN = """
-ch = chapter.start("toy", profile, seed, device, data_root, settings={sizes})
+ch = chapter.start("toy", profile, seed, device, data_root, sizes={sizes})
 images = ch.data("mnist", count=12)
 table = ch.part("measure", measure, images=images, trials=list(range(6)), scale=Scale(2))
 ch.record("hits", intervals.proportion([True, True, False]), data=images)
