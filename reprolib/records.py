@@ -487,13 +487,38 @@ class Record:
         return "+" not in (self.made["commit"] or "+")
 
     def answers(self, function: Mapping[str, Any], inputs: Mapping[str, Any], seed: int) -> list[str]:
-        """In what the record differs from what is asked for; an empty list where it answers it."""
+        """In what the record differs from what is asked for; an empty list where it answers it.
+
+        An option that an attack, a defense or a client got since the record was made is taken to be at its default.
+        """
         asked = {"function": function, "seed": seed, **{f"inputs.{key}": item for key, item in inputs.items()}}
         own = {"function": self.function, "seed": self.seed}
         own |= {f"inputs.{key}": item for key, item in self.inputs.items()}
         plain = {key: json.dumps(item, sort_keys=True) for key, item in asked.items()}
-        mine = {key: json.dumps(item, sort_keys=True) for key, item in own.items()}
+        mine = {key: json.dumps(_with_new_options(item), sort_keys=True) for key, item in own.items()}
         return sorted(key for key in plain.keys() | mine.keys() if plain.get(key) != mine.get(key))
+
+
+def _with_new_options(described: Any) -> Any:
+    """A record's input with the defaults of the options that the library's classes got since."""
+    if isinstance(described, list):
+        return [_with_new_options(item) for item in described]
+    if not isinstance(described, dict):
+        return described
+    found = {key: _with_new_options(item) for key, item in described.items()}
+    if "$is" in found and "$class" not in found:
+        for field in _options_of(found["$is"]):
+            found.setdefault(field.name, describe(field.default))
+    return found
+
+
+def _options_of(name: str) -> list[dataclasses.Field]:
+    """The fields with a plain default of the loaded library's dataclass of that name; none where there is no such."""
+    for module, loaded in list(sys.modules.items()):
+        kind = getattr(loaded, name, None) if module.startswith("reprolib.") else None
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            return [field for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING]
+    return []
 
 
 def save(path: str | os.PathLike, record: Record, pictures: int | None = None) -> None:

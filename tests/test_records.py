@@ -1274,3 +1274,18 @@ def test_a_models_fingerprint_follows_its_weights():
     with torch.no_grad():
         next(model.parameters()).mul_(2)
     assert records.describe(model) != first
+
+
+def test_an_option_that_came_after_a_record_was_made_is_at_its_default_in_it():
+    attack = attacks.GradInversion()
+    asked = {"attack": records.describe(attack), "several": records.describe([attack, attack])}
+    older = json.loads(json.dumps(asked))
+    for described in (older["attack"], *older["several"]):
+        del described["signed"]
+    made = {"commit": "abc"}
+    record = records.Record("toy", "part", {"$function": "f"}, older, 1, "code", made, {})
+    assert record.answers({"$function": "f"}, asked, 1) == []
+    other = asked | {"attack": records.describe(dataclasses.replace(attack, signed=True))}
+    assert record.answers({"$function": "f"}, other, 1) == ["inputs.attack"]
+    older["attack"]["seeds"] = 99
+    assert record.answers({"$function": "f"}, asked, 1) == ["inputs.attack"], "an option that it does hold counts"
