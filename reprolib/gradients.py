@@ -123,8 +123,10 @@ def shared(
     and S is the steps of the client that takes most. noise: for the network's bottlenecks, buffer name ->
     [R, rows, *shape], one row for each image that passes. order: [R, epochs, B], where each pass takes its images from.
     """
-    sizes, total, size = tuple(sizes) or (images.shape[1],), images.shape[1], None
-    noise, firsts = dict(noise or {}), np.cumsum([0, *sizes]).tolist()
+    noise, total = dict(noise or {}), images.shape[1]
+    if len(sizes) < 2:
+        return _of_a_client(worker, images, targets, local, noise, order)
+    firsts = np.cumsum([0, *sizes]).tolist()
     passes = 1 if local is None else local.epochs
     most = 1 if local is None else max(local.steps(size) for size in sizes)
     found: Weights = {}
