@@ -210,6 +210,19 @@ class SharedUpdate:
         """name -> [T, *param]: the shared gradients; for FedAvg the average gradient along the local steps."""
         return self.gradients if self.local is None else {name: g * self.scale for name, g in self.gradients.items()}
 
+    def of_the_head(self) -> tuple[Tensor, Tensor | None]:
+        """The last layer's gradients: weight [T, K, F] and bias [T, K], None where it has no bias.
+
+        Errors: ValueError where the clients do not train the last layer, and so share nothing of it.
+        """
+        found = self.as_gradients()
+        if "head.weight" not in found:
+            raise ValueError(
+                "the update has no gradient of head.weight, because the clients do not train the last layer "
+                "(requires_grad): nothing can be read off it; use an attack that is told the labels"
+            )
+        return found["head.weight"], found.get("head.bias")
+
     def select(self, index: int | slice | Sequence[int] | Tensor) -> SharedUpdate:
         """The update of the chosen trials; the trial axis stays, also for a single integer."""
         index = [index] if isinstance(index, int) else index

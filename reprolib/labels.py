@@ -92,8 +92,7 @@ def from_update(update: SharedUpdate, rule: str = "row_sum") -> Tensor:
             f"the rule {rule!r} reads the label of one sample, but the update has batch_size {update.batch_size}: "
             "use labels.infer_counts on the gradients of head.weight and head.bias"
         )
-    gradients = update.as_gradients()
-    return infer(gradients["head.weight"], gradients.get("head.bias"), rule)
+    return infer(*update.of_the_head(), rule)
 
 
 def _bias_negative(weight: Tensor, bias: Tensor | None, batch_size: int) -> Tensor:
@@ -172,8 +171,7 @@ def of_update(update: SharedUpdate, rule: str = "bias_corrected") -> Tensor:
 
     Errors: those of `infer_counts`, and ValueError for a rule whose counts do not sum to the batch size.
     """
-    gradients = update.as_gradients()
-    counts = infer_counts(gradients["head.weight"], gradients.get("head.bias"), update.batch_size, rule)
+    counts = infer_counts(*update.of_the_head(), update.batch_size, rule)
     if (counts.sum(1) != update.batch_size).any():
         raise ValueError(f"the rule {rule!r} does not say how often a class occurs: use one that does")
     classes = torch.arange(counts.shape[1], device=counts.device)

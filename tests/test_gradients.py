@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from reprolib import attacks, client, models
+from reprolib import attacks, client, labels, models
 from reprolib.client import LocalTraining, ThreatModel, share
 from reprolib.matching import Matching, Observation
 
@@ -227,6 +227,15 @@ def test_an_update_of_layers_that_are_not_trained_is_refused():
     assert "trunk.weight" not in share(model, x, y).gradients
     with pytest.raises(ValueError, match=r"gradients for \['trunk.weight', 'trunk.bias'\].* does not train"):
         whole.check(model)
+
+
+def test_nothing_is_read_off_a_last_layer_that_is_not_trained():
+    model, (x, y) = net(), batch(1)
+    model.head.requires_grad_(False)
+    with pytest.raises(ValueError, match="the update has no gradient of head.weight, because the clients do not train"):
+        labels.from_update(share(model, x, y))
+    told = share(model, x, y, threat=ThreatModel(labels="known"))
+    assert replace(attacks.InvertingGradients(), iterations=1, starts=1)(model, told).raw.isfinite().all()
 
 
 BAD = {

@@ -182,8 +182,7 @@ class FGLA:
                 f"labels repeat in {repeated} of {update.trials} batches: their images come out as one blend a class",
                 stacklevel=2,
             )
-        gradients = update.as_gradients()
-        weight_gradient, bias_gradient = gradients["head.weight"], gradients.get("head.bias")
+        weight_gradient, bias_gradient = update.of_the_head()
         found = separate(weight_gradient, bias_gradient, given, self.offset, self.missing_offset, self.impute_bias)
         weight = model.head.weight.detach()
         bias = weight.new_zeros(len(weight)) if model.head.bias is None else model.head.bias.detach()

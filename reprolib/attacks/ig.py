@@ -133,7 +133,8 @@ class InvertingGradients:
         chunk, runs = update.trials, []
         if self.optimizer == "lbfgs":
             variables = update.batch_size * math.prod(update.image_shape)
-            chunk = rows_that_fit(observation.target["head.bias"].new_empty(variables), LBFGS().history_size)
+            first = next(iter(observation.target.values()))
+            chunk = rows_that_fit(first.new_empty(variables), LBFGS().history_size)
         for rows in torch.arange(update.trials).split(chunk):
             best = problem.run(0, rows, progress, snapshots)
             for start in range(1, self.starts):
