@@ -32,7 +32,7 @@ def opening(paper: Paper, verdicts: Sequence[Verdict], reference: Mapping[str, A
     title = "The claims that the paper stands on"
     table = (
         f'<div style="overflow-x:auto;font-size:.9rem" tabindex="0" role="region" aria-label="{title}">'
-        f'<table style="border-collapse:collapse;width:100%"><caption style="caption-side:top;text-align:left">'
+        f'<table class="ledger cards" style="border-collapse:collapse;width:100%"><caption style="caption-side:top;text-align:left">'
         f"<b>{title}</b></caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
     return sentence + table + _picture(paper.picture, reference, folder)
@@ -53,10 +53,11 @@ def _row(verdict: Verdict) -> str:
         told = f"<details><summary>{told}</summary><small>{html.escape(note)}</small></details>"
     measured = re.sub(r"\[.*?\]", lambda ends: ends[0].replace(" ", "\N{NO-BREAK SPACE}"), verdict.measured(percent))
     cells = (verdict.says, verdict.published, measured or "—")
-    cells = [f'<td style="{_CELL}">{html.escape(cell)}</td>' for cell in cells]
+    named = ("", *(f' data-column="{name}"' for name in _COLUMNS[1:3]))  # for narrow screens: the book's style sheet
+    cells = [f'<td{name} style="{_CELL}">{html.escape(cell)}</td>' for name, cell in zip(named, cells, strict=True)]
     return (
         f'<tr style="border-top:1px solid rgba(128,128,128,.4)">{"".join(cells)}'
-        f'<td style="{_CELL};min-width:11rem">{told}</td></tr>'
+        f'<td data-column="{_COLUMNS[3]}" style="{_CELL};min-width:11rem">{told}</td></tr>'
     )
 
 
