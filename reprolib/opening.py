@@ -32,7 +32,8 @@ def opening(paper: Paper, verdicts: Sequence[Verdict], reference: Mapping[str, A
     title = "The claims that the paper stands on"
     table = (
         f'<div style="overflow-x:auto;font-size:.9rem" tabindex="0" role="region" aria-label="{title}">'
-        f'<table class="ledger cards" style="border-collapse:collapse;width:100%"><caption style="caption-side:top;text-align:left">'
+        f'<table class="ledger cards" style="border-collapse:collapse;width:100%">'
+        f'<caption style="caption-side:top;text-align:left">'
         f"<b>{title}</b></caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
     return sentence + table + _picture(paper.picture, reference, folder)
