@@ -11,7 +11,7 @@ import random
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -234,7 +234,7 @@ def verify(
         raise FileNotFoundError("a verification runs on the record's own images: name their folder with --data")
     parameters = replace(parameters, data_root=data_root)
     log = [entry for entry in chapter.verification_log(paper) if _of_record(entry, found)]
-    plan = _drawn(found, log, seconds)
+    plan = _drawn(found, log, seconds, _waiting(paper))
     # as many as the records were made with: otherwise their digits do not come out again
     threads = Counter(found[name].made["threads"] for name in plan).most_common(1)[0][0]
     tell(f"{paper}: {len(plan)} of {len(found)} parts run again")
@@ -290,10 +290,22 @@ def _trials(record: records.Record) -> list[int]:
     return trials if isinstance(trials, list) and records.by_trial(record.value) else []
 
 
-def _drawn(found: dict[str, records.Record], log: list[dict[str, Any]], seconds: float) -> dict[str, list[int] | None]:
+def _waiting(paper: str) -> set[str]:
+    """The parts that the last replay here found to run code that nobody has verified; none without a replay."""
+    try:
+        state = results.load(chapter.results_root() / "runs" / "reference" / f"{paper}.json")["state"]
+        return set(state["code changed and not verified"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return set()
+
+
+def _drawn(
+    found: dict[str, records.Record], log: list[dict[str, Any]], seconds: float, waiting: Collection[str] = ()
+) -> dict[str, list[int] | None]:
     """Parts to run again, and which of their trials; at least one part.
 
-    First a part of each code that no part has verified yet, the quickest; then the least recently verified.
+    First those that wait for it, then a part of each code that no part has verified yet, the quickest; then the least
+    recently verified.
     """
     last = {entry["part"]: entry["time"] for entry in log}
     order = random.SystemRandom().sample(sorted(found), len(found))
@@ -302,7 +314,7 @@ def _drawn(found: dict[str, records.Record], log: list[dict[str, Any]], seconds:
     for name in sorted(order, key=lambda name: found[name].made["seconds"]):
         if found[name].code not in seen:
             first.setdefault(found[name].code, name)
-    order.sort(key=lambda name: name not in first.values())
+    order.sort(key=lambda name: (name not in waiting, name not in first.values()))
     plan, spent = {}, OVERHEAD
     for name in order:
         trials, chosen, share = _trials(found[name]), None, 1.0

@@ -886,6 +886,15 @@ def test_a_changed_digit_in_a_record_is_caught(book, verify, forgery):
     assert list(verification._drawn(*_found(book), 0.0)) == [name], "and it is drawn first the next time"
 
 
+def test_what_a_replay_found_unverified_is_drawn_first(book, monkeypatch):
+    assert verification._waiting("toy") == set(), "there was no replay here"
+    _coded(monkeypatch, "new code")
+    book.run()
+    assert verification._waiting("toy") == {"live", "measure", "whole"}
+    for name in ("measure", "whole"):
+        assert list(verification._drawn(*_found(book), 0.0, {name})) == [name]
+
+
 @pytest.mark.parametrize("name", ["/n", "/curve"])
 def test_a_forged_value_beside_the_tables_is_caught(book, verify, name):
     if name == "/curve":
