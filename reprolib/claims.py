@@ -377,7 +377,7 @@ class Paper(Strict):
         def value(place: re.Match[str]) -> str:
             return number_words(measured[place[1]], self.measures[place[1]].share)
 
-        return _PLACES.sub(value, self.finding)
+        return _PLACES.sub(value, self.finding).replace(" %", "\N{NO-BREAK SPACE}%")
 
     def claim(self, name: str) -> Claim:
         for claim in self.claims:

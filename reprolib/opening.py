@@ -30,11 +30,11 @@ def opening(paper: Paper, verdicts: Sequence[Verdict], reference: Mapping[str, A
     rows = "".join(_row(verdict) for verdict in verdicts if verdict.central)
     head = "".join(f'<th scope="col" style="{_CELL}">{name}</th>' for name in _COLUMNS)
     title = "The claims that the paper stands on"
-    table = (
+    table = f'<p style="margin:.6rem 0 .2rem"><b>{title}</b></p>'
+    table += (
         f'<div style="overflow-x:auto;font-size:.9rem" tabindex="0" role="region" aria-label="{title}">'
         f'<table class="ledger cards" style="border-collapse:collapse;width:100%">'
-        f'<caption style="caption-side:top;text-align:left">'
-        f"<b>{title}</b></caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
     return sentence + table + _picture(paper.picture, reference, folder)
 

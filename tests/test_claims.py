@@ -282,7 +282,7 @@ def test_a_finding_holds_the_measured_values_in_their_own_scale(write):
     path = write(FILE.replace(titled, titled + said))
     paper = claims.load(path)
     measured = {"label_accuracy": 0.5546, "steps": 16.58}
-    assert paper.found(measured) == "55.5 % of the labels are read, in 16.6 steps."
+    assert paper.found(measured) == "55.5\N{NO-BREAK SPACE}% of the labels are read, in 16.6 steps."
     assert paper.found({"label_accuracy": 0.5}) == "", "a finding with a gap is none"
 
 

@@ -39,7 +39,7 @@ def test_it_opens_with_the_finding_the_central_claims_and_the_picture(paper, tmp
     (tmp_path / "strip.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     verdicts = [Verdict(**VERDICT), Verdict(**VERDICT | OPEN), Verdict(**VERDICT | {"central": False, "says": "other"})]
     shown = opening(paper, verdicts, made(), tmp_path)
-    assert "&lt;55 %&gt; come back." in shown and "x &lt;b&gt;" in shown and "other" not in shown
+    assert "&lt;55\N{NO-BREAK SPACE}%&gt; come back." in shown and "x &lt;b&gt;" in shown and "other" not in shown
     assert "90 %" in shown and "55 % [51,\N{NO-BREAK SPACE}60]" in shown and "✔ reproduced" in shown
     assert "○ not decided here: imprecise" in shown and "&lt;i&gt;both&lt;/i&gt;" in shown
     assert "A &lt;strip&gt;." in shown and "data:image/png;base64," in shown
