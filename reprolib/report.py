@@ -627,7 +627,8 @@ def _markdown(text: str) -> Markup:
 
 def _in_raw(text: str) -> Markup:
     """Text inside a raw block of Markdown: escaped, and without what would end the block."""
-    return Markup(str(Markup.escape(" ".join(text.split()))).replace("`", "&#96;"))
+    one_line = re.sub(r"[ \t\r\n\f\v]+", " ", text).strip(" ")  # a no-break space stays one
+    return Markup(str(Markup.escape(one_line)).replace("`", "&#96;"))
 
 
 def _root_path(path: Path) -> str:
