@@ -10,7 +10,6 @@ ch.finish()
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -21,7 +20,6 @@ import os
 import re
 import time
 import types
-from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,19 +98,19 @@ def start(
     }
     figures.style()
     loaded = claims.load(root / "claims" / f"{paper}.yml")
-    reference, problem = _read_reference(paper, loaded)
+    reference, verdicts, problem = _read_reference(paper, loaded)
     replays = profile == REPLAY and reference is not None and "records" in reference
     size = reference["profile"] if replays else UNRECORDED if profile == REPLAY else profile
     ledger = Ledger(loaded, size, seed=seed)
     if replays:
         ledger.time = reference["provenance"]["time"]
     chapter = Chapter(paper, size, seed, chosen, str(data_root), by_profile, ledger, reference, profile == REPLAY)
-    chapter._open(problem)
+    chapter._open(verdicts, problem)
     return chapter
 
 
-def _read_reference(paper: str, loaded: claims.Paper) -> tuple[dict[str, Any] | None, str]:
-    """The committed results of a paper, and why they cannot be used."""
+def _read_reference(paper: str, loaded: claims.Paper) -> tuple[dict[str, Any] | None, list[Verdict], str]:
+    """The committed results of a paper with the verdicts drawn from them, and why they cannot be used."""
     path = reference_root() / paper / f"{paper}.json"
     try:
         found = results.load(path)
@@ -129,12 +127,11 @@ def _read_reference(paper: str, loaded: claims.Paper) -> tuple[dict[str, Any] | 
         if missing := {"device", "threads", "seconds", "time", "python", "platform"} - found["provenance"].keys():
             raise ValueError(f"{path.name} does not say what made it: {', '.join(sorted(missing))}")
         checked.check(found | {"records": {}}, paper, path.name)  # each record is looked at when it is read
-        judge(loaded, found)
-        return found, ""
+        return found, judge(loaded, found), ""
     except FileNotFoundError:
-        return None, ""
+        return None, [], ""
     except (ValueError, OSError) as error:
-        return None, _fault(error)
+        return None, [], _fault(error)
 
 
 def _fault(error: ValueError | OSError) -> str:
@@ -393,20 +390,24 @@ class Chapter:
         write_atomic(self._folder("runs") / f"{name}.png", figures.png_within(figure, PICTURE_LIMIT, drawn))
         self._figures[name]["file"] = f"{name}.png"
         title = f"<b>Figure {number}.</b> {html.escape(caption)}"
-        body = _figure(f"fig-{name}", _picture(drawn, caption), f"{title} {self._origin()}")
+        body = figures.captioned(figures.picture(drawn, caption), f"{title} {self._origin()}", f"fig-{name}")
         kept = self._kept_figure(name)
         if not self.replays and kept is not None:
             picture, old = kept
             said = f"<b>Figure {number}.</b> {html.escape(old)} <i>(reference run, {html.escape(self._made())})</i>"
-            front = _figure(f"fig-{name}", _picture(picture, old), said)
-            body = front + _folded("The same figure from this run", _figure("", _picture(drawn, caption), title))
+            front = figures.captioned(figures.picture(picture, old), said, f"fig-{name}")
+            again = figures.captioned(figures.picture(drawn, caption), title)
+            body = front + _folded("The same figure from this run", again)
         self.show(body, caption)
 
     def interactive(self, content: str, name: str, caption: str) -> None:
         """Show numbered HTML, for instance `figures.slider`."""
         number = self._number(name, caption)
         self.show(
-            _figure(f"fig-{name}", content, f"<b>Figure {number}.</b> {html.escape(caption)} {self._origin()}"), caption
+            figures.captioned(
+                content, f"<b>Figure {number}.</b> {html.escape(caption)} {self._origin()}", f"fig-{name}"
+            ),
+            caption,
         )
 
     def table(self, table: pd.DataFrame, caption: str, folded: str = "", saved: str = "") -> None:
@@ -488,9 +489,8 @@ class Chapter:
 
     # --- inside
 
-    def _open(self, problem: str) -> None:
+    def _open(self, now: list[Verdict], problem: str) -> None:
         """The top: the reference run's finding, central claims and picture; what this page shows; all its verdicts."""
-        now = [] if self._reference is None else judge(self.ledger.paper, self._reference)
         if now:
             folder = reference_root() / self.paper
             self.show(opening.opening(self.ledger.paper, now, self._reference, folder))
@@ -529,11 +529,9 @@ class Chapter:
 
     def _kept_figure(self, name: str) -> tuple[bytes, str] | None:
         """The reference run's picture of this name with its caption; None without one, or where its file is none."""
-        for entry in self._reference["figures"] if self._reference is not None else ():
-            if entry["name"] == name:
-                with contextlib.suppress(OSError, ValueError):
-                    return checked.picture(reference_root() / self.paper, f"{name}.png").read_bytes(), entry["caption"]
-        return None
+        if self._reference is None:
+            return None
+        return checked.kept_picture(self._reference["figures"], reference_root() / self.paper, name)
 
     def _number(self, name: str, caption: str) -> int:
         _slug("name", name)
@@ -892,12 +890,6 @@ def _in_short(verdict: Verdict) -> str:
     return f"<li>{html.escape(verdict.says)} <small>({html.escape('; '.join(sides))})</small></li>"
 
 
-def _figure(anchor: str, body: str, caption: str) -> str:
-    name = f' id="{anchor}"' if anchor else ""
-    below = f'<figcaption style="margin-top:.3rem">{caption}</figcaption>'
-    return f'<figure{name} style="margin:1rem 0">{body}{below}</figure>'
-
-
 def _folded(title: str, body: str) -> str:
     return f"<details><summary>{title}</summary>{body}</details>"
 
@@ -921,11 +913,6 @@ def _table(shown: pd.DataFrame, number: int, caption: str, folded: str, note: st
         f'<figure style="margin:1rem 0"><figcaption style="margin-bottom:.3rem"><b>Table {number}.</b> '
         f"{html.escape(caption)} {note}</figcaption>{body}</figure>"
     )
-
-
-def _picture(png: bytes, alt: str) -> str:
-    source = f"data:image/png;base64,{b64encode(png).decode()}"
-    return f'<img src="{source}" alt="{html.escape(alt, quote=True)}" style="max-width:100%;height:auto">'
 
 
 def _words(value: Any) -> str:

@@ -6,8 +6,9 @@ here, so that a bad file is one clear line.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -152,3 +153,15 @@ def picture(folder: Path, file: str) -> Path:
     if problem:
         raise ValueError(f"its file {file!r} {problem}")
     return path
+
+
+def kept_picture(figures: Sequence[Mapping[str, Any]], folder: Path, name: str) -> tuple[bytes, str] | None:
+    """The picture of this name that a run drew, with its caption; None without one, or where its file is none.
+
+    figures: the entries of its results file. folder: the run's.
+    """
+    for entry in figures:
+        if entry["name"] == name:
+            with contextlib.suppress(OSError, ValueError):
+                return picture(folder, f"{name}.png").read_bytes(), entry["caption"]
+    return None

@@ -160,13 +160,29 @@ def slider(
 }})();</script></div>"""
 
 
+def picture(png: bytes, alt: str) -> str:
+    """A PNG as HTML that holds it. alt: what it shows, in words."""
+    return f'<img src="{_address(png)}" alt="{html.escape(alt, quote=True)}" style="max-width:100%;height:auto">'
+
+
+def captioned(body: str, caption: str, anchor: str = "") -> str:
+    """HTML with a caption below it, which is HTML too. anchor: a name that links can lead to."""
+    name = f' id="{anchor}"' if anchor else ""
+    below = f'<figcaption style="margin-top:.3rem">{caption}</figcaption>'
+    return f'<figure{name} style="margin:1rem 0">{body}{below}</figure>'
+
+
+def _address(png: bytes) -> str:
+    return f"data:image/png;base64,{b64encode(png).decode()}"
+
+
 def _frame(image: Tensor, text: str) -> str:
     buffer = io.BytesIO()
     pixels = (_shown(image) * 255).round().astype(np.uint8)
     Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(buffer, format="png")
-    source = f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"
+    source, alt = _address(buffer.getvalue()), html.escape(text, quote=True)
     return (
-        f'<figure style="margin:0;width:9rem"><img src="{source}" alt="{html.escape(text, quote=True)}" width="144" '
+        f'<figure style="margin:0;width:9rem"><img src="{source}" alt="{alt}" width="144" '
         f'style="width:9rem;height:auto;image-rendering:pixelated"><figcaption style="font-size:.85rem">'
         f"{html.escape(text)}</figcaption></figure>"
     )

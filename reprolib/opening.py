@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import html
 import re
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reprolib import checked
+from reprolib import checked, figures
 from reprolib.claims import Paper
-from reprolib.verdicts import SYMBOLS, UNDECIDED, Verdict
+from reprolib.verdicts import SYMBOLS, Verdict
 
 _CELL = "padding:.25rem .6rem .25rem 0;vertical-align:top;text-align:left"
 
@@ -44,14 +43,11 @@ _COLUMNS = ("the paper says", "published", "measured", "verdict")
 
 def _row(verdict: Verdict) -> str:
     percent = verdict.published.endswith("%")
-    note = verdict.note
-    if verdict.verdict == UNDECIDED:  # the reason in a word stands in the row, the sentence is a click away
-        word = f"{SYMBOLS[UNDECIDED]} {UNDECIDED}: {verdict.reason}"
-    else:
-        word = f"{SYMBOLS[verdict.verdict]} {verdict.verdict}"
+    # where it is not decided, the reason in a word stands in the row; the sentence is a click away
+    word = f"{SYMBOLS[verdict.verdict]} {verdict.verdict}" + (f": {verdict.reason}" if verdict.reason else "")
     told = f"<b>{html.escape(word)}</b>"
-    if note:
-        told = f"<details><summary>{told}</summary><small>{html.escape(note)}</small></details>"
+    if verdict.note:
+        told = f"<details><summary>{told}</summary><small>{html.escape(verdict.note)}</small></details>"
     measured = re.sub(r"\[.*?\]", lambda ends: ends[0].replace(" ", "\N{NO-BREAK SPACE}"), verdict.measured(percent))
     cells = (verdict.says, verdict.published, measured or "—")
     named = ("", *(f' data-column="{name}"' for name in _COLUMNS[1:3]))  # for narrow screens: the book's style sheet
@@ -63,16 +59,10 @@ def _row(verdict: Verdict) -> str:
 
 
 def _picture(name: str, reference: Mapping[str, Any], folder: Path) -> str:
-    figure = next((figure for figure in reference["figures"] if figure.get("name") == name), None)
-    try:
-        content = checked.picture(folder, f"{name}.png").read_bytes() if figure is not None else b""
-    except (OSError, ValueError):
-        content = b""
-    if not content:
+    kept = checked.kept_picture(reference["figures"], folder, name)
+    if kept is None:
         return ""
-    caption = html.escape(figure["caption"])
-    source = f"data:image/png;base64,{b64encode(content).decode()}"
-    return (
-        f'<figure style="margin:.8rem 0 0"><img src="{source}" alt="{caption}" style="max-width:100%;height:auto">'
-        f"<figcaption>{caption} <i>(from the reference run)</i></figcaption></figure>"
+    content, caption = kept
+    return figures.captioned(
+        figures.picture(content, caption), f"{html.escape(caption)} <i>(from the reference run)</i>"
     )
