@@ -46,7 +46,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 # Files that show measurements and make none: a part's result does not depend on them.
 PRESENTATION = {"chapter", "claims", "verdicts", "clone", "figures", "results", "report", "runner", "cli", "records"}
-PRESENTATION |= {"ledger", "verification", "atomic", "intervals", "opening"}
+PRESENTATION |= {"ledger", "verification", "atomic", "intervals", "opening", "checked"}
 
 
 # --- what a part was given --------------------------------------------------------------------------------------------
@@ -495,8 +495,11 @@ class Record:
         own = {"function": self.function, "seed": self.seed}
         own |= {f"inputs.{key}": item for key, item in self.inputs.items()}
         plain = {key: json.dumps(item, sort_keys=True) for key, item in asked.items()}
-        mine = {key: json.dumps(_with_new_options(item), sort_keys=True) for key, item in own.items()}
-        return sorted(key for key in plain.keys() | mine.keys() if plain.get(key) != mine.get(key))
+        mine = {key: json.dumps(item, sort_keys=True) for key, item in own.items()}
+        differing = {key for key in plain.keys() | mine.keys() if plain.get(key) != mine.get(key)}
+        for key in differing & plain.keys() & mine.keys():  # few or none: the rest need not be looked up
+            mine[key] = json.dumps(_with_new_options(own[key]), sort_keys=True)
+        return sorted(key for key in differing if plain.get(key) != mine.get(key))
 
 
 def _with_new_options(described: Any) -> Any:
