@@ -11,11 +11,11 @@ from torch import nn
 from reprolib import attacks, client, data, defenses, matching, metrics, models
 from reprolib.client import LocalTraining, ThreatModel, share
 from reprolib.defenses import Compose, GaussianNoise, KeptColumns, Soteria, soteria
+from reprolib.experiments.ig import grey_cards
 from reprolib.experiments.soteria import (
     accuracy_on_defended_gradients,
     effective_rates,
     features_of_one,
-    grey_cards,
 )
 
 KNOWN = ThreatModel(labels="known", defense_known=True)

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from reprolib import client, labels, matching, metrics, models, training, utility
+from reprolib import client, labels, matching, models, training, utility
 from reprolib.attacks import AnalyticRecovery, linear_inputs
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense, KeptColumns, Soteria, describe, pruned_features
@@ -131,14 +131,6 @@ def features_of_one(
         state = np.where(chosen.kept, "kept", np.where(feature == 0, "dead", "zeroed"))
         tables.append(pd.DataFrame({"victim": name, "r": feature.numpy(), "g": gain.numpy(), "state": state}))
     return pd.concat(tables, ignore_index=True)
-
-
-def grey_cards(images: ImageSet, trials: Sequence[int], seed: int) -> pd.DataFrame:
-    """The PSNR in dB of a constant grey picture, which takes no gradient: a row a trial of single images."""
-    x, _ = images.batches(1, max(trials) + 1, seed=seed)
-    truth = x[list(trials), 0]
-    grey = metrics.psnr(torch.full_like(truth, 0.5), truth).double()
-    return pd.DataFrame({"trial": list(trials), "psnr": grey.numpy()})
 
 
 def accuracy_on_defended_gradients(
