@@ -84,9 +84,7 @@ KINDS = {
 FAILURES = ("not reproduced", "fails on a substitute", "fails")
 
 FAILURES_FIRST = (
-    "not reproduced",
-    "fails on a substitute",
-    "fails",
+    *FAILURES,
     "partly",
     "partly on a substitute",
     "reproduced",
@@ -609,8 +607,13 @@ def _counted(verdict: str, number: int) -> str:
     return f"{number} {word}"
 
 
+def _in_words(counts: Counts) -> str:
+    """Counts in one line: "3 reproduced, 2 not decided here"."""
+    return ", ".join(_counted(word, number) for word, number in counts.words.items())
+
+
 def _listed(counts: Counts) -> str:
-    """Counts in one line: "3 reproduced, 2 not decided here (1 data, 1 few)"."""
+    """Counts in one line, with reasons and limits: "3 reproduced, 2 not decided here (1 data, 1 few)"."""
     told = [_counted(word, number) for word, number in counts.words.items()]
     told = [f"{line} ({counts.why_open})" if line.endswith(UNDECIDED) else line for line in told]
     return ", ".join(told) + "".join(f"; {line}" for line in counts.limits)
@@ -655,6 +658,7 @@ _TEMPLATES.globals |= {
     "linked": _linked,
     "listed": _listed,
     "counted": _counted,
+    "in_words": _in_words,
     "CLASSES": CLASSES,
     "many": _many,
     "measured_lines": measured_lines,
@@ -760,18 +764,10 @@ none
 """
 
 _GLANCE = """\
-{% macro in_words(counts) -%}
-{% for verdict, number in counts.words.items() -%}
-{{ counted(verdict, number) }}{{ ", " if not loop.last }}
-{%- endfor %}
-{% endmacro %}
 {% macro bar(counts) %}
 <div class="bar" role="img" aria-label="{{ in_words(counts) or "no claims" }}">
-{% for verdict, number in counts.words.items() if verdict != UNDECIDED %}
+{% for verdict, number in counts.words.items() %}
 <span class="{{ CLASSES[verdict] }}" style="flex:{{ number }}" title="{{ counted(verdict, number) }}"></span>
-{% endfor %}
-{% for verdict, number in counts.some([UNDECIDED]).items() %}
-<span class="undecided" style="flex:{{ number }}" title="{{ counted(verdict, number) }}"></span>
 {% endfor %}
 </div>
 <div class="note">{{ in_words(counts) }}</div>
@@ -790,10 +786,12 @@ Why those are open: {{ every.why_open or "none is" }}.
 <td data-column="found">
 {% if paper.finding %}
 <div>{{ paper.finding | raw_text }}</div>
-{% elif paper.reference.stored and paper.reference.stored.records %}
+{% endif %}
+{% if not (paper.reference.stored and paper.reference.stored.records) %}
+<div class="note">{{ "These numbers are an older run's. " if paper.finding }}
+The record is missing: this chapter is yet to be run in full under its present criteria.</div>
+{% elif not paper.finding %}
 <div>No finding in a sentence yet.</div>
-{% else %}
-<div class="note">The record is missing: this chapter is yet to be run in full under its present criteria.</div>
 {% endif %}
 {% if paper.failure %}
 {% set row = "scoreboard.html#" ~ paper.key ~ "-" ~ paper.failure.id %}
