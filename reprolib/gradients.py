@@ -128,16 +128,15 @@ def shared(
         return _of_a_client(worker, images, targets, local, noise, order)
     firsts = np.cumsum([0, *sizes]).tolist()
     passes = 1 if local is None else local.epochs
-    most = 1 if local is None else max(local.steps(size) for size in sizes)
+    steps = [1 if local is None else local.steps(size) for size in sizes]
     found: Weights = {}
-    for first, size in zip(firsts, sizes, strict=False):
+    for first, size, taken in zip(firsts, sizes, steps, strict=False):
         mine = slice(first, first + size)
         drawn = {name: values[:, first * passes : (first + size) * passes] for name, values in noise.items()}
         own = None if order is None else order[:, :, mine] - first
         part = _of_a_client(worker, images[:, mine], targets[:, mine], local, drawn, own)
-        share = size / total * (1 if local is None else local.steps(size) / most)
-        part = part if share == 1 else {name: share * value for name, value in part.items()}
-        found = {name: found[name] + value for name, value in part.items()} if found else part
+        share = size / total * taken / max(steps)
+        found = {name: found.get(name, 0.0) + share * value for name, value in part.items()}
     return found
 
 
@@ -250,12 +249,27 @@ def worker(model: nn.Module, mode: Mode) -> nn.Module:
     return copied
 
 
-class _NormOfTheBatch(_BatchNorm):
-    """Batch norm by the batch's own statistics, written out: no buffer is read or written.
+def _standardised(input: Tensor, axes: list[int], eps: float) -> Tensor:
+    """Less its mean and over its deviation along the axes, written out: no buffer is read or written.
 
-    torch's kernel writes its buffers, which vmap forbids. Even without buffers it cannot be used here: in torch 2.11
-    the second derivative through `vmap(grad(...))` comes out wrong (a test compares it with finite differences).
+    torch's own kernels cannot be used: that of batch norm writes its buffers, which vmap forbids, and even without any
+    the second derivatives of batch, layer (affine) and instance norm through `vmap(grad(...))` come out wrong in torch
+    2.11 (a test compares them with finite differences).
     """
+    away = input - input.mean(axes, keepdim=True)
+    return away * (away.square().mean(axes, keepdim=True) + eps).rsqrt()
+
+
+def _scaled(normed: Tensor, like: nn.Module) -> Tensor:
+    """[N, C, ...] by the channels' weights and biases of a norm, where it has any."""
+    if like.weight is None:
+        return normed
+    shape = [-1, *[1] * (normed.ndim - 2)]
+    return normed * like.weight.view(shape) + like.bias.view(shape)
+
+
+class _NormOfTheBatch(_BatchNorm):
+    """Batch norm by the batch's own statistics."""
 
     def __init__(self, like: _BatchNorm) -> None:
         super().__init__(like.num_features, like.eps, like.momentum, like.affine, track_running_stats=False)
@@ -273,64 +287,45 @@ class _NormOfTheBatch(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
-        axes = [0, *range(2, input.ndim)]
-        away = input - input.mean(axes, keepdim=True)
-        out = away * (away.square().mean(axes, keepdim=True) + self.eps).rsqrt()
-        if self.weight is None:
-            return out
-        shape = [-1, *[1] * (input.ndim - 2)]
-        return out * self.weight.view(shape) + self.bias.view(shape)
+        return _scaled(_standardised(input, [0, *range(2, input.ndim)], self.eps), self)
 
 
 class _LayerNorm(nn.Module):
-    """Layer norm written out: affine, torch's own has a wrong second derivative through `vmap(grad(...))`."""
+    """Layer norm."""
 
     def __init__(self, like: nn.LayerNorm) -> None:
         super().__init__()
         self.weight, self.bias, self.eps, self.axes = like.weight, like.bias, like.eps, len(like.normalized_shape)
 
-    of = classmethod(lambda cls, like: cls(like))
+    @classmethod
+    def of(cls, like: nn.LayerNorm) -> _LayerNorm:
+        return cls(like)
 
     def forward(self, input: Tensor) -> Tensor:
-        axes = list(range(-self.axes, 0))
-        away = input - input.mean(axes, keepdim=True)
-        out = away * (away.square().mean(axes, keepdim=True) + self.eps).rsqrt()
+        out = _standardised(input, list(range(-self.axes, 0)), self.eps)
         out = out if self.weight is None else out * self.weight
         return out if self.bias is None else out + self.bias
 
 
 class _InstanceNorm(nn.Module):
-    """Instance norm by each image's own statistics, written out, for the reason that layer norm is."""
+    """Instance norm by each image's own statistics, or by running ones where it tracks them and is not trained."""
 
     def __init__(self, like: nn.modules.instancenorm._InstanceNorm) -> None:
         super().__init__()
         self.weight, self.bias, self.eps = like.weight, like.bias, like.eps
+        running = not like.training and like.running_mean is not None
+        self.register_buffer("mean", like.running_mean.clone() if running else None)
+        self.register_buffer("variance", like.running_var.clone() if running else None)
 
     @classmethod
-    def of(cls, like: nn.modules.instancenorm._InstanceNorm) -> nn.Module:
-        return cls(like) if like.training or like.running_mean is None else _RunningNorm(like)
+    def of(cls, like: nn.modules.instancenorm._InstanceNorm) -> _InstanceNorm:
+        return cls(like)
 
     def forward(self, input: Tensor) -> Tensor:
-        axes = list(range(2, input.ndim))
-        away = input - input.mean(axes, keepdim=True)
-        out = away * (away.square().mean(axes, keepdim=True) + self.eps).rsqrt()
+        if self.mean is None:
+            return _scaled(_standardised(input, list(range(2, input.ndim)), self.eps), self)
         shape = [-1, *[1] * (input.ndim - 2)]
-        return out if self.weight is None else out * self.weight.view(shape) + self.bias.view(shape)
-
-
-class _RunningNorm(nn.Module):
-    """Instance norm by its running statistics."""
-
-    def __init__(self, like: nn.modules.instancenorm._InstanceNorm) -> None:
-        super().__init__()
-        self.weight, self.bias, self.eps = like.weight, like.bias, like.eps
-        self.register_buffer("mean", like.running_mean.clone())
-        self.register_buffer("variance", like.running_var.clone())
-
-    def forward(self, input: Tensor) -> Tensor:
-        shape = [-1, *[1] * (input.ndim - 2)]
-        out = (input - self.mean.view(shape)) * (self.variance.view(shape) + self.eps).rsqrt()
-        return out if self.weight is None else out * self.weight.view(shape) + self.bias.view(shape)
+        return _scaled((input - self.mean.view(shape)) * (self.variance.view(shape) + self.eps).rsqrt(), self)
 
 
 _WRITTEN_OUT = {

@@ -90,8 +90,8 @@ class Matching:
     all trials, or an ensemble with one for each. compare: `distance` (when left out) or `cosine`. local: the client's
     training, where the observation is the average gradient along its steps. sizes: images of each of several clients,
     () for one, or for `local`'s. order: [T, epochs, B], where the local passes take their images from. noise: rows of x
-    and their trials -> the
-    noise for the model's bottlenecks, one dictionary a pass to average over (`dummy_noise`, `draw_noise`).
+    and their trials -> the noise for the model's bottlenecks, one dictionary a pass to average over (`dummy_noise`,
+    `draw_noise`).
     Errors: ValueError for a model with a bottleneck and no noise for it, or with several local steps.
     """
 
@@ -248,12 +248,12 @@ def dummy_gradients(
         sizes = sizes or (local.sizes if local is not None else ())
         return gradients.shared(worker, images, soft_labels, local, sizes, noise, order)
     noise = {name: values[0] for name, values in (noise or {}).items()}
-    trained = {name: parameter for name, parameter in worker.named_parameters() if parameter.requires_grad}
+    names = gradients.trained_names(worker)
     with gradients.second_derivatives():
         loss = client.loss(worker, noise, images[0], soft_labels[0])
-        wanted = list(trained.values())
+        wanted = [worker.get_parameter(name) for name in names]
         found = torch.autograd.grad(loss, wanted, create_graph=True, allow_unused=True, materialize_grads=True)
-    return {name: gradient[None] for name, gradient in zip(trained, found, strict=True)}
+    return {name: gradient[None] for name, gradient in zip(names, found, strict=True)}
 
 
 def dummy_gradients_of_images(

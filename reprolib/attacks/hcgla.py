@@ -99,7 +99,6 @@ class HCGLA:
         began = time.perf_counter()
         update.check(model)
         self._check(model, update)
-        g = update.as_gradients()
         x = self.first(update, seed)
         objective = self._objective(model, update)
         everyone = torch.arange(update.trials, device=x.device)
@@ -131,12 +130,12 @@ class HCGLA:
             diverged=diverged,
             seconds=time.perf_counter() - began,
             history=self._history(update, taken) if taken else None,
-            lost=(rows_of_labels(g["head.weight"], update.labels) == 0).all(2),
+            lost=(rows_of_labels(update.of_the_head()[0], update.labels) == 0).all(2),
         )
 
     def first(self, update: SharedUpdate, seed: Seed) -> Tensor:
         """The images that the search starts from: [T, B * C * H * W]."""
-        weight = update.as_gradients()["head.weight"]
+        weight, _ = update.of_the_head()
         if self.start == "random":
             pixels = update.batch_size * math.prod(update.image_shape)
             drawn = [torch.randn(pixels, generator=generator(seed, trial, 0)) for trial in range(update.trials)]
