@@ -304,13 +304,13 @@ def _drawn(
 ) -> dict[str, list[int] | None]:
     """Parts to run again, and which of their trials; at least one part.
 
-    First those that wait for it, then a part of each code that no part has verified yet, the quickest; then the least
-    recently verified.
+    First those that wait for it, because their code has changed since; among them and among the rest a part of each code
+    that no part has verified yet, the quickest; then the least recently verified.
     """
     last = {entry["part"]: entry["time"] for entry in log}
     order = random.SystemRandom().sample(sorted(found), len(found))
     order.sort(key=lambda name: last.get(name, ""))
-    seen, first = {found[name].code for name in last if name in found}, {}
+    seen, first = {found[name].code for name in last if name in found and name not in waiting}, {}
     for name in sorted(order, key=lambda name: found[name].made["seconds"]):
         if found[name].code not in seen:
             first.setdefault(found[name].code, name)

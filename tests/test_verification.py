@@ -895,6 +895,14 @@ def test_what_a_replay_found_unverified_is_drawn_first(book, monkeypatch):
         assert list(verification._drawn(*_found(book), 0.0, {name})) == [name]
 
 
+def test_a_part_of_each_code_comes_before_others_that_wait(book, verify):
+    verify()
+    found, log = _found(book)
+    found = {name: dataclasses.replace(record, code="one") for name, record in found.items()}
+    quickest = min(sorted(found), key=lambda name: found[name].made["seconds"])
+    assert list(verification._drawn(found, log, 0.0, set(found))) == [quickest], "all of them wait"
+
+
 @pytest.mark.parametrize("name", ["/n", "/curve"])
 def test_a_forged_value_beside_the_tables_is_caught(book, verify, name):
     if name == "/curve":
