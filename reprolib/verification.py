@@ -304,8 +304,8 @@ def _drawn(
 ) -> dict[str, list[int] | None]:
     """Parts to run again, and which of their trials; at least one part.
 
-    First those that wait for it, because their code has changed since; among them and among the rest a part of each code
-    that no part has verified yet, the quickest; then the least recently verified.
+    First those that wait for it, because their code has changed since; among them and among the rest a part of each
+    code that no part has verified yet, the quickest; then the least recently verified.
     """
     last = {entry["part"]: entry["time"] for entry in log}
     order = random.SystemRandom().sample(sorted(found), len(found))
