@@ -776,6 +776,9 @@ TIMES = ("seconds",)
 COSTS = ("evaluations", "starts", "rank")
 """Whole numbers that depend on the last digits of a search."""
 
+LOST = 1e-2
+"""Mean squared error beyond which a search ended away from its image."""
+
 
 def by_trial(value: Any) -> bool:
     """Whether a few trials of what a part returned can be compared: it holds tables, and each knows its trials."""
@@ -792,7 +795,8 @@ def differences(recorded: Any, fresh: Any, exact: bool = True, trials: Sequence[
     pictures to a level of 8 bits. Otherwise, on another kind, or where fewer trials ran at once, what was decided must
     be equal, truths, texts and whole numbers other than COSTS, and of fractions the size, because a search is chaotic
     in its last digits: a factor of two, and below one a factor of two in decibels. Tensors of fractions are not
-    compared there.
+    compared there, and of a search that ended away from its image both times (LOST), at other objectives, only whether
+    the image was identified: chaos alone says where it ended.
     trials: those that ran again, where these are not all (`by_trial`): then the tables are compared in their rows, and
     nothing else.
     """
@@ -868,9 +872,12 @@ def _compared_tables(old: pd.DataFrame, new: pd.DataFrame, name: str, exact: boo
         lines.append(f"{name}: {more} of {len(new)} rows have no counterpart in the record")
     if fewer:
         lines.append(f"{name}: {fewer} of {len(old)} recorded rows are not here")
+    here, there = new.iloc[right].reset_index(drop=True), old.iloc[left].reset_index(drop=True)
+    lost = np.zeros(len(here), dtype=bool) if exact else _lost(here, there)
     for column in [column for column in new if str(column) in theirs and column not in (*keys, *TIMES)]:
-        a, b = new[column].iloc[right].reset_index(drop=True), old[str(column)].iloc[left].reset_index(drop=True)
-        unequal = np.flatnonzero(~_equal(a, b, exact, str(column)))
+        a, b = here[column], there[str(column)]
+        equal = _equal(a, b, exact, str(column))
+        unequal = np.flatnonzero(~equal if column == "identified" else ~equal & ~lost)
         if len(unequal):
             row = int(unequal[0])
             place = ", ".join(f"{key} {new[key].iloc[right[row]]}" for key in keys) or f"row {right[row]}"
@@ -879,6 +886,14 @@ def _compared_tables(old: pd.DataFrame, new: pd.DataFrame, name: str, exact: boo
                 f"{_short(a[row])} here, {_short(b[row])} recorded"
             )
     return lines
+
+
+def _lost(here: pd.DataFrame, there: pd.DataFrame) -> np.ndarray:
+    """Rows of searches that ended away from their image in both tables, and not in one place."""
+    if not all({"mse", "objective"} <= set(table) for table in (here, there)):
+        return np.zeros(len(here), dtype=bool)
+    away = (here.mse.to_numpy() > LOST) & (there.mse.to_numpy() > LOST)
+    return away & ~_near(here.objective.to_numpy(), there.objective.to_numpy(), False)
 
 
 def _paired(old: pd.DataFrame, new: pd.DataFrame) -> tuple[list[str], list[int], list[int], int, int]:

@@ -1115,6 +1115,12 @@ def test_on_another_machine_outcomes_are_compared_and_digits_are_not():
         {"mse": [0.5, 0.01, math.inf]},
     ):
         assert len(records.differences(recorded, chaotic.assign(**change), exact=False)) == 1, change
+    lost = table(mse=[3.0, 1e-7, 0.2], objective=[5.0, 1e-9, 7.0], label=[3, 4, 5], identified=[False, True, False])
+    elsewhere = lost.assign(mse=[1e9, 1e-7, 0.2], objective=[500.0, 1e-9, 7.0], label=[8, 4, 5])
+    assert records.differences(lost, elsewhere, exact=False) == [], "chaos decides where a search ends that got lost"
+    assert len(records.differences(lost, elsewhere)) == 3
+    for change in ({"label": [8, 4, 6]}, {"mse": [1e-3, 1e-7, 0.2]}, {"identified": [True, True, False]}):
+        assert records.differences(lost, elsewhere.assign(**change), exact=False) != [], change
     pixels = {"shown": torch.rand(2, 1, 4, 4), "index": torch.tensor([1])}
     assert records.differences(pixels, {"shown": torch.rand(2, 1, 4, 4), "index": torch.tensor([1])}, False) == []
     assert records.differences(pixels, pixels | {"index": torch.tensor([2])}, False) != []
