@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from reprolib import gradients, models
 from reprolib.gradients import LocalTraining, Mode, loss, worker
-from reprolib.models import Ensemble, fingerprint
+from reprolib.models import Ensemble, fingerprint, incoming
 
 if TYPE_CHECKING:  # defenses stand to the left of this file: it calls their hooks and never imports them
     from reprolib.defenses.base import Defense
@@ -165,7 +165,8 @@ class SharedUpdate:
     labels: [T, B] int64, batch_norm: layer -> (mean [T, C], biased variance [T, C]) and defense are None
     unless `threat` grants them. With batch_norm "buffers" the pair is the client's running mean and variance.
     sizes: images of each of several clients, () for one. order: [T, epochs, B], where each local pass takes its images
-    from, if the server knows it; if it does not, `labels` stand in the order of the first pass.
+    from, if the server knows it; if it does not, `labels` stand in the order of the first pass. assumed: what `of` had
+    to assume about somebody's numbers, a line each.
     """
 
     gradients: dict[str, Tensor]
@@ -180,6 +181,66 @@ class SharedUpdate:
     defense: Defense | None = None
     sizes: tuple[int, ...] = ()
     order: Tensor | None = None
+    assumed: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        gradients: incoming.Numbers | None = None,
+        *,
+        batch_size: int,
+        before: incoming.Numbers | None = None,
+        after: incoming.Numbers | None = None,
+        local: LocalTraining | None = None,
+        threat: ThreatModel | None = None,
+        labels: Sequence[int] | Tensor | None = None,
+    ) -> SharedUpdate:
+        """One client's update from numbers that somebody has: a gradient, a weight difference, or the weights.
+
+        model: the victim with the weights that the server sent (`models.adapt` or `models.build`). gradients: of the
+        mean loss, or with `local` the weight difference after - before; else after: the weights that came back, and
+        before: those that were sent, if the model's own are to be compared with them. Each in any form that
+        `incoming.named` reads. batch_size: images behind the update. local: how the client trained; needed for weights,
+        because a difference says nothing of its learning rate. labels: [B], where the update carries them.
+        What was assumed is in `assumed`. Buffers, such as batch norm's statistics, are left aside.
+        Errors: ValueError for numbers of another model, of another dtype, weights in place of an update, the opposite
+        sign, a scale that no mean loss has, and parameters without a gradient.
+        """
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of images >= 1, got {batch_size!r}")
+        _check_victim(model)
+        threat = ThreatModel(labels="known" if labels is not None else "unknown") if threat is None else threat
+        if threat.batch_norm != "none":
+            raise ValueError(f"batch_norm={threat.batch_norm!r}: an update of one's own numbers carries no statistics")
+        found, assumed = _brought(model, gradients, before, after, local)
+        if labels is not None:
+            labels = torch.as_tensor(labels, device=next(model.parameters()).device).reshape(1, -1)
+        if (labels is None) != (threat.labels == "unknown"):
+            raise ValueError(f"threat.labels={threat.labels!r}, but labels={labels!r}: give both or neither")
+        if labels is not None and (
+            labels.dtype != torch.int64
+            or labels.shape != (1, batch_size)
+            or not ((labels >= 0) & (labels < model.num_classes)).all()
+        ):
+            raise ValueError(
+                f"labels must be {batch_size} whole numbers in 0..{model.num_classes - 1}, got {labels[0].tolist()}"
+            )
+        sizes = _sizes(torch.empty(1, batch_size), threat, ()) if threat.clients > 1 else ()
+        update = cls(
+            gradients=found,
+            batch_size=batch_size,
+            image_shape=tuple(model.image_shape),
+            num_classes=model.num_classes,
+            threat=threat,
+            model=fingerprint(model),
+            local=local and replace(local, sizes=sizes),
+            labels=labels,
+            sizes=sizes,
+            assumed=tuple(assumed),
+        )
+        update.check(model)
+        return replace(update, assumed=(*assumed, *_check_direction(update)))
 
     @property
     def trials(self) -> int:
@@ -310,6 +371,95 @@ class SharedUpdate:
                     f"the gradient of {name!r} has a NaN or infinite entry in trial {int(bad.nonzero()[0])} "
                     f"({int(bad.sum())} of {self.trials} trials): leave these trials out with update.select"
                 )
+
+
+def _brought(
+    model: nn.Module,
+    gradients: incoming.Numbers | None,
+    before: incoming.Numbers | None,
+    after: incoming.Numbers | None,
+    local: LocalTraining | None,
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Somebody's numbers as name -> [1, *param] of what the model's client trains, and what was assumed of them."""
+    if (gradients is None) == (after is None):
+        raise ValueError(
+            "give either gradients=, a gradient or weight difference, or after=, the weights that came back"
+        )
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if before is not None:
+        sent, _ = incoming.named(model, before, "before")
+        if other := [n for n, p in parameters.items() if sent.get(n) is None or not torch.allclose(sent[n], p)]:
+            raise ValueError(
+                f"before: {other[:3]} are not the model's weights; give it those that the server sent: "
+                "models.adapt(..., weights=before)"
+            )
+    if after is None:
+        what = "gradients"
+        found, assumed = incoming.named(model, gradients, what)
+    else:
+        what = "after"
+        if local is None:
+            raise ValueError(
+                "after: weights need local=LocalTraining(epochs, batch_size, learning_rate), as the client trained"
+            )
+        found, assumed = incoming.named(model, after, what)
+        if missing := [name for name in parameters if found.get(name) is None]:
+            raise ValueError(
+                f"after: no weights for {missing}; expected all of the module's, as `state_dict()` holds them"
+            )
+    named = {name: found[name] for name in parameters if name in found}
+    if bad := [name for name, value in named.items() if value is not None and not value.isfinite().all()]:
+        raise ValueError(f"{what}: {bad} hold NaN or infinite values")
+    if after is not None:
+        named = {name: value - parameters[name] for name, value in named.items()}
+        if not any(value.any() for value in named.values()):
+            raise ValueError(
+                "after: the weights are those that the model has: nothing was trained, or it was loaded twice"
+            )
+    elif all(v is not None and torch.allclose(v, parameters[n], rtol=0.2, atol=1e-8) for n, v in named.items()):
+        raise ValueError("gradients: these are weights, near the model's own: give them as after=")
+    if frozen := [n for n, v in named.items() if n not in trained and v is not None and v.any()]:
+        raise ValueError(
+            f"{what}: {frozen} changed, but the model's do not require a gradient: unfreeze them, or leave them out"
+        )
+    if unused := [name for name in trained if name in named and named[name] is None]:
+        assumed.append(f"{what}: None for {unused} was taken as zero, a parameter that the loss does not depend on")
+    if missing := [name for name in trained if name not in named]:
+        raise ValueError(
+            f"{what}: nothing for {missing}; where the client does not train them, freeze them: "
+            "parameter.requires_grad_(False)"
+        )
+    return {
+        name: (torch.zeros_like(parameters[name]) if named[name] is None else named[name])[None] for name in trained
+    }, assumed
+
+
+def _check_direction(update: SharedUpdate) -> list[str]:
+    """Refuse an update of the opposite sign or a scale that no mean cross-entropy has, by the head's bias.
+
+    Its gradient is p - y averaged over the images (iDLG, section 2): it sums to 0, and at most as many entries as there
+    are images are negative and sum to -1 at least. Returns what was not checked: where it does not sum to 0, nothing.
+    """
+    bias = update.as_gradients().get("head.bias")
+    if bias is None or (update.local is not None and not update.local.is_one_gradient(update.batch_size)):
+        return ["sign and scale could not be checked: the update is no single gradient of a last layer with a bias"]
+    total = float(bias.abs().sum())
+    if abs(float(bias.sum())) > 1e-3 * total:
+        return ["sign and scale could not be checked: the last bias's gradient does not sum to 0, as after added noise"]
+    negative, positive = (int((side > 1e-3 * total).sum()) for side in (-bias, bias))
+    if negative > update.batch_size >= positive:
+        what = "after - before" if update.local else "the gradient of the loss"
+        raise ValueError(
+            f"the update points the other way: {negative} entries of the last bias's gradient are negative, of "
+            f"{update.batch_size} image(s) at most so many can be; expected {what}: change its sign"
+        )
+    if (size := total / 2) > 1.01:
+        raise ValueError(
+            f"the update is at least {size:.3g} times too large for a mean loss: divide a sum over the batch by "
+            f"{update.batch_size}, or give local=LocalTraining(...) with the client's learning rate and steps"
+        )
+    return []
 
 
 def share(
@@ -640,14 +790,23 @@ def _sizes(images: Tensor, threat: ThreatModel, clients: Sequence[int]) -> tuple
     return sizes
 
 
+def _check_victim(model: nn.Module) -> None:
+    """Refuse what is no victim: attacks read its last layer, its normalisation and its shapes by these names."""
+    lacks = [name for name in ("image_shape", "num_classes", "normalize") if not hasattr(model, name)]
+    if not isinstance(getattr(model, "head", None), nn.Linear):
+        lacks.insert(0, "a linear last layer 'head'")
+    if lacks or model.head.out_features != model.num_classes:
+        what = f"it lacks {', '.join(lacks)}" if lacks else f"its head gives {model.head.out_features} classes"
+        raise ValueError(
+            f"{type(model).__name__} is no victim as it is ({what}): models.adapt(module, image_shape, num_classes) "
+            "makes anybody's network one, models.build one of the book's"
+        )
+
+
 def _check_inputs(
     model: nn.Module, images: Tensor, labels: Tensor, local: LocalTraining | None, sizes: Sequence[int]
 ) -> None:
-    if not isinstance(getattr(model, "head", None), nn.Linear):
-        raise ValueError("model has no linear last layer called 'head': build it with reprolib.models.build")
-    for name in ("image_shape", "num_classes"):
-        if not hasattr(model, name):
-            raise ValueError(f"model has no attribute {name!r}: build it with reprolib.models.build")
+    _check_victim(model)
     shape = tuple(model.image_shape)
     if images.ndim != 5 or tuple(images.shape[2:]) != shape:
         raise ValueError(

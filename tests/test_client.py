@@ -19,6 +19,7 @@ class Net(nn.Module):
     """A victim of two convolutions, with batch norm or without, in float64 so that equality can be asked for."""
 
     image_shape, num_classes = SHAPE, CLASSES
+    normalize = nn.Identity()
 
     def __init__(self, norm: bool = False, dropout: float = 0.0):
         super().__init__()
@@ -428,12 +429,13 @@ def test_share_refuses_settings_that_do_not_fit():
 
 
 def test_share_refuses_models_that_are_not_victims():
-    with pytest.raises(ValueError, match="model has no linear last layer called 'head'"):
+    lacks = r"Linear is no victim as it is \(it lacks a linear last layer 'head', image_shape, num_classes, normalize\)"
+    with pytest.raises(ValueError, match=f"{lacks}: models.adapt"):
         share(nn.Linear(2, 2), *private())
-    headed = nn.Module()
-    headed.head = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="model has no attribute 'image_shape'"):
-        share(headed, *private())
+    wrong = Net()
+    wrong.num_classes = CLASSES + 1
+    with pytest.raises(ValueError, match=f"its head gives {CLASSES} classes"):
+        share(wrong, *private())
 
 
 def test_half_precision_range_is_named():

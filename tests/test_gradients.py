@@ -20,6 +20,7 @@ class Net(nn.Module):
     """A network with a normalisation layer to choose, a layer that nothing uses, and one that may be frozen."""
 
     image_shape, num_classes = SHAPE, 3
+    normalize = nn.Identity()
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -170,6 +171,7 @@ def test_second_derivatives_are_right(norm, mode, trials):
 
 class Attending(nn.Module):
     image_shape, num_classes = SHAPE, 3
+    normalize = nn.Identity()
 
     def __init__(self) -> None:
         super().__init__()
@@ -278,6 +280,7 @@ def test_local_training_that_cannot_be_is_refused(options, message):
 
 class Recurrent(nn.Module):
     image_shape, num_classes = SHAPE, 3
+    normalize = nn.Identity()
 
     def __init__(self) -> None:
         super().__init__()

@@ -296,7 +296,7 @@ class SmoothNet(nn.Module):
         self.conv1, self.norm1 = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
         self.conv2, self.norm2 = nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4)
         self.head = nn.Linear(4, CLASSES)
-        self.image_shape, self.num_classes = (3, 6, 6), CLASSES
+        self.normalize, self.image_shape, self.num_classes = nn.Identity(), (3, 6, 6), CLASSES
 
     def forward(self, x):
         x = F.softplus(self.norm1(self.conv1(self.normalize(x))))

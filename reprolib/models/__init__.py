@@ -16,6 +16,7 @@ from safetensors.torch import save as write_safetensors
 from torch import Tensor, nn
 
 from reprolib.atomic import write_atomic
+from reprolib.models.adapt import adapt
 from reprolib.models.bottleneck import draw_noise, leave_out_penalty, no_noise, noise_shapes, penalty
 from reprolib.models.convbig import ConvBig
 from reprolib.models.convnet import ConvNet
@@ -35,6 +36,7 @@ __all__ = [
     "GENERATORS",
     "Ensemble",
     "Normalize",
+    "adapt",
     "build",
     "build_generator",
     "card",

@@ -1,0 +1,321 @@
+"""Anybody's model and numbers: `models.adapt`, `models.incoming` and `client.SharedUpdate.of`."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
+from reprolib import attacks, client, labels, metrics, models
+
+SHAPE, CLASSES = (3, 8, 8), 5
+
+
+class Plain(nn.Module):
+    """As people write them: convolution, batch norm, and a last layer of another name."""
+
+    def __init__(self, last=nn.Identity):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.hidden = nn.Linear(96, 20)
+        self.out = nn.Linear(20, CLASSES)
+        self.last = last()
+
+    def forward(self, x):
+        x = torch.sigmoid(self.norm(self.conv(x))).flatten(1)
+        return self.last(self.out(torch.relu(self.hidden(x))))
+
+
+def plain(seed=0, **options):
+    torch.manual_seed(seed)
+    return Plain(**options).double().eval()
+
+
+def batch(size=2, seed=1):
+    random = torch.Generator().manual_seed(seed)
+    return torch.rand(size, *SHAPE, generator=random).double(), torch.randint(CLASSES, (size,), generator=random)
+
+
+def gradient(module, x, y):
+    return torch.autograd.grad(F.cross_entropy(module(x), y), list(module.parameters()))
+
+
+def test_adapt_keeps_what_the_module_computes_and_leaves_it_alone():
+    module, (x, y) = plain(), batch()
+    before = models.fingerprint(module)
+    model = models.adapt(module, SHAPE, CLASSES, normalize=models.Normalize([0.5] * 3, [0.25] * 3))
+    assert torch.equal(model(x), module((x - 0.5) / 0.25)) and models.fingerprint(module) == before
+    assert model.head.weight.equal(module.out.weight) and model.names["out.bias"] == "head.bias"
+    assert models.adapt(module, SHAPE, CLASSES, head="out").names == model.names
+    shared = client.share(model, x[None], y[None]).gradients
+    module = nn.Sequential(models.Normalize([0.5] * 3, [0.25] * 3).double(), module)
+    for (name, _), own in zip(module.named_parameters(), gradient(module, x, y), strict=True):
+        assert torch.allclose(shared[model.names[name.removeprefix("1.")]][0], own, atol=1e-12)
+
+
+class Tied(nn.Module):
+    def __init__(self, twice):
+        super().__init__()
+        self.embed, self.out, self.twice = nn.Linear(CLASSES, CLASSES), nn.Linear(CLASSES, CLASSES), twice
+        self.first = nn.Linear(192, CLASSES)
+        if not twice:
+            self.embed.weight = self.out.weight
+
+    def forward(self, x):
+        x = self.first(x.flatten(1))
+        return self.out(self.out(x) if self.twice else self.embed(x))
+
+
+class Returns(nn.Module):
+    def __init__(self, wrap):
+        super().__init__()
+        self.out, self.wrap = nn.Linear(192, CLASSES), wrap
+
+    def forward(self, x):
+        return self.wrap(self.out(x.flatten(1)))
+
+
+def frozen():
+    return plain().requires_grad_(False)
+
+
+def nan():
+    module = plain()
+    module.out.bias.data[0] = torch.nan
+    return module
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.out = nn.LSTM(24, 8, batch_first=True), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        return self.out(self.rnn(x.flatten(2).transpose(1, 2))[0][:, -1])
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "message"),
+    [
+        (lambda: "resnet", {}, "must be an nn.Module, got str"),
+        (lambda: plain(last=lambda: nn.Softmax(1)), {}, "something follows 'out'.*no softmax"),
+        (lambda: plain(last=lambda: nn.Unflatten(1, (1, CLASSES))), {}, "no linear layer's"),
+        (lambda: nn.Sequential(nn.Conv2d(3, CLASSES, 8), nn.Flatten()), {}, "no linear layer's"),
+        (plain, {"head": "hidden"}, "head='hidden', but its output is what 'out' computes"),
+        (plain, {"head": "fc"}, "head='fc' is none of its linear layers: hidden, out"),
+        (plain, {"num_classes": 7}, r"'out' gives \[2, 5\] for two images, expected \[2, 7\]"),
+        (plain, {"num_classes": 1}, "num_classes=1: expected an integer of at least 2"),
+        (plain, {"num_classes": True}, "num_classes=True"),
+        (plain, {"image_shape": (8, 8)}, r"image_shape=\(8, 8\): expected"),
+        (plain, {"image_shape": (1, 8, 8)}, r"does not take images of shape \[2, 1, 8, 8\]"),
+        (lambda: Tied(False).double(), {}, r"shares its weight with \['embed.weight'\]"),
+        (lambda: Tied(True).double(), {}, "'out' runs 2 times"),
+        (lambda: Returns(lambda out: {"logits": out}).double(), {}, "returns a dict"),
+        (lambda: Returns(lambda out: 2 * out).double(), {}, "something follows 'out'"),
+        (frozen, {}, "all its parameters are frozen"),
+        (nan, {}, r"\['out.bias'\] hold NaN"),
+        (nn.Identity, {}, "no parameters"),
+        (lambda: plain().half(), {}, r"torch.float16.*module.float\(\)"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(CLASSES)), {}, "have no values yet"),
+        (lambda: Recurrent().double(), {}, r"\['rnn'\] are recurrent"),
+        (
+            lambda: Recurrent().requires_grad_(False),
+            {"num_classes": 0},
+            r"\(1\) num_classes=0.*\(2\) all.*\(3\) the lay",
+        ),
+    ],
+)
+def test_adapt_names_what_is_missing(module, options, message):
+    with pytest.raises(ValueError, match=message):
+        models.adapt(module(), **{"image_shape": SHAPE, "num_classes": CLASSES} | options)
+
+
+FORMS = {
+    "mapping": lambda named, folder: named,
+    "arrays": lambda named, folder: {name: value.numpy() for name, value in named.items()},
+    "list": lambda named, folder: list(named.values()),
+    "tuple of arrays": lambda named, folder: tuple(value.numpy() for value in named.values()),
+    "wrapped": lambda named, folder: {f"module.{name}": value for name, value in named.items()},
+    "pt": lambda named, folder: torch.save({"state_dict": named, "epoch": 3}, folder / "u.pt") or folder / "u.pt",
+    "npz": lambda named, folder: np.savez(folder / "u.npz", **FORMS["arrays"](named, folder)) or folder / "u.npz",
+    "npz, unnamed": lambda named, folder: (
+        np.savez(folder / "u.npz", *FORMS["tuple of arrays"](named, folder)) or str(folder / "u.npz")
+    ),
+    "safetensors": lambda named, folder: save_file(named, folder / "u.safetensors") or folder / "u.safetensors",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["gradient", "difference", "weights"])
+def test_an_update_in_any_form_is_the_one_that_share_makes(form, kind, tmp_path):
+    module, (x, y) = plain(), batch()
+    model, local = models.adapt(module, SHAPE, CLASSES), client.LocalTraining(2, 1, 0.1, momentum=0.5)
+    local = None if kind == "gradient" else local
+    shared = client.share(model, x[None], y[None], local=local)
+    numbers = {name: shared.gradients[here][0] for name, here in model.names.items() if here in shared.gradients}
+    if kind == "weights":
+        state = module.state_dict()
+        numbers = {name: value + numbers[name] if name in numbers else value for name, value in state.items()}
+    given = {"after" if kind == "weights" else "gradients": FORMS[form](numbers, tmp_path)}
+    update = client.SharedUpdate.of(model, batch_size=2, local=local, **given)
+    for name, value in shared.gradients.items():
+        assert torch.allclose(update.gradients[name], value, atol=1e-14), name
+    assert any("order" in line for line in update.assumed) == ("list" in form or "tuple" in form or "unnamed" in form)
+
+
+def test_the_weights_that_the_server_sent_are_loaded_in_any_form():
+    module, other = plain(0), plain(3)
+    model = models.adapt(module, SHAPE, CLASSES, weights=[value.numpy() for value in other.state_dict().values()])
+    x, _ = batch()
+    assert torch.equal(model(x), other(x))
+    with pytest.raises(ValueError, match=r"weights: nothing for \['body.conv.weight'"):
+        models.adapt(module, SHAPE, CLASSES, weights={"out.bias": other.out.bias})
+    with pytest.raises(ValueError, match="weights: .* hold NaN"):
+        models.adapt(module, SHAPE, CLASSES, weights=nan().state_dict())
+
+
+def test_an_order_that_does_not_fit_is_found_by_shapes_that_are_all_different():
+    module, (x, y) = plain(), batch()
+    module.norm = nn.Identity()  # its weight and bias have the shape of the convolution's bias
+    model = models.adapt(module.double(), SHAPE, CLASSES)
+    shared = client.share(model, x[None], y[None]).gradients
+    turned = [shared[model.names[name]][0] for name, _ in module.named_parameters()][::-1]
+    update = client.SharedUpdate.of(model, turned, batch_size=2)
+    assert all(torch.equal(update.gradients[name], value) for name, value in shared.items())
+    assert "placed by its shape" in update.assumed[0]
+
+
+def test_what_is_lower_in_precision_is_read_and_said():
+    module, (x, y) = plain(), batch()
+    model = models.adapt(module, SHAPE, CLASSES)
+    grads = [g.bfloat16() for g in gradient(module, x, y)]
+    update = client.SharedUpdate.of(model, grads, batch_size=2)
+    assert "8 arrays of bfloat16 were read as float64" in update.assumed
+    assert update.gradients["head.bias"].dtype == torch.float64
+
+
+def test_only_what_is_trained_is_needed_and_none_is_zero():
+    module, (x, y) = plain(), batch()
+    module.aux = nn.Linear(4, 4).double()
+    for parameter in (*module.conv.parameters(), *module.norm.parameters()):
+        parameter.requires_grad_(False)
+    model = models.adapt(module, SHAPE, CLASSES)
+    F.cross_entropy(module(x), y).backward()
+    every = {name: parameter.grad for name, parameter in module.named_parameters()}
+    update = client.SharedUpdate.of(model, every, batch_size=2)
+    shared = client.share(model, x[None], y[None])
+    assert (
+        update.gradients.keys()
+        == shared.gradients.keys()
+        == {n for n, p in model.named_parameters() if p.requires_grad}
+    )
+    assert all(torch.allclose(update.gradients[name], value) for name, value in shared.gradients.items())
+    assert any("aux" in line and "zero" in line for line in update.assumed)
+
+
+def ours(change):
+    """Numbers of the plain module's gradient after a change, for the messages below."""
+
+    def make():
+        module, (x, y) = plain(), batch()
+        return change(module, dict(zip(dict(module.named_parameters()), gradient(module, x, y), strict=True)))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (ours(lambda m, g: {"gradients": {n: -v for n, v in g.items()}}), "points the other way"),
+        (ours(lambda m, g: {"gradients": {n: 3 * v for n, v in g.items()}}), "too large for a mean loss"),
+        (ours(lambda m, g: {"gradients": m.state_dict()}), "these are weights"),
+        (ours(lambda m, g: {"gradients": g, "after": g}), "give either gradients"),
+        (ours(lambda m, g: {}), "give either gradients"),
+        (ours(lambda m, g: {"after": m.state_dict()}), r"weights need local=LocalTraining"),
+        (ours(lambda m, g: {"after": m.state_dict(), "local": client.LocalTraining(1, 1, 0.1)}), "nothing was trained"),
+        (
+            ours(lambda m, g: {"after": g, "before": plain(4).state_dict(), "local": client.LocalTraining(1, 1, 0.1)}),
+            "before: .* are not the model's weights",
+        ),
+        (ours(lambda m, g: {"gradients": list(g.values())[:-1]}), r"7 arrays, but the module has 11 \(state_dict"),
+        (ours(lambda m, g: {"gradients": list(g.values())[::-1]}), "the shapes do not say where each belongs"),
+        (ours(lambda m, g: {"gradients": g | {"fc.weight": g["out.weight"]}}), "has no 'fc.weight'"),
+        (
+            ours(lambda m, g: {"gradients": {n: v for n, v in g.items() if n != "out.bias"}}),
+            r"nothing for \['head.bias'\]",
+        ),
+        (ours(lambda m, g: {"gradients": g | {"out.bias": g["out.bias"][:-1]}}), r"'head.bias' has shape \(4,\)"),
+        (ours(lambda m, g: {"gradients": g | {"out.bias": g["out.bias"] * torch.nan}}), "hold NaN"),
+        (ours(lambda m, g: {"gradients": g | {"out.bias": g["out.bias"].long()}}), "dtype torch.int64: expected frac"),
+        (ours(lambda m, g: {"gradients": g | {"out.bias": g["out.bias"] + 0j}}), "dtype torch.complex128"),
+        (ours(lambda m, g: {"gradients": g | {"out.bias": "x"}}), "str|no array"),
+        (ours(lambda m, g: {"gradients": 3}), "must be a mapping .*, got int"),
+        (ours(lambda m, g: {"gradients": {1: 2}}), "names must be text"),
+        (ours(lambda m, g: {"gradients": "update.bin"}), "another ending"),
+        (ours(lambda m, g: {"gradients": g, "labels": [1]}), "labels must be 2 whole numbers in 0..4"),
+        (ours(lambda m, g: {"gradients": g, "labels": [1, 5]}), "labels must be 2 whole numbers"),
+        (ours(lambda m, g: {"gradients": g, "labels": [1.0, 2.0]}), "labels must be 2 whole numbers"),
+        (ours(lambda m, g: {"gradients": g, "batch_size": 0}), "batch_size must be a whole number"),
+        (
+            ours(lambda m, g: {"gradients": g, "threat": client.ThreatModel(batch_norm="running")}),
+            "carries no statistics",
+        ),
+    ],
+)
+def test_numbers_that_are_no_update_of_this_model_are_refused(make, message):
+    model = models.adapt(plain(), SHAPE, CLASSES)
+    with pytest.raises(ValueError, match=message):
+        client.SharedUpdate.of(model, **{"batch_size": 2} | make())
+
+
+def test_a_file_that_is_missing_or_no_plain_numbers_is_refused(tmp_path):
+    model = models.adapt(plain(), SHAPE, CLASSES)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        client.SharedUpdate.of(model, tmp_path / "u.npz", batch_size=1)
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 cut")
+    torch.save(plain(), tmp_path / "code.pt")  # a whole module: its pickle would run code
+    np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
+    for name in ("cut.npz", "code.pt", "objects.npz"):
+        with pytest.raises(ValueError, match=f"{name!r} cannot be read as"):
+            client.SharedUpdate.of(model, tmp_path / name, batch_size=1)
+
+
+def test_added_noise_is_said_and_not_refused():
+    model, (x, y) = models.adapt(plain(), SHAPE, CLASSES), batch()
+    noisy = {name: 20 * torch.randn_like(g[0]) for name, g in client.share(model, x[None], y[None]).gradients.items()}
+    assert "does not sum to 0" in client.SharedUpdate.of(model, noisy, batch_size=2).assumed[-1]
+
+
+def test_a_model_that_is_no_victim_is_named():
+    with pytest.raises(ValueError, match=r"Plain is no victim as it is \(it lacks .*\): models.adapt"):
+        client.SharedUpdate.of(plain(), [], batch_size=1)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_attacks_find_the_image_behind_somebody_elses_numbers(together):
+    """From a plain training loop's weights to the label and the image, with one model or several."""
+    found = []
+    for seed in range(2 if together else 1):
+        torch.manual_seed(seed)
+        module = nn.Sequential(nn.Flatten(), nn.Linear(192, 256), nn.Sigmoid(), nn.Linear(256, CLASSES)).double()
+        model, (x, y) = models.adapt(module, SHAPE, CLASSES), batch(1, seed)
+        client_side = copy.deepcopy(module)
+        step = torch.optim.SGD(client_side.parameters(), lr=0.01)
+        F.cross_entropy(client_side(x), y).backward()
+        step.step()
+        update = client.SharedUpdate.of(
+            model, after=client_side.state_dict(), batch_size=1, local=client.LocalTraining(1, 1, 0.01)
+        )
+        assert labels.from_update(update, "bias") == y
+        found.append((model, update, x))
+    victims = [model for model, _, _ in found]
+    model, update = victims[0], found[0][1]
+    if together:
+        model = models.Ensemble.of(victims, 1)
+        update = client.SharedUpdate.join([u for _, u, _ in found], model)
+    result = attacks.IDLG(iterations=60)(model, update)
+    assert (metrics.mse(result.images[:, 0], torch.cat([x for _, _, x in found])) < 1e-4).all()
