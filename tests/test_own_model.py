@@ -1,6 +1,8 @@
 """Anybody's model and numbers: `models.adapt`, `models.incoming` and `client.SharedUpdate.of`."""
 
 import copy
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -319,3 +321,15 @@ def test_attacks_find_the_image_behind_somebody_elses_numbers(together):
         update = client.SharedUpdate.join([u for _, u, _ in found], model)
     result = attacks.IDLG(iterations=60)(model, update)
     assert (metrics.mse(result.images[:, 0], torch.cat([x for _, _, x in found])) < 1e-4).all()
+
+
+def test_the_books_page_goes_from_two_files_to_the_picture(tmp_path, monkeypatch):
+    page = Path(__file__).resolve().parent.parent / "book" / "your-own-model.md"
+    _, server, shown = cells = re.findall(r"```{code-cell} ipython3\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    assert len([line for line in server.splitlines() if line]) <= 8
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for cell in cells:
+        exec(cell, names)
+    assert metrics.psnr(names["found"].images[0], names["image"]).item() > 20
+    assert names["found"].labels.item() == names["label"].item() and "print" in shown
