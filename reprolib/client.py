@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from reprolib import gradients, models
+from reprolib import gradients, models, task
 from reprolib.gradients import LocalTraining, Mode, loss, worker
 from reprolib.models import Ensemble, fingerprint, incoming
+from reprolib.task import Task
 
 if TYPE_CHECKING:  # defenses stand to the left of this file: it calls their hooks and never imports them
     from reprolib.defenses.base import Defense
@@ -162,11 +162,11 @@ class SharedUpdate:
     `local` the weight difference after - before.
     batch_size: images behind one trial's update (of all averaged clients together). image_shape: (C, H, W).
     model: `models.fingerprint` of the model the update was computed with (extended, where the defense extends it).
-    labels: [T, B] int64, batch_norm: layer -> (mean [T, C], biased variance [T, C]) and defense are None
-    unless `threat` grants them. With batch_norm "buffers" the pair is the client's running mean and variance.
-    sizes: images of each of several clients, () for one. order: [T, epochs, B], where each local pass takes its images
-    from, if the server knows it; if it does not, `labels` stand in the order of the first pass. assumed: what `of` had
-    to assume about somebody's numbers, a line each.
+    labels: [T, B] int64, batch_norm: layer -> (mean [T, C], biased variance [T, C]) and defense are None unless
+    `threat` grants them. task: what the clients minimise, and so the form of their labels. With batch_norm "buffers"
+    the pair is the client's running mean and variance. sizes: images of each of several clients, () for one. order:
+    [T, epochs, B], where each local pass takes its images from, if the server knows it; if it does not, `labels` stand
+    in the order of the first pass. assumed: what `of` had to assume about somebody's numbers, a line each.
     """
 
     gradients: dict[str, Tensor]
@@ -179,6 +179,7 @@ class SharedUpdate:
     labels: Tensor | None = None
     batch_norm: dict[str, tuple[Tensor, Tensor]] | None = None
     defense: Defense | None = None
+    task: Task = Task()
     sizes: tuple[int, ...] = ()
     order: Tensor | None = None
     assumed: tuple[str, ...] = ()
@@ -215,17 +216,10 @@ class SharedUpdate:
             raise ValueError(f"batch_norm={threat.batch_norm!r}: an update of one's own numbers carries no statistics")
         found, assumed = _brought(model, gradients, before, after, local)
         if labels is not None:
-            labels = torch.as_tensor(labels, device=next(model.parameters()).device).reshape(1, -1)
+            labels = torch.as_tensor(labels, device=next(model.parameters()).device)[None]
+            task.of(model).check(labels, 1, batch_size, model.num_classes, next(model.parameters()).dtype)
         if (labels is None) != (threat.labels == "unknown"):
             raise ValueError(f"threat.labels={threat.labels!r}, but labels={labels!r}: give both or neither")
-        if labels is not None and (
-            labels.dtype != torch.int64
-            or labels.shape != (1, batch_size)
-            or not ((labels >= 0) & (labels < model.num_classes)).all()
-        ):
-            raise ValueError(
-                f"labels must be {batch_size} whole numbers in 0..{model.num_classes - 1}, got {labels[0].tolist()}"
-            )
         sizes = _sizes(torch.empty(1, batch_size), threat, ()) if threat.clients > 1 else ()
         update = cls(
             gradients=found,
@@ -236,6 +230,7 @@ class SharedUpdate:
             model=fingerprint(model),
             local=local and replace(local, sizes=sizes),
             labels=labels,
+            task=task.of(model),
             sizes=sizes,
             assumed=tuple(assumed),
         )
@@ -271,18 +266,35 @@ class SharedUpdate:
         """name -> [T, *param]: the shared gradients; for FedAvg the average gradient along the local steps."""
         return self.gradients if self.local is None else {name: g * self.scale for name, g in self.gradients.items()}
 
-    def of_the_head(self) -> tuple[Tensor, Tensor | None]:
-        """The last layer's gradients: weight [T, K, F] and bias [T, K], None where it has no bias.
+    def targets(self, labels: Tensor, like: Tensor) -> Tensor:
+        """Labels, given or found, as the soft targets [T, B, K] that the clients trained on."""
+        return self.task.targets(labels, self.num_classes, like)
 
-        Errors: ValueError where the clients do not train the last layer, and so share nothing of it.
+    def require_classes(self, what: str) -> None:
+        """Errors: ValueError for another loss than the cross-entropy, whose gradient alone shows classes."""
+        if self.task.loss != "cross-entropy":
+            raise ValueError(
+                f"{what} needs the gradient of a cross-entropy over classes, but the clients minimise "
+                f"{self.task.loss!r}: use an attack that is given the labels, with ThreatModel(labels='known')"
+            )
+
+    def of_the_head(self) -> tuple[Tensor, Tensor | None]:
+        """The last layer's gradients of the mean loss: weight [T, K, F] and bias [T, K], None where it has no bias.
+
+        Errors: ValueError where the clients do not train the last layer, and so share nothing of it, and for another
+        loss than the cross-entropy.
         """
+        self.require_classes("reading the last layer")
         found = self.as_gradients()
         if "head.weight" not in found:
             raise ValueError(
                 "the update has no gradient of head.weight, because the clients do not train the last layer "
                 "(requires_grad): nothing can be read off it; use an attack that is told the labels"
             )
-        return found["head.weight"], found.get("head.bias")
+        weight, bias = found["head.weight"], found.get("head.bias")
+        if self.task.reduction == "sum":
+            weight, bias = weight / self.batch_size, None if bias is None else bias / self.batch_size
+        return weight, bias
 
     def select(self, index: int | slice | Sequence[int] | Tensor) -> SharedUpdate:
         """The update of the chosen trials; the trial axis stays, also for a single integer."""
@@ -297,7 +309,7 @@ class SharedUpdate:
         ensemble.
         """
         first = updates[0]
-        for name in ("batch_size", "image_shape", "num_classes", "threat", "local", "defense", "sizes"):
+        for name in ("batch_size", "image_shape", "num_classes", "threat", "local", "defense", "task", "sizes"):
             if any(getattr(update, name) != getattr(first, name) for update in updates):
                 raise ValueError(f"the updates differ in {name}: only rounds of the same kind can be attacked together")
         if sum(update.trials for update in updates) != victims.trials:
@@ -359,6 +371,8 @@ class SharedUpdate:
                 raise ValueError(
                     f"the update is on {gradient.device} and the model on {parameter.device}: use update.to(device)"
                 )
+        if (own := task.of(model.skeleton if together else model)) != self.task:
+            raise ValueError(f"the clients minimise {self.task}, but the model is adapted for {own}")
         if (found := model.fingerprint if together else fingerprint(model)) != self.model:
             raise ValueError(
                 f"the update was computed with other weights: model fingerprint {found}, the update's is {self.model}; "
@@ -441,9 +455,14 @@ def _check_direction(update: SharedUpdate) -> list[str]:
     Its gradient is p - y averaged over the images (iDLG, section 2): it sums to 0, and at most as many entries as there
     are images are negative and sum to -1 at least. Returns what was not checked: where it does not sum to 0, nothing.
     """
-    bias = update.as_gradients().get("head.bias")
+    bias = None
+    if update.task.loss == "cross-entropy" and "head.bias" in update.gradients and not update.task.smoothing:
+        bias = update.of_the_head()[1]
     if bias is None or (update.local is not None and not update.local.is_one_gradient(update.batch_size)):
-        return ["sign and scale could not be checked: the update is no single gradient of a last layer with a bias"]
+        return [
+            "sign and scale could not be checked: the update is no single gradient of a cross-entropy without "
+            "smoothing and a last layer with a bias"
+        ]
     total = float(bias.abs().sum())
     if abs(float(bias.sum())) > 1e-3 * total:
         return ["sign and scale could not be checked: the last bias's gradient does not sum to 0, as after added noise"]
@@ -510,8 +529,7 @@ def share(
     for client, (own_images, own_labels) in enumerate(parts):
         randoms = [generator(seed, trial, DEFENSE_STREAM, client) for trial in range(len(images))]
         noise = _noise(victim, own_images.shape[1] * (1 if local is None else local.epochs), randoms)
-        # F.one_hot looks at values and so fails under vmap: the targets are made here
-        targets = F.one_hot(own_labels, model.num_classes).to(own_images.dtype)
+        targets = task.of(model).targets(own_labels, model.num_classes, own_images)
         if defense is not None:
             own_images, targets = _encode(defense, own_images, targets, randoms)
         order = _orders(local, own_images, seed, client)
@@ -547,6 +565,7 @@ def share(
         labels=labels.clone() if threat.labels == "known" else None,
         batch_norm=batch_norm,
         defense=defense if threat.defense_known else None,
+        task=task.of(model),
         sizes=sizes if len(sizes) > 1 else (),
         order=order,
     )
@@ -574,7 +593,7 @@ def image_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> dict[st
     if noisy := list(models.noise_shapes(model)):
         raise ValueError(f"an image's own gradient is not determined: the model draws {noisy}; use another defense")
     victim = worker(model, "eval")
-    targets = F.one_hot(labels, model.num_classes).to(images.dtype)
+    targets = task.of(model).targets(labels, model.num_classes, images)
     return _compute(victim, images[:, None], targets[:, None], None, trials_that_fit(victim, images[:1]), {}, None)
 
 
@@ -816,10 +835,6 @@ def _check_inputs(
     trials, batch = images.shape[:2]
     if trials == 0 or batch == 0:
         raise ValueError(f"images must hold at least one trial and one image a trial, got shape {list(images.shape)}")
-    if labels.shape != (trials, batch):
-        raise ValueError(f"labels must have shape [{trials}, {batch}] like images, got {list(labels.shape)}")
-    if labels.dtype != torch.int64:
-        raise ValueError(f"labels must be of dtype torch.int64, got {labels.dtype}")
     parameter = next(model.parameters())
     if not (images.device == labels.device == parameter.device):
         raise ValueError(
@@ -836,10 +851,7 @@ def _check_inputs(
             f"images must lie in [0, 1], got values from {images.min():.4g} to {images.max():.4g}; "
             "normalisation belongs into the model's first layer"
         )
-    if labels.min() < 0 or labels.max() >= model.num_classes:
-        raise ValueError(
-            f"labels must lie in 0..{model.num_classes - 1} for this model, got {labels.min()} to {labels.max()}"
-        )
+    task.of(model).check(labels, trials, batch, model.num_classes, images.dtype)
     own = max(sizes)
     if local is not None and local.batch_size > own:
         raise ValueError(f"batch_size of LocalTraining is {local.batch_size}, but a client has only {own} image(s)")

@@ -13,14 +13,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from reprolib import models
+from reprolib import models, task
 from reprolib.models import Ensemble
 
 Mode = Literal["eval", "train"]
@@ -216,12 +215,12 @@ def trained_names(network: nn.Module) -> list[str]:
 
 
 def loss(network: nn.Module, tensors: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
-    """What a client minimises: the mean cross-entropy, plus the penalty of the network's bottlenecks where it has one.
+    """What a client minimises: its task's loss, plus the penalty of the network's bottlenecks where it has one.
 
     tensors: what to put in place of the network's own, name -> weights, and a bottleneck's noise. images: [B, C, H, W].
-    labels: [B], or soft ones [B, K].
+    labels: soft ones [B, K], or classes [B].
     """
-    return F.cross_entropy(functional_call(network, dict(tensors), (images,)), labels) + models.penalty(network)
+    return task.of(network)(functional_call(network, dict(tensors), (images,)), labels) + models.penalty(network)
 
 
 # --- the network as it runs at a client

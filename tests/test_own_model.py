@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from reprolib import attacks, client, labels, metrics, models
+from reprolib.task import Task
 
 SHAPE, CLASSES = (3, 8, 8), 5
 
@@ -258,9 +259,9 @@ def ours(change):
         (ours(lambda m, g: {"gradients": 3}), "must be a mapping .*, got int"),
         (ours(lambda m, g: {"gradients": {1: 2}}), "names must be text"),
         (ours(lambda m, g: {"gradients": "update.bin"}), "another ending"),
-        (ours(lambda m, g: {"gradients": g, "labels": [1]}), "labels must be 2 whole numbers in 0..4"),
-        (ours(lambda m, g: {"gradients": g, "labels": [1, 5]}), "labels must be 2 whole numbers"),
-        (ours(lambda m, g: {"gradients": g, "labels": [1.0, 2.0]}), "labels must be 2 whole numbers"),
+        (ours(lambda m, g: {"gradients": g, "labels": [1]}), "labels must have shape"),
+        (ours(lambda m, g: {"gradients": g, "labels": [1, 5]}), "labels must lie in 0..4"),
+        (ours(lambda m, g: {"gradients": g, "labels": [1.0, 2.0]}), "labels must be of dtype torch.int64"),
         (ours(lambda m, g: {"gradients": g, "batch_size": 0}), "batch_size must be a whole number"),
         (
             ours(lambda m, g: {"gradients": g, "threat": client.ThreatModel(batch_norm="running")}),
@@ -333,3 +334,94 @@ def test_the_books_page_goes_from_two_files_to_the_picture(tmp_path, monkeypatch
         exec(cell, names)
     assert metrics.psnr(names["found"].images[0], names["image"]).item() > 20
     assert names["found"].labels.item() == names["label"].item() and "print" in shown
+
+
+@pytest.mark.parametrize(
+    ("task", "loss", "outputs"),
+    [
+        (Task("bce"), nn.BCEWithLogitsLoss(), 5),
+        (Task("bce"), nn.BCEWithLogitsLoss(), 1),
+        (Task("squared error"), nn.MSELoss(), 2),
+        (Task(reduction="sum"), nn.CrossEntropyLoss(reduction="sum"), 5),
+        (Task(smoothing=0.1), nn.CrossEntropyLoss(label_smoothing=0.1), 5),
+    ],
+)
+@pytest.mark.parametrize("attack", ["DLG", "IG"])
+def test_an_image_is_found_under_any_task(task, loss, outputs, attack):
+    torch.manual_seed(2)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 128), nn.Sigmoid(), nn.Linear(128, outputs)).double()
+    model, (x, y) = models.adapt(module, SHAPE, outputs, task=task), batch(1)
+    if task.loss != "cross-entropy":
+        y = torch.tensor([1.0, 0, 1, 1, 0][:outputs]).double()[None] if outputs > 1 else torch.tensor([1])
+    target = y.double()[:, None] if outputs == 1 else y
+    gradients = torch.autograd.grad(loss(module(x), target), list(module.parameters()))
+    update = client.SharedUpdate.of(model, gradients, batch_size=1, labels=y)
+    shared = client.share(model, x[None], y[None], threat=client.ThreatModel(labels="known"))
+    assert all(torch.allclose(update.gradients[n], g, atol=1e-12) for n, g in shared.gradients.items())
+    chosen = (
+        attacks.DLG(labels="known", iterations=60) if attack == "DLG" else attacks.InvertingGradients(iterations=400)
+    )
+    found = chosen(model, update)
+    assert metrics.psnr(found.images[0], x).item() > (30 if attack == "DLG" else 15)
+
+
+def test_classes_are_read_only_where_there_are_any():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).double()
+    x, _ = batch(1)
+    model = models.adapt(module, SHAPE, 3, task=Task("squared error"))
+    update = client.share(model, x[None], torch.rand(1, 1, 3).double())
+    for attack in (attacks.DLG(), attacks.IDLG(), attacks.InvertingGradients(labels="inferred")):
+        with pytest.raises(ValueError, match="cross-entropy over classes, but the clients minimise 'squared error'"):
+            attack(model, update)
+    with pytest.raises(ValueError, match="the clients minimise .*squared error.*, but the model is adapted for"):
+        attacks.DLG()(models.adapt(module, SHAPE, 3), update)
+
+
+def test_a_sum_over_the_batch_leaves_the_counts_of_labels_as_they_are():
+    torch.manual_seed(0)
+    module, (x, _) = plain(), batch(3)
+    y = torch.tensor([0, 0, 4])
+    found = []
+    for reduction in ("mean", "sum"):
+        model = models.adapt(module, SHAPE, CLASSES, task=Task(reduction=reduction))
+        update = client.share(model, x[None], y[None])
+        found.append(update.of_the_head())
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": "hinge"}, "loss must be one of 'cross-entropy', 'bce', 'squared error', got 'hinge'"),
+        ({"reduction": "none"}, "reduction must be 'mean' or 'sum'"),
+        ({"smoothing": 1.0}, r"smoothing must lie in \[0, 1\), got 1.0"),
+        ({"smoothing": float("nan")}, "smoothing must lie"),
+        ({"smoothing": True}, "smoothing must lie"),
+        ({"loss": "bce", "smoothing": 0.1}, "is of the cross-entropy"),
+    ],
+)
+def test_a_task_that_is_none_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Task(**settings)
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "y", "message"),
+    [
+        (Task("bce"), 3, torch.tensor([[1]]), r"labels must have shape \[1, 1, 3\] like images under Task\(loss='bce'"),
+        (Task("bce"), 3, torch.ones(1, 1, 3), "dtype torch.float64 under .*, got torch.float32"),
+        (Task("bce"), 3, 2 * torch.ones(1, 1, 3).double(), r"labels must lie in 0..1 .*, got 2.0 to 2.0"),
+        (Task("bce"), 3, torch.nan * torch.ones(1, 1, 3).double(), "labels must lie in 0..1"),
+        (Task("bce"), 1, torch.tensor([[2]]), "labels must lie in 0..1"),
+        (Task("bce"), 1, torch.tensor([[1.0]]), "dtype torch.int64"),
+        (Task("squared error"), 3, torch.inf * torch.ones(1, 1, 3).double(), "NaN or infinite"),
+        (Task(smoothing=0.1), 3, torch.tensor([[3]]), r"labels must lie in 0..2 .*, got 3 to 3"),
+    ],
+)
+def test_labels_that_do_not_fit_the_task_are_refused(task, outputs, y, message):
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, outputs)).double()
+    model = models.adapt(module, SHAPE, outputs, task=task)
+    with pytest.raises(ValueError, match=message):
+        client.share(model, batch(1)[0][None], y)

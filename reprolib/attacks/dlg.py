@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -141,6 +140,7 @@ class DLG:
     def _given_labels(self, update: SharedUpdate) -> Tensor | None:
         """[T, B] labels that are not optimised, or None."""
         if self.labels == "joint":
+            update.require_classes("looking for the labels too")
             return None
         if update.labels is None:
             raise ValueError("labels='known' needs labels in the update: share with ThreatModel(labels='known')")
@@ -180,7 +180,7 @@ class _Search:
         self.pixels = update.batch_size * math.prod(update.image_shape)
         self.given = given
         if given is not None:
-            self.given = F.one_hot(given[trials.to(given.device)].to(self.device), update.num_classes).to(self.dtype)
+            self.given = update.targets(given[trials.to(given.device)].to(self.device), first)
         chosen = trials.to(self.device)
         self.observation = observation.select(chosen)
         self.model = model.select(chosen) if isinstance(model, Ensemble) else model

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -186,7 +185,7 @@ class _Search:
         self.generator = frozen.to(self.device, self.dtype)
         self._check_generator()
         self.given = attack._given_labels(update).to(self.device)
-        self.soft = F.one_hot(self.given, update.num_classes).to(self.dtype)
+        self.soft = update.targets(self.given, first)
         self.observation = Observation(update.as_gradients())
         if update.defense is not None:
             self.observation = update.defense.counter(model, update)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -235,7 +234,7 @@ class _Search:
             observation = update.defense.counter(model, update)
         if attack.gradient_form == "cosine":
             matching.require_direction(observation)
-        soft = F.one_hot(self.given, update.num_classes).to(self.dtype)[self.owner]
+        soft = update.targets(self.given, first)[self.owner]
         self.targets = client.batch_statistics(network, update) if update.batch_norm is not None else {}
         self.weight = torch.full((len(self.owner),), attack.gradient or 0.0, device=self.device, dtype=self.dtype)
         self.consensus: Tensor | None = None
@@ -366,7 +365,7 @@ class _Search:
         trials = len(best)
         row = torch.arange(trials, device=self.device) * self.attack.seeds + best
         iterations, points, evaluations = zip(*taken, strict=True)
-        soft = F.one_hot(self.given, self.update.num_classes).to(self.dtype)
+        soft = self.update.targets(self.given, points[0])
         everyone = torch.arange(len(self.owner), device=self.device)
         return History(
             iterations=list(iterations),

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -154,7 +153,7 @@ class HCGLA:
         observation = Observation(update.as_gradients(), weight=self._support(update))
         if update.defense is not None:
             observation = update.defense.counter(model, update)
-        soft = F.one_hot(update.labels, update.num_classes).to(observation.target["head.weight"])
+        soft = update.targets(update.labels, next(iter(observation.target.values())))
         shape = (update.batch_size, *update.image_shape)
         mode, sizes = update.threat.mode, update.sizes
         return Matching(model, observation, lambda x, of: (x.view(-1, *shape), soft[of]), mode=mode, sizes=sizes)
@@ -176,7 +175,7 @@ class HCGLA:
 
     def _history(self, update: SharedUpdate, taken: list[tuple[int, Tensor, Tensor, Tensor]]) -> History:
         iterations, points, values, evaluations = zip(*taken, strict=True)
-        soft = F.one_hot(update.labels, update.num_classes).to(points[0])
+        soft = update.targets(update.labels, points[0])
         shape = (update.trials, update.batch_size, *update.image_shape)
         return History(
             iterations=list(iterations),

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -167,7 +166,7 @@ class _Problem:
         first = next(iter(update.gradients.values()))
         self.device, self.dtype = first.device, first.dtype
         self.given = given.to(self.device)
-        self.soft = F.one_hot(self.given, update.num_classes).to(self.dtype)
+        self.soft = update.targets(self.given, first)
         network = model.skeleton if isinstance(model, Ensemble) else model
         self.mean = getattr(network.normalize, "mean", torch.zeros(1)).to(self.device, self.dtype)
         self.std = getattr(network.normalize, "std", torch.ones(1)).to(self.device, self.dtype)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from reprolib.attacks.dlg import DLG
@@ -47,7 +46,7 @@ class Rereading:
             )
         began = time.perf_counter()
         first = self.attack(model, update, seed, progress)
-        soft = F.one_hot(first.labels, update.num_classes).to(first.raw)
+        soft = update.targets(first.labels, first.raw)
         dummies = dummy_gradients(model, first.images, soft, update.local, None, update.sizes, update.order)
         dummies = {name: g.detach() for name, g in dummies.items()}
         informed = replace(update, defense=update.defense.reread(model, update, dummies))

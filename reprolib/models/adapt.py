@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin
 
 from reprolib.models import incoming
+from reprolib.task import Task
+
+CROSS_ENTROPY = Task()
 
 
 class Adapted(nn.Module):
@@ -26,11 +29,12 @@ class Adapted(nn.Module):
         normalize: nn.Module,
         image_shape: tuple[int, int, int],
         names: dict[str, str],
+        task: Task,
         label: str,
     ) -> None:
         super().__init__()
         self.normalize, self.body, self.head = normalize, body, head
-        self.image_shape, self.num_classes, self.names = image_shape, head.out_features, names
+        self.image_shape, self.num_classes, self.names, self.task = image_shape, head.out_features, names, task
         self.architecture = {"name": label, "num_classes": self.num_classes, "image_shape": image_shape}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,14 +48,16 @@ def adapt(
     *,
     head: str | None = None,
     normalize: nn.Module | None = None,
+    task: Task = CROSS_ENTROPY,
     weights: incoming.Numbers | None = None,
 ) -> Adapted:
     """A copy of anybody's `nn.Module` in evaluation mode that every attack and defense of the book takes.
 
     module: takes images [N, C, H, W] and returns logits [N, num_classes], which its last linear layer computed.
     image_shape: (C, H, W). head: that layer's name; found where it is None. normalize: applied to images in [0, 1]
-    before the module, as `models.Normalize(mean, std)`; leave it out where the module normalises by itself. weights:
-    those that the server sent, in any form that `incoming.named` reads; None keeps the module's own.
+    before the module, as `models.Normalize(mean, std)`; leave it out where the module normalises by itself. task: what
+    it is trained for; num_classes are its outputs, one at least where these are no classes. weights: those that the
+    server sent, in any form that `incoming.named` reads; None keeps the module's own.
     Errors: ValueError with a line for everything that is missing or does not fit.
     """
     if not isinstance(module, nn.Module):
@@ -60,8 +66,9 @@ def adapt(
     shape = tuple(image_shape) if isinstance(image_shape, Sequence) else ()
     if len(shape) != 3 or not all(isinstance(size, Integral) and size >= 1 for size in shape):
         problems.append(f"image_shape={image_shape!r}: expected (channels, height, width), each at least 1")
-    if not isinstance(num_classes, Integral) or isinstance(num_classes, bool) or num_classes < 2:
-        problems.append(f"num_classes={num_classes!r}: expected an integer of at least 2")
+    least = 2 if task.loss == "cross-entropy" else 1
+    if not isinstance(num_classes, Integral) or isinstance(num_classes, bool) or num_classes < least:
+        problems.append(f"num_classes={num_classes!r}: expected an integer of at least {least}")
     problems += _of_its_tensors(module)
     if recurrent := [name for name, layer in module.named_modules() if isinstance(layer, nn.RNNBase)]:
         problems.append(f"the layers {recurrent} are recurrent: torch cannot differentiate them twice or in batches")
@@ -84,7 +91,7 @@ def adapt(
         name: f"head.{name.removeprefix(found + '.')}" if name.startswith(found + ".") else f"body.{name}"
         for name in theirs
     }
-    adapted = Adapted(body, last, normalize, shape, names, type(module).__name__).eval()
+    adapted = Adapted(body, last, normalize, shape, names, task, type(module).__name__).eval()
     with torch.no_grad():
         same = torch.equal(adapted(images), logits)
     if not same:
