@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from reprolib import gradients, models, task
 from reprolib.gradients import LocalTraining, Mode, loss, worker
-from reprolib.models import Ensemble, fingerprint, incoming
+from reprolib.models import Victims, fingerprint, incoming
 from reprolib.task import Task
 
 if TYPE_CHECKING:  # defenses stand to the left of this file: it calls their hooks and never imports them
@@ -302,11 +302,11 @@ class SharedUpdate:
         return self._map(lambda tensor: tensor[index])
 
     @classmethod
-    def join(cls, updates: Sequence[SharedUpdate], victims: Ensemble) -> SharedUpdate:
-        """One update of all trials, for one attack on them: updates[k] was shared by the ensemble's network k.
+    def join(cls, updates: Sequence[SharedUpdate], victims: Victims) -> SharedUpdate:
+        """One update of all trials, for one attack on them: updates[k] was shared by network k of the victims.
 
         Errors: ValueError for updates that differ in anything but their numbers, or in the number of trials from the
-        ensemble.
+        victims.
         """
         first = updates[0]
         for name in ("batch_size", "image_shape", "num_classes", "threat", "local", "defense", "task", "sizes"):
@@ -314,7 +314,7 @@ class SharedUpdate:
                 raise ValueError(f"the updates differ in {name}: only rounds of the same kind can be attacked together")
         if sum(update.trials for update in updates) != victims.trials:
             raise ValueError(
-                f"the updates hold {sum(update.trials for update in updates)} trials, the ensemble {victims.trials}"
+                f"the updates hold {sum(update.trials for update in updates)} trials, the victims {victims.trials}"
             )
         statistics = first.batch_norm and {
             layer: tuple(torch.cat([update.batch_norm[layer][i] for update in updates]) for i in (0, 1))
@@ -343,16 +343,14 @@ class SharedUpdate:
             batch_norm=statistics and {name: (function(m), function(v)) for name, (m, v) in statistics.items()},
         )
 
-    def check(self, model: nn.Module | Ensemble) -> None:
+    def check(self, model: nn.Module | Victims) -> None:
         """Refuse a model that this update does not belong to, and values no attack can use; every attack calls it.
 
         Errors: ValueError for a parameter without gradient or a gradient without parameter, another shape, another
         device, other weights (fingerprint), and a NaN or infinity, naming the trial and the parameter.
         """
-        together = isinstance(model, Ensemble)
-        parameters = {name: p[0] for name, p in model.stacked.items()} if together else dict(model.named_parameters())
-        trained = gradients.trained_names(model.skeleton if together else model)
-        parameters = {name: parameters[name] for name in trained}
+        victims = Victims.of(model)
+        parameters = {name: victims.skeleton.get_parameter(name) for name in gradients.trained_names(victims.skeleton)}
         if parameters.keys() != self.gradients.keys():
             missing = [name for name in parameters if name not in self.gradients]
             unknown = [name for name in self.gradients if name not in parameters]
@@ -371,9 +369,9 @@ class SharedUpdate:
                 raise ValueError(
                     f"the update is on {gradient.device} and the model on {parameter.device}: use update.to(device)"
                 )
-        if (own := task.of(model.skeleton if together else model)) != self.task:
+        if (own := task.of(victims.skeleton)) != self.task:
             raise ValueError(f"the clients minimise {self.task}, but the model is adapted for {own}")
-        if (found := model.fingerprint if together else fingerprint(model)) != self.model:
+        if (found := victims.fingerprint) != self.model:
             raise ValueError(
                 f"the update was computed with other weights: model fingerprint {found}, the update's is {self.model}; "
                 "attack the victim itself, or defense.extend(victim) where the defense extends it"
@@ -629,7 +627,7 @@ def _compute(
         rows = slice(first, first + chunk)
         drawn = {name: values[rows] for name, values in noise.items()}
         own = None if order is None else order[rows]
-        parts.append(gradients.shared(victim, images[rows], targets[rows], local, noise=drawn, order=own))
+        parts.append(gradients.shared(Victims(victim), images[rows], targets[rows], local, noise=drawn, order=own))
     together = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if local is None:
         return together

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from reprolib import models, task
-from reprolib.models import Ensemble
+from reprolib.models import Victims
 
 Mode = Literal["eval", "train"]
 Weights = dict[str, Tensor]
@@ -105,7 +105,7 @@ class LocalTraining:
 
 
 def shared(
-    worker: nn.Module | Ensemble,
+    worker: Victims,
     images: Tensor,
     targets: Tensor,
     local: LocalTraining | None = None,
@@ -115,7 +115,7 @@ def shared(
 ) -> Weights:
     """What the clients of R trials share, as gradients: name -> [R, *param], differentiable in images, targets, noise.
 
-    worker: of `worker`, or an ensemble of R trials with such a skeleton. images: [R, B, C, H, W]. targets: [R, B, K],
+    worker: the victims of R trials, their skeleton made by `worker`. images: [R, B, C, H, W]. targets: [R, B, K],
     soft labels. Without `local` a client's gradient of its mean loss; with it the mean, over its steps, of the
     directions in which it went, (w_0 - w_S) / (learning rate x S), a sum and so free of the cancellation in w_S - w_0.
     sizes: how many of the B images each client has, () for one; the clients' shares count by their sizes, as in FedAvg,
@@ -140,7 +140,7 @@ def shared(
 
 
 def _of_a_client(
-    worker: nn.Module | Ensemble,
+    worker: Victims,
     images: Tensor,
     targets: Tensor,
     local: LocalTraining | None,
@@ -188,19 +188,15 @@ def _taken(values: Tensor, order: Tensor) -> Tensor:
     return torch.take_along_dim(values, order.view(*order.shape, *[1] * (values.ndim - 2)), 1)
 
 
-def parameters(worker: nn.Module | Ensemble) -> tuple[nn.Module, Weights, Weights, int | None]:
+def parameters(worker: Victims) -> tuple[nn.Module, Weights, Weights, int | None]:
     """The network to run, the weights that its clients train and those they do not, and their trial axis.
 
     The axis is 0 where every trial has its own weights.
     """
-    if isinstance(worker, Ensemble):
-        network, every, axis = worker.skeleton, worker.weights(), 0
-    else:
-        network, axis = worker, None
-        every = {name: parameter.detach() for name, parameter in worker.named_parameters()}
-    trained = set(trained_names(network))
+    every, trained = worker.weights(), set(trained_names(worker.skeleton))
     weights = {name: value for name, value in every.items() if name in trained}
-    return network, weights, {name: value for name, value in every.items() if name not in trained}, axis
+    frozen = {name: value for name, value in every.items() if name not in trained}
+    return worker.skeleton, weights, frozen, worker.axis
 
 
 def trained_names(network: nn.Module) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from reprolib import client, gradients, models
-from reprolib.models import Ensemble
+from reprolib.models import Victims
 
 BLOCK = {"cpu": 256, "cuda": 1024}
 """Trials differentiated together at most. LeNet still gains from 128 to 256 on two cores."""
@@ -87,7 +87,7 @@ class Matching:
 
     `parts(x [R, N], trials [R])` cuts the optimiser's rows into images [R, B, C, H, W] and soft labels [R, B, K];
     it must be differentiable. mode: how the victim's batch norm runs, as in `client.ThreatModel`. model: one victim for
-    all trials, or an ensemble with one for each. compare: `distance` (when left out) or `cosine`. local: the client's
+    all trials, or victims with one for each. compare: `distance` (when left out) or `cosine`. local: the client's
     training, where the observation is the average gradient along its steps. sizes: images of each of several clients,
     () for one, or for `local`'s. order: [T, epochs, B], where the local passes take their images from. noise: rows of x
     and their trials -> the noise for the model's bottlenecks, one dictionary a pass to average over (`dummy_noise`,
@@ -95,7 +95,7 @@ class Matching:
     Errors: ValueError for a model with a bottleneck and no noise for it, or with several local steps.
     """
 
-    model: nn.Module | Ensemble
+    model: nn.Module | Victims
     observation: Observation
     parts: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     prior: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -109,7 +109,8 @@ class Matching:
     order: Tensor | None = None
 
     def __post_init__(self) -> None:
-        network = client.worker(self.model.skeleton if isinstance(self.model, Ensemble) else self.model, self.mode)
+        victims = Victims.of(self.model)
+        network = client.worker(victims.skeleton, self.mode)
         if wanted := list(models.noise_shapes(network)):
             if self.noise is None:
                 raise ValueError(f"the model's bottleneck needs noise={wanted}: give Matching a source of it")
@@ -129,8 +130,7 @@ class Matching:
                 "the defense changes the gradient of each image, which is matched without local steps and without "
                 "batch-norm statistics: leave `local` or the statistics out"
             )
-        worker = replace(self.model, skeleton=network) if isinstance(self.model, Ensemble) else network
-        object.__setattr__(self, "_worker", worker)
+        object.__setattr__(self, "_worker", replace(victims, skeleton=network))
         object.__setattr__(self, "_size", [])
 
     def __call__(self, x: Tensor, trials: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,11 +145,10 @@ class Matching:
         """Trials a block, from the memory that one needs; the second differentiation keeps about as much again."""
         if not self._size:
             images, _ = self.parts(x[:1], trials[:1])
-            network = self._worker.skeleton if isinstance(self._worker, Ensemble) else self._worker
             steps = 1 if self.local is None else self.local.most_steps(images.shape[1])
             kept = steps if steps < gradients.RECOMPUTED_FROM else 1
             kept *= images.shape[1] if self.observation.of_each_image else 1
-            fit = client.trials_that_fit(network, images[0].detach()) // (2 * kept)
+            fit = client.trials_that_fit(self._worker.skeleton, images[0].detach()) // (2 * kept)
             self._size.append(max(1, min(BLOCK[x.device.type], fit)))
         return self._size[0]
 
@@ -177,7 +176,7 @@ class Matching:
         self, images: Tensor, soft_labels: Tensor, trials: Tensor, passes: Sequence[dict[str, Tensor]]
     ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """The distance [R] at these images, and what entered the batch-norm layers where the statistics ask for it."""
-        worker = self._worker.select(trials) if isinstance(self._worker, Ensemble) else self._worker
+        worker = self._worker.select(trials)
         seen: dict[str, tuple[Tensor, Tensor]] = {}
         if self.observation.of_each_image is not None:
             of_each_image = self.observation.of_each_image
@@ -195,14 +194,14 @@ class Matching:
 
 
 def dummy_noise(
-    model: nn.Module | Ensemble, observation: Observation, streams: Sequence[torch.Generator], batch: int
+    model: nn.Module | Victims, observation: Observation, streams: Sequence[torch.Generator], batch: int
 ) -> Callable[[Tensor, Tensor], list[dict[str, Tensor]]] | None:
     """The noise that the observation asks for in the model's bottlenecks; None for a model without one.
 
     streams: a generator a trial, so that what a trial draws does not depend on the others. batch: images a trial.
     Errors: ValueError for noise that is to be optimised with the images: only the attack can do that.
     """
-    network = model.skeleton if isinstance(model, Ensemble) else model
+    network = Victims.of(model).skeleton
     if not models.noise_shapes(network):
         return None
     if not isinstance(observation.noise, str):
@@ -230,7 +229,7 @@ def _average(passes: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def dummy_gradients(
-    worker: nn.Module | Ensemble,
+    worker: nn.Module | Victims,
     images: Tensor,
     soft_labels: Tensor,
     local: client.LocalTraining | None = None,
@@ -242,43 +241,43 @@ def dummy_gradients(
 
     images: [R, B, C, H, W]. soft_labels: [R, B, K]. The rest, and what it gives with `local`: `gradients.shared`.
     One trial alone takes plain autograd, which is the faster path there; more share one `vmap`, over the weights too
-    where each trial has its own (an ensemble of R trials).
+    where each trial has its own.
     """
-    if len(images) > 1 or isinstance(worker, Ensemble) or local is not None or len(sizes) > 1:
+    worker = Victims.of(worker)
+    if len(images) > 1 or worker.axis is not None or local is not None or len(sizes) > 1:
         sizes = sizes or (local.sizes if local is not None else ())
         return gradients.shared(worker, images, soft_labels, local, sizes, noise, order)
     noise = {name: values[0] for name, values in (noise or {}).items()}
-    names = gradients.trained_names(worker)
+    network, names = worker.skeleton, gradients.trained_names(worker.skeleton)
     with gradients.second_derivatives():
-        loss = client.loss(worker, noise, images[0], soft_labels[0])
-        wanted = [worker.get_parameter(name) for name in names]
+        loss = client.loss(network, noise, images[0], soft_labels[0])
+        wanted = [network.get_parameter(name) for name in names]
         found = torch.autograd.grad(loss, wanted, create_graph=True, allow_unused=True, materialize_grads=True)
     return {name: gradient[None] for name, gradient in zip(names, found, strict=True)}
 
 
 def dummy_gradients_of_images(
-    worker: nn.Module | Ensemble,
+    worker: nn.Module | Victims,
     images: Tensor,
     soft_labels: Tensor,
     of_each_image: Callable[[dict[str, Tensor]], dict[str, Tensor]],
 ) -> dict[str, Tensor]:
     """The mean, over a dummy batch, of what `of_each_image` makes of its images' own gradients: name -> [R, *param]."""
     trials, size = images.shape[:2]
-    if isinstance(worker, Ensemble):
-        worker = worker.select(torch.arange(trials, device=worker.index.device).repeat_interleave(size))
+    worker = Victims.of(worker).repeat(size)
     alone = dummy_gradients(worker, images.flatten(0, 1)[:, None], soft_labels.flatten(0, 1)[:, None])
     return {name: g.view(trials, size, *g.shape[1:]).mean(1) for name, g in of_each_image(alone).items()}
 
 
 def dummy_gradients_and_statistics(
-    worker: nn.Module | Ensemble,
+    worker: nn.Module | Victims,
     images: Tensor,
     soft_labels: Tensor,
     layers: tuple[str, ...],
     noise: dict[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
     """`dummy_gradients`, and the mean and biased variance [R, C] of what enters the named layers in the same pass."""
-    network, weights, frozen, axis = gradients.parameters(worker)
+    network, weights, frozen, axis = gradients.parameters(Victims.of(worker))
 
     def loss_of(
         weights: dict[str, Tensor], frozen: dict[str, Tensor], x: Tensor, y: Tensor, drawn: dict[str, Tensor]

@@ -109,25 +109,25 @@ def test_the_attack_follows_torch_on_a_real_problem(line_search):
             torch.testing.assert_close(history[step, trial], x.detach(), rtol=0, atol=1e-8)
 
 
-def ensemble(networks=3, each=2, size=1, dtype=torch.float64):
+def several(networks=3, each=2, size=1, dtype=torch.float64):
     victims = [victim(dtype, seed=network) for network in range(networks)]
     images, labels = batch(networks * each, size, dtype)
     rows = [slice(k * each, (k + 1) * each) for k in range(networks)]
     updates = [client.share(v, images[r], labels[r]) for v, r in zip(victims, rows, strict=True)]
-    together = models.Ensemble.of(victims, each)
+    together = models.Victims.of(victims, each)
     return victims, updates, together, client.SharedUpdate.join(updates, together)
 
 
 @pytest.mark.parametrize("rule", ["joint", "cyclic"])
-def test_an_ensemble_is_attacked_as_its_networks_are_one_by_one(rule):
+def test_several_victims_are_attacked_as_the_networks_are_one_by_one(rule):
     attack = attacks.DLG(
         iterations=3, max_iter=5, init_mean=0.5, init_std=0.1, batch_update=rule
     )  # before chaos sets in
-    victims, updates, together, update = ensemble(size=2)
+    victims, updates, together, update = several(size=2)
     start = attack(together, update, seed=4, snapshots=(0, 3)).history
     assert (start.evaluations[1] > start.evaluations[0]).all()
     whole = attack(together, update, seed=4)
-    first = attack(victims[0], updates[0], seed=4)  # its trials are the ensemble's first two: the same dummies
+    first = attack(victims[0], updates[0], seed=4)  # its trials are the victims' first two: the same dummies
     torch.testing.assert_close(whole.raw[:2], first.raw, rtol=1e-6, atol=1e-6)
     assert torch.equal(whole.evaluations[:2], first.evaluations)
     last = distance(
@@ -138,28 +138,28 @@ def test_an_ensemble_is_attacked_as_its_networks_are_one_by_one(rule):
     torch.testing.assert_close(last.detach(), whole.objective[4:], rtol=1e-6, atol=1e-9)
 
 
-def test_an_ensemble_and_its_update_belong_together():
-    victims, updates, together, update = ensemble()
-    with pytest.raises(ValueError, match="the updates hold 4 trials, the ensemble 6"):
+def test_victims_and_their_update_belong_together():
+    victims, updates, together, update = several()
+    with pytest.raises(ValueError, match="the updates hold 4 trials, the victims 6"):
         client.SharedUpdate.join(updates[:2], together)
     with pytest.raises(ValueError, match="the updates differ in threat"):
         other = client.share(victims[2], *batch(2), threat=ThreatModel(labels="known"))
         client.SharedUpdate.join([*updates[:2], other], together)
     with pytest.raises(ValueError, match="other weights"):
-        attacks.DLG(iterations=1)(models.Ensemble.of([victims[0], victims[2], victims[1]], 2), update)
+        attacks.DLG(iterations=1)(models.Victims.of([victims[0], victims[2], victims[1]], 2), update)
     with pytest.raises(ValueError, match="differ in architecture"):
-        models.Ensemble.of([victim(), models.build("lenet", CLASSES + 1, SHAPE, seed=0).double()], 1)
-    with pytest.raises(ValueError, match="needs victims and trials, got 0 victims"):
-        models.Ensemble.of([], 1)
+        models.Victims.of([victim(), models.build("lenet", CLASSES + 1, SHAPE, seed=0).double()], 1)
+    with pytest.raises(ValueError, match="victims are networks with trials, got 0 networks"):
+        models.Victims.of([], 1)
     trained = models.build("dlg-resnet20", CLASSES, SHAPE, seed=0, norm="batch")
     with torch.no_grad():
         trained.norm.running_mean.add_(1)
     with pytest.raises(ValueError, match="different buffers"):
-        models.Ensemble.of([models.build("dlg-resnet20", CLASSES, SHAPE, seed=0, norm="batch"), trained], 1)
+        models.Victims.of([models.build("dlg-resnet20", CLASSES, SHAPE, seed=0, norm="batch"), trained], 1)
 
 
 def test_the_plain_loop_and_the_engine_agree():
-    _, _, together, update = ensemble()
+    _, _, together, update = several()
     ours = attacks.DLG(iterations=1)(together, update, seed=2)
     plain = attacks.PlainDLG(iterations=1)(together, update, seed=2)
     torch.testing.assert_close(plain.raw, ours.raw, rtol=1e-5, atol=1e-6)

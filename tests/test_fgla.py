@@ -387,9 +387,9 @@ def test_what_does_not_fit_is_refused(small):
         (inverse, few, crowd, "batch_size 8 exceeds 6 classes"),
         (
             inverse,
-            models.Ensemble.of([victim, victim], 1),
+            models.Victims.of([victim, victim], 1),
             update,
-            "a decoder belongs to one trunk, but this is an ens",
+            "a decoder belongs to one trunk, but these are sev",
         ),
         (inverse, victim, client.share(few, x, y % 6), "the update is not of this model"),
     ]

@@ -29,7 +29,7 @@ from reprolib.defenses.estimated import pruned_at, zero_shares
 from reprolib.experiments.ggl import of_equal_length
 from reprolib.experiments.networks import attack_together
 from reprolib.matching import Observation
-from reprolib.models import Ensemble
+from reprolib.models import Victims
 from reprolib.optimizers import cma_es, ramp
 
 SHAPE, CLASSES, LATENT = (3, 8, 8), 5, 8
@@ -281,7 +281,7 @@ def test_networks_together_are_networks_apart():
     victims = [victim(torch.float64, seed=k) for k in range(2)]
     x, y = batch(2, dtype=torch.float64)
     updates = [client.share(model, x[k, None], y[k, None]) for k, model in enumerate(victims)]
-    together = Ensemble.of(victims, 1)
+    together = Victims.of(victims, 1)
     found = SMALL(together, client.SharedUpdate.join(updates, together))
     torch.testing.assert_close(found.raw[0], SMALL(victims[0], updates[0]).raw[0])
 

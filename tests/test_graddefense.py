@@ -265,13 +265,13 @@ def test_a_first_reconstruction_tells_the_noisy_slices(model, batch, root):
     assert (distance(plain, reading, trials) < distance(near, reading, trials)).all()
 
 
-def test_the_reading_of_an_ensemble_is_that_of_its_networks(digits, root):
-    from reprolib.models import Ensemble
+def test_the_reading_of_several_victims_is_that_of_each(digits, root):
+    from reprolib.models import Victims
 
     networks = [models.build("lenet", 10, digits.image_shape, seed=s) for s in (0, 1)]
     defense, (x, y) = GradDefense(root, std=1e-2), digits.batches(1, 2, seed=0)
     updates = [share(net, x[i, None], y[i, None], defense=defense) for i, net in enumerate(networks)]
-    together = Ensemble.of(networks, 1)
+    together = Victims.of(networks, 1)
     joined = client.SharedUpdate.join(updates, together)
     dummies = {name: g + 1e-3 for name, g in joined.gradients.items()}
     both = defense.reread(together, joined, dummies).observation

@@ -9,7 +9,7 @@ from reprolib import attacks, client, data, metrics, models
 from reprolib.client import LocalTraining, ThreatModel
 from reprolib.defenses import TopK
 from reprolib.generators import fit_rows
-from reprolib.models import Ensemble
+from reprolib.models import Victims
 
 KNOWN = ThreatModel(labels="known")
 
@@ -144,9 +144,9 @@ def test_bad_input_is_refused(victim, generator):
     for own, model, shared, message in cases:
         with pytest.raises(ValueError, match=message):
             own(model, shared)
-    together = Ensemble.of([victim, other], 1)
+    together = Victims.of([victim, other], 1)
     joined = client.SharedUpdate.join([client.share(m, x[:1], y[:1], threat=KNOWN) for m in (victim, other)], together)
-    with pytest.raises(ValueError, match="a generator belongs to one trunk, but this is an ensemble"):
+    with pytest.raises(ValueError, match="a generator belongs to one trunk, but these are several victims"):
         attack(together, joined)
     for make, message in (
         (lambda: attacks.HCGLA(), "start='generated' goes with a generator"),

@@ -55,15 +55,15 @@ def test_batches_are_matched_before_the_loss(digits, model):
     assert found.images.shape == x.shape and found.evaluations[0] == 180
 
 
-def test_an_ensembles_networks_each_get_a_perceptron(digits):
+def test_several_victims_each_get_a_perceptron(digits):
     from reprolib.client import SharedUpdate
-    from reprolib.models import Ensemble
+    from reprolib.models import Victims
 
     auxiliary, victims = digits
     x, y = victims.batches(1, 2, seed=0)
     networks = [models.build("mlp", 10, auxiliary.image_shape, seed=s, width=16) for s in (0, 1)]
     updates = [share(net, x[i, None], y[i, None]) for i, net in enumerate(networks)]
-    together = Ensemble.of(networks, 1)
+    together = Victims.of(networks, 1)
     both = attack(auxiliary, epochs=1)(together, SharedUpdate.join(updates, together))
     for i, net in enumerate(networks):
         torch.testing.assert_close(both.images[i, None], attack(auxiliary, epochs=1)(net, updates[i]).images)

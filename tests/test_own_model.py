@@ -318,7 +318,7 @@ def test_attacks_find_the_image_behind_somebody_elses_numbers(together):
     victims = [model for model, _, _ in found]
     model, update = victims[0], found[0][1]
     if together:
-        model = models.Ensemble.of(victims, 1)
+        model = models.Victims.of(victims, 1)
         update = client.SharedUpdate.join([u for _, u, _ in found], model)
     result = attacks.IDLG(iterations=60)(model, update)
     assert (metrics.mse(result.images[:, 0], torch.cat([x for _, _, x in found])) < 1e-4).all()

@@ -375,7 +375,7 @@ def test_the_noise_of_a_single_image_can_be_read_off(name):
     torch.testing.assert_close(entered, models.penultimate(victim(name), images[:, 0]), rtol=0, atol=1e-5)
     networks = [SMALL.extend(victim(name, seed=seed)) for seed in (0, 1)]
     updates = [share(victim(name, seed=seed), images[:3], labels[:3], defense=SMALL) for seed in (0, 1)]
-    together = models.Ensemble.of(networks, 3)
+    together = models.Victims.of(networks, 3)
     joined = client.SharedUpdate.join(updates, together)
     torch.testing.assert_close(recovered_noise(together, joined), torch.cat([truth[:3]] * 2), rtol=0, atol=1e-4)
 

@@ -17,7 +17,7 @@ from reprolib import matching, priors
 from reprolib.attacks.reconstruction import History, Reconstruction, join
 from reprolib.client import Seed, SharedUpdate, generator
 from reprolib.matching import Matching, Observation
-from reprolib.models import Ensemble
+from reprolib.models import Victims
 from reprolib.optimizers import LBFGS, BatchedLBFGS, CyclicLBFGS, Minimum, rows_that_fit
 
 
@@ -107,7 +107,7 @@ class DLG:
 
     def __call__(
         self,
-        model: nn.Module | Ensemble,
+        model: nn.Module | Victims,
         update: SharedUpdate,
         seed: Seed = 0,
         progress: bool | None = None,
@@ -115,7 +115,7 @@ class DLG:
     ) -> Reconstruction:
         """Reconstruct the batch behind each trial of the update.
 
-        model: the victim, or an ensemble with one for each trial.
+        model: the victim, or victims with one for each trial.
         progress: True shows a bar, False none; None shows one in a terminal. snapshots: outer iterations after which
         `history` keeps the dummies (of each trial's first start). Trial t's numbers depend on (seed, t) alone.
         Errors: ValueError for an update of another model, one with NaN, one without the labels that the attack needs,
@@ -167,7 +167,7 @@ class _Search:
     def __init__(
         self,
         attack: DLG,
-        model: nn.Module | Ensemble,
+        model: nn.Module | Victims,
         update: SharedUpdate,
         observation: Observation,
         given: Tensor | None,
@@ -183,7 +183,7 @@ class _Search:
             self.given = update.targets(given[trials.to(given.device)].to(self.device), first)
         chosen = trials.to(self.device)
         self.observation = observation.select(chosen)
-        self.model = model.select(chosen) if isinstance(model, Ensemble) else model
+        self.model = Victims.of(model).select(chosen)
 
     def _objective(self) -> Matching:
         """The matching objective of the chunk's trials, with an image prior where the gradients are noisy."""

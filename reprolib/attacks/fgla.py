@@ -170,7 +170,7 @@ class FGLA:
         objective of the result: the relative residual of the head's weight gradient (`refine`). lost: images whose
         row or bias entry compression emptied; they show the decoder's picture of zero features. Labels that repeat
         within a batch blend its images, which a warning says.
-        Errors: ValueError for an update of another model, one with NaN or of several local steps, an ensemble, a
+        Errors: ValueError for an update of another model, one with NaN or of several local steps, several victims, a
         decoder of another trunk, feature size or image size, and a head without bias unless `impute_bias`; besides
         those of `separate` and of `labels.of_update` (a batch larger than the classes).
         """

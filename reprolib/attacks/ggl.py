@@ -18,7 +18,7 @@ from reprolib import labels, matching, priors
 from reprolib.attacks.reconstruction import History, Reconstruction, keep_better
 from reprolib.client import Seed, SharedUpdate, generator
 from reprolib.matching import Matching, Observation
-from reprolib.models import Ensemble
+from reprolib.models import Victims
 from reprolib.optimizers import Minimum, adam, cma_es, langevin_adam, ramp, signed_adam
 
 _STEPS = (2.667, 1.6, 1.142)  # of the released code: Adam's rate falls tenfold at T over these, rounded down
@@ -144,7 +144,7 @@ class GGL:
 
     def __call__(
         self,
-        model: nn.Module | Ensemble,
+        model: nn.Module | Victims,
         update: SharedUpdate,
         seed: Seed = 0,
         progress: bool | None = None,
@@ -176,7 +176,7 @@ class GGL:
 class _Search:
     """One update's problem over the latents of all trials: rows [R, B * k]."""
 
-    def __init__(self, attack: GGL, model: nn.Module | Ensemble, update: SharedUpdate, seed: Seed) -> None:
+    def __init__(self, attack: GGL, model: nn.Module | Victims, update: SharedUpdate, seed: Seed) -> None:
         self.attack, self.model, self.update, self.seed = attack, model, update, seed
         first = next(iter(update.gradients.values()))
         self.device, self.dtype = first.device, first.dtype

@@ -17,7 +17,7 @@ from reprolib import client, labels, matching, priors
 from reprolib.attacks.reconstruction import History, Reconstruction
 from reprolib.client import Seed, SharedUpdate, generator
 from reprolib.matching import Matching, Observation
-from reprolib.models import Ensemble
+from reprolib.models import Victims
 from reprolib.optimizers import langevin_adam, warm_cosine
 
 _LABEL_RULES = {"minimum": "yin", "sum": "yin_sum"}
@@ -188,7 +188,7 @@ class GradInversion:
 
     def __call__(
         self,
-        model: nn.Module | Ensemble,
+        model: nn.Module | Victims,
         update: SharedUpdate,
         seed: Seed = 0,
         progress: bool | None = None,
@@ -219,14 +219,14 @@ class _Search:
     """One update's problem: rows are (trial, seed) pairs, the seeds of a trial beside each other."""
 
     def __init__(
-        self, attack: GradInversion, model: nn.Module | Ensemble, update: SharedUpdate, given: Tensor, seed: Seed
+        self, attack: GradInversion, model: nn.Module | Victims, update: SharedUpdate, given: Tensor, seed: Seed
     ) -> None:
         self.attack, self.update, self.seed = attack, update, seed
         first = next(iter(update.gradients.values()))
         self.device, self.dtype = first.device, first.dtype
         self.given = given.to(self.device)
         self.owner = torch.arange(update.trials, device=self.device).repeat_interleave(attack.seeds)
-        network = model.skeleton if isinstance(model, Ensemble) else model
+        network = Victims.of(model).skeleton
         self.mean = getattr(network.normalize, "mean", torch.zeros(1)).to(self.device, self.dtype)
         self.std = getattr(network.normalize, "std", torch.ones(1)).to(self.device, self.dtype)
         observation = Observation(update.as_gradients())
@@ -242,7 +242,7 @@ class _Search:
         observation = observation.select(self.owner)
         streams = [generator(seed, trial, start, 1) for trial in range(update.trials) for start in range(attack.seeds)]
         common = {
-            "model": model.select(self.owner) if isinstance(model, Ensemble) else model,
+            "model": Victims.of(model).select(self.owner),
             "observation": observation,
             "noise": matching.dummy_noise(model, observation, streams, update.batch_size),
             "parts": lambda x, rows: (self.pixels(x), soft[rows]),

@@ -18,7 +18,7 @@ from reprolib.attacks.reconstruction import History, Reconstruction
 from reprolib.client import Seed, SharedUpdate, generator
 from reprolib.closed_form import rows_of_labels
 from reprolib.matching import Matching, Observation
-from reprolib.models import Ensemble
+from reprolib.models import Victims
 from reprolib.optimizers import LBFGS, lbfgs
 
 
@@ -83,7 +83,7 @@ class HCGLA:
 
     def __call__(
         self,
-        model: nn.Module | Ensemble,
+        model: nn.Module | Victims,
         update: SharedUpdate,
         seed: Seed = 0,
         progress: bool | None = None,
@@ -149,7 +149,7 @@ class HCGLA:
     def _settings(self) -> LBFGS:
         return LBFGS(learning_rate=self.learning_rate, max_iter=self.max_iter, history_size=self.history_size)
 
-    def _objective(self, model: nn.Module | Ensemble, update: SharedUpdate) -> Matching:
+    def _objective(self, model: nn.Module | Victims, update: SharedUpdate) -> Matching:
         observation = Observation(update.as_gradients(), weight=self._support(update))
         if update.defense is not None:
             observation = update.defense.counter(model, update)
@@ -164,7 +164,7 @@ class HCGLA:
         names = {"all": list(g), "head": ["head.weight"], "none": []}[self.mask]
         return {name: (g[name] != 0).to(g[name]) for name in names} or None
 
-    def _check(self, model: nn.Module | Ensemble, update: SharedUpdate) -> None:
+    def _check(self, model: nn.Module | Victims, update: SharedUpdate) -> None:
         update.require_one_gradient("HCGLA")
         if update.labels is None:
             raise ValueError("HCGLA is given the labels: share with ThreatModel(labels='known')")

@@ -17,7 +17,7 @@ from reprolib import labels, matching, models, priors
 from reprolib.attacks.reconstruction import History, Reconstruction, join, keep_better
 from reprolib.client import Seed, SharedUpdate, generator
 from reprolib.matching import Matching, Observation
-from reprolib.models import Ensemble
+from reprolib.models import Victims
 from reprolib.optimizers import LBFGS, Minimum, adam, lbfgs, rows_that_fit, signed_adam
 
 _OFFICIAL = (2.667, 1.6, 1.142)  # of the released code: the learning rate falls at T over these, rounded down
@@ -108,7 +108,7 @@ class InvertingGradients:
 
     def __call__(
         self,
-        model: nn.Module | Ensemble,
+        model: nn.Module | Victims,
         update: SharedUpdate,
         seed: Seed = 0,
         progress: bool | None = None,
@@ -156,7 +156,7 @@ class _Problem:
     def __init__(
         self,
         attack: InvertingGradients,
-        model: nn.Module | Ensemble,
+        model: nn.Module | Victims,
         update: SharedUpdate,
         observation: Observation,
         given: Tensor,
@@ -167,7 +167,7 @@ class _Problem:
         self.device, self.dtype = first.device, first.dtype
         self.given = given.to(self.device)
         self.soft = update.targets(self.given, first)
-        network = model.skeleton if isinstance(model, Ensemble) else model
+        network = Victims.of(model).skeleton
         self.mean = getattr(network.normalize, "mean", torch.zeros(1)).to(self.device, self.dtype)
         self.std = getattr(network.normalize, "std", torch.ones(1)).to(self.device, self.dtype)
         self.pixels = update.batch_size * math.prod(update.image_shape)
@@ -190,7 +190,7 @@ class _Problem:
         chosen = rows.to(self.device)
         observation = self.observation.select(chosen)
         return Matching(
-            self.model.select(chosen) if isinstance(self.model, Ensemble) else self.model,
+            Victims.of(self.model).select(chosen),
             observation,
             lambda x, of: (self.images(x), self.soft[chosen][of]),
             prior,

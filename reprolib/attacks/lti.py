@@ -19,7 +19,7 @@ from reprolib import client, labels, metrics, models
 from reprolib.attacks.reconstruction import Reconstruction
 from reprolib.client import Seed, SharedUpdate, generator
 from reprolib.data import ImageSet
-from reprolib.models import Ensemble
+from reprolib.models import Victims
 
 HELD_OUT = 10
 """One in so many auxiliary images is kept to choose the epoch; the paper's script chooses it on its victims."""
@@ -78,7 +78,7 @@ class LearningToInvert:
 
     def __call__(
         self,
-        model: nn.Module | Ensemble,
+        model: nn.Module | Victims,
         update: SharedUpdate,
         seed: Seed = 0,
         progress: bool | None = None,
@@ -104,12 +104,9 @@ class LearningToInvert:
                 f"auxiliary holds {len(self.auxiliary)} images, too few for batches of {update.batch_size}: "
                 f"expected at least {HELD_OUT * update.batch_size}"
             )
-        index = model.index.cpu() if isinstance(model, Ensemble) else torch.zeros(update.trials, dtype=torch.int64)
-        raw, loss = None, torch.zeros(update.trials)
-        for k in index.unique().tolist():
-            rows = (index == k).nonzero()[:, 0]
-            network = model.network(int(rows[0])) if isinstance(model, Ensemble) else model
-            inverter = _Inverter(self, network, update, seed)
+        victims, raw, loss = Victims.of(model), None, torch.zeros(update.trials)
+        for rows in victims.groups(update.trials):
+            inverter = _Inverter(self, victims.network(int(rows[0])), update, seed)
             loss[rows] = inverter.train(progress)
             images = inverter(update.select(rows))
             raw = images.new_zeros(update.trials, *images.shape[1:]) if raw is None else raw

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from reprolib.attacks.reconstruction import Reconstruction
 from reprolib.client import Seed, SharedUpdate, generator
-from reprolib.models import Ensemble
+from reprolib.models import Victims
+from reprolib.task import Task
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class PlainDLG:
 
     def __call__(
         self,
-        model: nn.Module | Ensemble,
+        model: nn.Module | Victims,
         update: SharedUpdate,
         seed: Seed = 0,
         progress: bool | None = None,
@@ -37,19 +38,19 @@ class PlainDLG:
     ) -> Reconstruction:
         """Reconstruct the one image behind each trial; arguments as `DLG`'s. It keeps no snapshots and has no bar.
 
-        Errors: ValueError for an update of another model, for a batch, and for snapshots.
+        Errors: ValueError for an update of another model, for a batch, another loss, and for snapshots.
         """
         if update.batch_size != 1 or snapshots:
             raise ValueError(
                 f"PlainDLG takes one image a trial and no snapshots, got batches of {update.batch_size} and "
                 f"{len(snapshots)} snapshots: use DLG"
             )
+        if update.task != Task():
+            raise ValueError(f"PlainDLG minimises a mean cross-entropy, the clients {update.task}: use DLG")
         began = time.perf_counter()
         update.check(model)
-        runs = [
-            self._trial(model.network(t) if isinstance(model, Ensemble) else model, update, t, seed)
-            for t in range(update.trials)
-        ]
+        victims = Victims.of(model)
+        runs = [self._trial(victims.network(t), update, t, seed) for t in range(update.trials)]
         images, labels, objectives, evaluations, diverged = (torch.stack(column) for column in zip(*runs, strict=True))
         return Reconstruction(
             raw=images,

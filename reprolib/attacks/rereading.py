@@ -14,7 +14,7 @@ from reprolib.attacks.ig import InvertingGradients
 from reprolib.attacks.reconstruction import Reconstruction
 from reprolib.client import Seed, SharedUpdate
 from reprolib.matching import dummy_gradients
-from reprolib.models import Ensemble
+from reprolib.models import Victims
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Rereading:
 
     def __call__(
         self,
-        model: nn.Module | Ensemble,
+        model: nn.Module | Victims,
         update: SharedUpdate,
         seed: Seed = 0,
         progress: bool | None = None,

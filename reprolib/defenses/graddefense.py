@@ -19,7 +19,7 @@ from reprolib.data import ImageSet
 from reprolib.defenses.base import Defense, flattened, require_each_image, require_level, unflattened
 from reprolib.defenses.clipping import clipped
 from reprolib.matching import Observation
-from reprolib.models import Ensemble
+from reprolib.models import Victims
 
 Variant = Literal["fixed", "official"]
 Estimator = Literal["vjp_ones", "hutchinson"]
@@ -109,7 +109,7 @@ class GradDefense(Defense):
         variance = self.perturbed / self.slices * self.std**2 / update.threat.clients
         return Observation(target=update.as_gradients(), noise_std=sqrt(variance) * abs(update.scale))
 
-    def reread(self, model: nn.Module | Ensemble, update: SharedUpdate, dummies: dict[str, Tensor]) -> Reread:
+    def reread(self, model: nn.Module | Victims, update: SharedUpdate, dummies: dict[str, Tensor]) -> Reread:
         """What a second attack compares with, after a first one's dummy gradients, name -> [T, *param], were seen.
 
         The residual of each slice tells how likely it is noisy, m: a residual of variance e against the noise's and
@@ -343,10 +343,10 @@ def _sensitivity_of(model: nn.Module, root: ImageSet, estimator: Estimator) -> l
     return _MEASURED[key][1]
 
 
-def _networks(model: nn.Module | Ensemble, trials: int) -> Iterator[nn.Module]:
+def _networks(model: nn.Module | Victims, trials: int) -> Iterator[nn.Module]:
     """The network that each trial meets."""
     for trial in range(trials):
-        yield model.network(trial) if isinstance(model, Ensemble) else model
+        yield Victims.of(model).network(trial)
 
 
 def _like(rows: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from reprolib.client import SharedUpdate
 from reprolib.defenses.base import Defense, count_of, require_level, require_share
 from reprolib.defenses.pruning import TopK
 from reprolib.matching import Observation
-from reprolib.models import Ensemble
+from reprolib.models import Victims
 
 CLEAN = 1e6
 """Weight of an update that was left alone, beside that of a noisy entry."""
@@ -67,7 +67,7 @@ class Outpost(Defense):
             shared[name] = torch.where(g.abs() >= threshold, pruned[name] + std * noise, pruned[name])
         return shared
 
-    def counter(self, model: nn.Module | Ensemble, update: SharedUpdate) -> Observation:
+    def counter(self, model: nn.Module | Victims, update: SharedUpdate) -> Observation:
         """A perturbed update gives itself away by its zeros; an untouched one is matched as it is.
 
         In a perturbed one a zero is known to be small, here below the median of its parameter's other entries; the
@@ -94,8 +94,9 @@ def _risk(weights: Tensor) -> float:
     return min(float(weights.var()) if weights.numel() > 1 else 0.0, 1.0)
 
 
-def _risks(model: nn.Module | Ensemble, name: str, trials: int) -> Tensor:
+def _risks(model: nn.Module | Victims, name: str, trials: int) -> Tensor:
     """[T]: the risk of the named parameter in every trial's network."""
-    if isinstance(model, Ensemble):
-        return torch.tensor([_risk(own) for own in model.stacked[name]])[model.index.cpu()]
-    return torch.full((trials,), _risk(model.get_parameter(name).detach()))
+    victims = Victims.of(model)
+    if victims.stacked is None:
+        return torch.full((trials,), _risk(victims.weights()[name]))
+    return torch.tensor([_risk(own) for own in victims.stacked[name]])[victims.index.cpu()]

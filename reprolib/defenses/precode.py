@@ -16,7 +16,7 @@ from reprolib.client import SharedUpdate, generator
 from reprolib.closed_form import linear_inputs
 from reprolib.defenses.base import Defense, require_level
 from reprolib.matching import Observation
-from reprolib.models import Ensemble
+from reprolib.models import Victims
 from reprolib.models.bottleneck import Bottleneck, ConvolutionalBottleneck, VariationalBottleneck
 
 Tensors = Literal["all", "upstream"]
@@ -109,13 +109,13 @@ class PRECODE(Defense):
             larger.architecture = {**model.architecture, NAME: f"{type(layer).__name__} before {self.before}"}
         return larger
 
-    def counter(self, model: nn.Module | Ensemble, update: SharedUpdate) -> Observation:
+    def counter(self, model: nn.Module | Victims, update: SharedUpdate) -> Observation:
         """The update read as `against` says.
 
         Errors: ValueError for a bottleneck with nothing upstream, and for noise that cannot be recovered: of several
         images or local steps, or behind a layer that is not linear with a bias.
         """
-        network, how = model.skeleton if isinstance(model, Ensemble) else model, self.against
+        network, how = Victims.of(model).skeleton, self.against
         weight = None
         if how.tensors == "upstream":
             matched = upstream(network)
@@ -181,9 +181,9 @@ class PartialPerturbation(Defense):
         chosen = {name: gradients[name] for name in upstream(model)}
         return gradients | self.perturbation.protect(chosen, model, images, labels, generator)
 
-    def counter(self, model: nn.Module | Ensemble, update: SharedUpdate) -> Observation:
+    def counter(self, model: nn.Module | Victims, update: SharedUpdate) -> Observation:
         """The perturbation's own counter, on the gradients upstream."""
-        chosen = upstream(model.skeleton if isinstance(model, Ensemble) else model)
+        chosen = upstream(Victims.of(model).skeleton)
         part = replace(update, gradients={name: update.gradients[name] for name in chosen})
         reading = self.perturbation.counter(model, part)
         return replace(reading, target=update.as_gradients())
@@ -210,7 +210,7 @@ def upstream(model: nn.Module) -> list[str]:
     return [name for name, gradient in zip(parameters, found, strict=True) if gradient is not None]
 
 
-def recovered_noise(model: nn.Module | Ensemble, update: SharedUpdate) -> Tensor:
+def recovered_noise(model: nn.Module | Victims, update: SharedUpdate) -> Tensor:
     """The noise that each client drew, from its gradients alone: [T, k].
 
     The encoder's gradients give what entered it, and so mean and standard deviation; the decoder's give the sample z:
@@ -218,7 +218,8 @@ def recovered_noise(model: nn.Module | Ensemble, update: SharedUpdate) -> Tensor
     linear layer's gradient is a multiple of its input. Source: sheet `precode.md`, section 7, B5.
     Errors: ValueError for an update of several images or local steps, and for a bottleneck that is not linear.
     """
-    network = model.skeleton if isinstance(model, Ensemble) else model
+    victims = Victims.of(model)
+    network = victims.skeleton
     layer = network.get_submodule(_bottleneck(network))
     if not isinstance(layer, VariationalBottleneck):
         raise ValueError(f"the noise of a {type(layer).__name__} cannot be recovered: its layers are not linear")
@@ -229,13 +230,13 @@ def recovered_noise(model: nn.Module | Ensemble, update: SharedUpdate) -> Tensor
             f"{update.batch_size} image(s) and {steps} step(s)"
         )
     gradients = update.as_gradients()
-    weights = model.weights() if isinstance(model, Ensemble) else dict(model.named_parameters())
+    weights = victims.weights()
     entered, sample = (
         linear_inputs(gradients[f"{NAME}.{part}.weight"], gradients[f"{NAME}.{part}.bias"])
         for part in ("encoder", "decoder")
     )
-    code = (weights[f"{NAME}.encoder.weight"].detach() @ entered[:, :, None])[:, :, 0]
-    mu, spread = (code + weights[f"{NAME}.encoder.bias"].detach()).chunk(2, 1)
+    code = (weights[f"{NAME}.encoder.weight"] @ entered[:, :, None])[:, :, 0]
+    mu, spread = (code + weights[f"{NAME}.encoder.bias"]).chunk(2, 1)
     return (sample - mu) / F.softplus(spread)
 
 

@@ -33,7 +33,7 @@ from reprolib.defenses.graddefense import compensate, official_cuts, root_set, s
 from reprolib.defenses.mixing import decode, decode_magnitudes
 from reprolib.experiments.networks import CPU, TRAINED_AT, attack_together, attack_trials, network_seed, shared
 from reprolib.matching import Observation
-from reprolib.models import Ensemble
+from reprolib.models import Victims
 
 
 @dataclass(frozen=True, eq=False)
@@ -350,7 +350,7 @@ def attack_after_feedback(
         victims.append(victim)
         updates.append(replace(update, gradients={name: g[None] for name, g in values.items()}))
         befores.append(before)
-    together = Ensemble.of(victims, 1)
+    together = Victims.of(victims, 1)
     joined, reading = SharedUpdate.join(updates, together), None
     if knows == "feedback" and rounds:
         reading = AfterFeedback(defense, {name: torch.stack([b[name] for b in befores]) for name in befores[0]})

@@ -18,7 +18,7 @@ from reprolib.chapter import Chapter
 from reprolib.client import LocalTraining, SharedUpdate, ThreatModel
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense, describe
-from reprolib.models import Ensemble
+from reprolib.models import Victims
 
 TOGETHER = 64
 """Trials attacked at once, and so the size of a part that a killed chapter computes again."""
@@ -167,7 +167,7 @@ def attack_trials(
     together, update = victims[0], updates[0]
     if shipped is None and len(trials) > 1:
         rows = networks.unique(return_inverse=True)[1]
-        together = Ensemble.of(victims, 1).select(rows)
+        together = Victims.of(victims, 1).select(rows)
         update = SharedUpdate.join(updates, together)
     steps = range(attack.iterations + 1) if watch is not None else ()
     reconstruction = attack(together, update, seed=streams, snapshots=steps)
@@ -253,7 +253,7 @@ def attack_together(
     snapshots: Sequence[int] = (),
 ) -> Any:
     """The reconstruction from updates of one trial each, update k under network k."""
-    together = Ensemble.of(victims, 1)
+    together = Victims.of(victims, 1)
     joined = SharedUpdate.join(updates, together)
     streams = [(network_seed(seed, network), 0) for network in range(len(victims))]
     return attack(together, joined, seed=streams, snapshots=snapshots)

@@ -24,18 +24,18 @@ from reprolib.models.convnet8 import ConvNet8
 from reprolib.models.dcgan import DCGAN
 from reprolib.models.decoder import Decoder
 from reprolib.models.dlg_resnet import DLGResNet20, DLGResNet56
-from reprolib.models.ensemble import Ensemble
 from reprolib.models.imagenet_resnet import ImageNetResNet18, ImageNetResNet50
 from reprolib.models.latent import VAE, WGAN
 from reprolib.models.lenet import LeNet
 from reprolib.models.mlp import MLP
 from reprolib.models.resnet import ResNet18, ResNet20, ResNet32, ResNetBN8
+from reprolib.models.victims import Victims, digest
 
 __all__ = [
     "ARCHITECTURES",
     "GENERATORS",
-    "Ensemble",
     "Normalize",
+    "Victims",
     "adapt",
     "build",
     "build_generator",
@@ -146,27 +146,20 @@ def drawn(make: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 def fingerprint(model: nn.Module) -> str:
     """16 hex digits of the SHA-256 over names, shapes, types and values of all parameters and buffers."""
-    return _digest(model.state_dict())
-
-
-def _digest(state: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        value = value.detach().cpu().contiguous()
-        digest.update(repr((name, tuple(value.shape), str(value.dtype))).encode())
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest(model.state_dict())
 
 
 def trunk_fingerprint(model: nn.Module) -> str:
     """`fingerprint` of all but the head: what a decoder of the features that enter the head belongs to."""
-    return _digest({name: value for name, value in model.state_dict().items() if not name.startswith("head.")})
+    return digest({name: value for name, value in model.state_dict().items() if not name.startswith("head.")})
 
 
-def check_inverse(network: nn.Module, victim: nn.Module | Ensemble, image_shape: Sequence[int], what: str) -> None:
+def check_inverse(network: nn.Module, victim: nn.Module | Victims, image_shape: Sequence[int], what: str) -> None:
     """Raise ValueError unless `network` was made for this victim's head, trunk and images; `what` is its name there."""
-    if isinstance(victim, Ensemble):
-        raise ValueError(f"a {what} belongs to one trunk, but this is an ensemble: attack one network at a time")
+    victims = Victims.of(victim)
+    if victims.stacked is not None:
+        raise ValueError(f"a {what} belongs to one trunk, but these are several victims: attack one network at a time")
+    victim = victims.skeleton
     if network.features != victim.head.in_features:
         raise ValueError(
             f"{what} takes {network.features} features, the model's head has {victim.head.in_features}: it was made "
