@@ -9,12 +9,11 @@ import this file in a process of its own (`test_pretend_device.py` starts one).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 _setup_privateuseone_for_python_backend("pretend")
@@ -119,7 +118,7 @@ def _through_the_cpu(tensor: Callable[..., torch.Tensor]) -> Callable[..., torch
 
 def _run(operation: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) -> Any:
     """The operation on the numbers that are held, after a look at where its tensors are."""
-    given = tree_leaves((args, kwargs))
+    given = _flat([*args, *kwargs.values()])
     here = any(isinstance(leaf, PretendTensor) for leaf in given)
     asked = kwargs.get("device")
     result_is_here = here if asked is None else torch.device(asked).type == DEVICE.type
@@ -130,15 +129,37 @@ def _run(operation: torch._ops.OpOverload, args: tuple, kwargs: dict[str, Any]) 
     if here:
         _check_devices(operation, args, given)
 
-    held_args, held_kwargs = tree_map_only(PretendTensor, lambda tensor: tensor.held, (args, kwargs))
+    held_args, held_kwargs = _held(args), {name: _held(value) for name, value in kwargs.items()}
     if asked is not None:
         held_kwargs = held_kwargs | {"device": torch.device("cpu")}
     found = operation(*held_args, **held_kwargs)
     if operation is _aten._to_copy.default:  # a copy, also where nothing changes and the CPU returns its input
         found = found.clone() if found is held_args[0] else found
-    if not result_is_here or not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(found)):
+    if not result_is_here or not any(isinstance(leaf, torch.Tensor) for leaf in _flat([found])):
         return found
-    return return_and_correct_aliasing(operation, args, kwargs, tree_map_only(torch.Tensor, PretendTensor, found))
+    return return_and_correct_aliasing(operation, args, kwargs, _here(found))
+
+
+def _flat(things: Iterable[Any]) -> list[Any]:
+    """What an operation takes or gives, lists of tensors taken apart; torch's own pytrees take as long as the rest."""
+    leaves = []
+    for thing in things:
+        leaves.extend(thing) if isinstance(thing, list | tuple) else leaves.append(thing)
+    return leaves
+
+
+def _held(thing: Any) -> Any:
+    """The same with what its tensors hold on the CPU."""
+    if isinstance(thing, list | tuple):
+        return type(thing)(map(_held, thing))
+    return thing.held if isinstance(thing, PretendTensor) else thing
+
+
+def _here(found: Any) -> Any:
+    """The same with its tensors on the device."""
+    if isinstance(found, list | tuple):
+        return type(found)(map(_here, found))
+    return PretendTensor(found) if isinstance(found, torch.Tensor) else found
 
 
 def _check_devices(operation: torch._ops.OpOverload, args: tuple, given: list) -> None:
