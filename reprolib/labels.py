@@ -196,7 +196,7 @@ def chance_under_noise(scores: Tensor, truth: Tensor, std: float) -> Tensor:
     """
     if not std > 0:
         raise ValueError(f"std={std!r}: expected a number above 0")
-    nodes, weights = (torch.from_numpy(v) for v in np.polynomial.hermite_e.hermegauss(64))
+    nodes, weights = (torch.from_numpy(v).to(scores.device) for v in np.polynomial.hermite_e.hermegauss(64))
     gap = (scores - scores.gather(1, truth[:, None])).double() / std
     others = torch.ones_like(gap).scatter_(1, truth[:, None], 0.0).bool()
     keeps = torch.special.log_ndtr(gap[:, :, None] - nodes).masked_fill(~others[:, :, None], 0.0).sum(1).exp()

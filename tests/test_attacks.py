@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from reprolib import attacks, client, defenses, models, priors
 from reprolib.client import LocalTraining, ThreatModel
@@ -290,6 +291,33 @@ def test_against_noise_the_attacker_has_a_prior():
     assert (priors.squared_total_variation(smooth.raw) < priors.squared_total_variation(rough.raw)).all()
 
 
+@pytest.mark.parametrize("law", ["gaussian", "laplace"])
+def test_against_noise_the_objective_is_the_posterior_in_some_unit(law):
+    model, (images, labels) = victim(), batch(4)
+    noise, density = {
+        "gaussian": (defenses.GaussianNoise(0.05), torch.distributions.Normal(0, 0.05)),
+        "laplace": (defenses.LaplaceNoise(0.05), torch.distributions.Laplace(0, 0.05 / 2**0.5)),
+    }[law]
+    threat = ThreatModel(labels="known", defense_known=True)
+    update = client.share(model, images, labels, defense=noise, threat=threat)
+    start = attacks.DLG(iterations=1, labels="known", total_variation=7.0)(model, update, snapshots=(0,)).history
+    x = start.images[0]
+    dummies = dummy_gradients(client.worker(model, "eval"), x, one_hot(labels))
+    likelihood = sum(density.log_prob(update.gradients[n] - g).flatten(1).sum(1) for n, g in dummies.items()).detach()
+    prior = 7.0 * priors.squared_total_variation(x) + attacks.dlg.BOX_WEIGHT * priors.outside_box(x)
+    # proportional up to a constant: between any two of the four starts the objective moves in the same proportion
+    moved, by_hand = (value[1:] - value[0] for value in (start.objective[0], prior - likelihood))
+    torch.testing.assert_close(moved / moved[0], by_hand / by_hand[0], rtol=1e-3, atol=0)
+    unit = {"gaussian": 2 * 0.05**2, "laplace": 0.05 / 2**0.5}[law]
+    torch.testing.assert_close(moved, unit * by_hand, rtol=1e-3, atol=0)
+
+
+def test_an_absolute_cost_is_zero_at_the_target_and_round_below_a_hundredth_of_the_noise():
+    read = Observation({"w": torch.zeros(1, 1, dtype=torch.float64)}, law="laplace", noise_std=2.0)
+    cost = [distance({"w": torch.tensor([[r]], dtype=torch.float64)}, read, torch.arange(1)).item() for r in (0, 0.02)]
+    assert cost == pytest.approx([0, 0.02 * (2**0.5 - 1)], abs=1e-15)
+
+
 def test_priors_are_what_they_say():
     image = torch.tensor([[[[[0.0, 1.0], [0.5, 2.0]]]]])
     assert priors.squared_total_variation(image).item() == pytest.approx(0.25 + 1 + 1 + 2.25)
@@ -343,6 +371,64 @@ def test_soft_labels_at_a_corner_give_cross_entropy_and_its_gradients():
 def test_one_hot_is_unusable_under_vmap_so_soft_labels_are_passed():
     with pytest.raises(RuntimeError, match="vmap"):
         torch.vmap(lambda label: F.one_hot(label))(torch.tensor([0, 1]))
+
+
+class Painter(nn.Module):
+    """A generator of images from four numbers."""
+
+    latent_dim = 4
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(4, 64)
+        nn.init.normal_(self.out.weight, generator=torch.Generator().manual_seed(0))
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, latent):
+        return self.out(latent).sigmoid().view(-1, *SHAPE)
+
+
+@pytest.mark.parametrize("extended", [False, True], ids=["plain", "with a bottleneck"])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        attacks.DLG(iterations=1, max_iter=3, init_mean=0.5, init_std=0.1, labels="known"),
+        attacks.InvertingGradients(iterations=2),
+        attacks.GradInversion(iterations=3, warmup=1, gradient=1.0, labels="known", seeds=2, group=0.0),
+        attacks.GGL(Painter(), evaluations=24, population=8, start="zeros", iterate="last"),
+        attacks.GGL(Painter(), evaluations=4, optimizer="adam", start="normal"),
+        attacks.HCGLA(start="random", iterations=1, max_iter=3),
+    ],
+    ids=lambda attack: type(attack).__name__,
+)
+def test_random_numbers_belong_to_a_trial(attack, extended):
+    """Of equal updates every trial makes something else, and a trial alone what it makes beside others."""
+    defense = defenses.PRECODE(k=4, against=defenses.Counter("all", "resample")) if extended else None
+    if extended and isinstance(attack, attacks.HCGLA):
+        pytest.skip("HCGLA has no source of noise")
+    images, labels = (part[[0, 0]] for part in batch(1))
+    threat = ThreatModel(labels="known", defense_known=extended)
+    update = client.share(victim(), images, labels, threat=threat, defense=defense, seed=[(0, 0), (0, 0)])
+    model = client.extended(victim(), defense)
+    assert all(torch.equal(g[0], g[1]) for g in update.gradients.values())
+    both = attack(model, update, seed=3)
+    assert (both.raw[0] - both.raw[1]).abs().max() > 1e-3
+    alone = attack(model, update.select([1]), seed=[(3, 1)])
+    torch.testing.assert_close(alone.raw[0], both.raw[1], rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(alone.objective[0], both.objective[1], rtol=1e-6, atol=1e-8)
+
+
+def test_of_two_starts_one_that_diverged_never_wins():
+    def ended(objective, diverged):
+        found = torch.tensor(objective)
+        raw, count = found.view(-1, 1, 1, 1, 1), torch.ones(3, dtype=torch.int64)
+        return attacks.Reconstruction(raw, count[:, None], found, count, count, torch.tensor(diverged), 0.0)
+
+    first = ended([2.0, 2.0, 0.5], [False, False, True])
+    again = ended([1.0, 0.1, 3.0], [False, True, False])
+    kept = attacks.reconstruction.keep_better(first, again)
+    assert kept.objective.tolist() == kept.raw.flatten().tolist() == [1.0, 2.0, 3.0]
+    assert kept.diverged.tolist() == [False, False, False] and kept.evaluations.tolist() == [2, 2, 2]
 
 
 def test_settings_compare_and_presets_are_the_published_ones():

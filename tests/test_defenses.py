@@ -262,6 +262,21 @@ def test_pruned_entries_may_be_as_large_as_the_smallest_kept_one():
         assert bounds.tolist() == [0, kept[kept != 0].abs().min().item()]
 
 
+@pytest.mark.parametrize("scope", ["tensor", "global", "weights"])
+def test_after_local_steps_the_bound_is_in_units_of_the_gradient(scope):
+    local = LocalTraining(2, 2, 0.1)
+    update, hidden = shared(TopK(0.5, scope), local=local)
+    reading, target = TopK(0.5, scope).counter(nn.Identity(), update), update.as_gradients()
+    kept = {name: g.abs().flatten(1).masked_fill((g == 0).flatten(1), math.inf) for name, g in target.items()}
+    pruned = [name for name, g in target.items() if scope != "weights" or g.ndim > 2]
+    assert list(reading.slack) == pruned
+    for name in pruned:
+        smallest = (torch.cat(list(kept.values()), 1) if scope == "global" else kept[name]).amin(1)
+        expected = torch.where(target[name] == 0, smallest.view(-1, *[1] * (target[name].ndim - 1)), 0.0)
+        torch.testing.assert_close(reading.slack[name], expected, rtol=1e-6, atol=0)
+        assert ((hidden[name] * update.scale - target[name]).abs() <= reading.slack[name] * (1 + 1e-6)).all()
+
+
 def test_zeros_that_were_not_pruned_are_known_to_be_zero():
     gradients = {"a": torch.tensor([[0.0, 0, 0, 0, 5]])}
     update = SharedUpdate(gradients, 1, (1, 1, 1), 2, ThreatModel(), "none")

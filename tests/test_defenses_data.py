@@ -33,6 +33,22 @@ def test_outpost_perturbs_at_the_first_iteration_and_leaves_its_zeros(model, pho
     assert ((every == 0).double().mean(1) >= 0.8 - 0.4).all()
 
 
+def test_outposts_noise_is_read_by_the_spread_of_each_tensor():
+    net = torch.nn.Module()
+    net.quiet, net.loud = (torch.nn.Parameter(torch.tensor([0.0, s, -s, 0.0])) for s in (0.3, 0.6))
+    variance = {"quiet": 0.06, "loud": 0.24}
+    gradients = {name: torch.tensor([[0.0, 0.0, 0.0, 5.0]]) for name in variance}
+    for clients, local in ((1, None), (4, None), (4, client.LocalTraining(2, 1, 0.1))):
+        threat = ThreatModel(observes=f"mean of {clients}")
+        update = client.SharedUpdate(gradients, clients, (1, 1, 1), 2, threat, "none", local)
+        reading = Outpost(noise_base=0.5).counter(net, update)
+        assert reading.noise_std == pytest.approx(0.5 * variance["quiet"] * abs(update.scale) / clients**0.5)
+        assert reading.weight["quiet"].tolist() == [[1, 1, 1, 1]]
+        assert reading.weight["loud"][0].tolist() == pytest.approx(
+            [1, 1, 1, (variance["quiet"] / variance["loud"]) ** 2]
+        )
+
+
 def test_outpost_leaves_later_updates_alone_more_and_more_often(model, photos):
     assert Outpost().probability == 1
     assert Outpost(iteration=8).probability == pytest.approx(0.5)
@@ -251,6 +267,21 @@ def test_ats_draws_a_policy_an_image_and_repeats_with_its_generator(photos):
     again, _ = ATS().encode(x, y, client.generator(0, 0))
     other, _ = ATS().encode(x, y, client.generator(0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other) and targets is y
+
+
+def test_the_privacy_score_is_the_area_under_the_cosines(model, photos):
+    x, y = photos.images[:1], photos.labels[:1]
+    random = client.generator(0, 0)
+    image = ATS(("0",), augment=False).transform(x[0], random)
+    noise = torch.rand(image.shape, generator=random)
+    points = torch.stack([noise, (image + noise) / 2, image])
+    gradients = client.image_gradients(model, points, y.expand(3))
+    cosine = [
+        torch.stack([F.cosine_similarity(g[i].flatten(), g[2].flatten(), 0) for g in gradients.values()]).mean()
+        for i in range(3)
+    ]
+    expected = (cosine[0] + 2 * cosine[1] + cosine[2]) / 4
+    assert privacy_score(model, x, y, "0", client.generator(0, 0), steps=2) == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_scores_tell_a_policy_that_changes_nothing(model, photos):

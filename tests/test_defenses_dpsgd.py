@@ -99,6 +99,27 @@ def test_the_truth_costs_an_attacker_who_clips_too_nothing(mlp, batch, defense, 
     assert cost[0] < 1e-10 < 1e-3 < cost[1]
 
 
+@pytest.mark.parametrize(("observes", "clients"), [("one client", 1), ("mean of 3", 3)])
+@pytest.mark.parametrize("expected", [None, 1, 5])
+def test_the_truth_costs_nothing_whatever_the_sum_is_divided_by(mlp, expected, observes, clients):
+    images = torch.rand(2, 6, 1, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels, model = torch.arange(12).view(2, 6) % 4, mlp.double()
+    threat = ThreatModel(observes=observes)
+    defense = DPSGD(0.05, 0.0, expected_batch=expected)
+    update = share(model, images, labels, defense=defense, threat=threat)
+    soft = torch.nn.functional.one_hot(labels, 4).double()
+    objective = Matching(model, defense.counter(model, update), lambda x, t: (x.view(-1, 6, 1, 3, 3), soft[t]))
+    assert objective(images.flatten(1), torch.arange(2))[0].max() < 1e-20
+    assert objective(0.5 * images.flatten(1), torch.arange(2))[0].min() > 1e-12
+    # and the noise is that of a mean over clients of sums over the expected batch
+    noisy = DPSGD(0.05, 2.0, expected_batch=expected)
+    size = expected or 6 // clients
+    assert noisy.counter(model, update).noise_std == pytest.approx(2.0 * 0.05 / size / math.sqrt(clients))
+    seen = share(model, images, labels, defense=noisy, threat=threat).gradients
+    noise = torch.cat([(seen[name] - g).flatten() for name, g in update.gradients.items()])
+    assert noise.std().item() == pytest.approx(noisy.counter(model, update).noise_std, rel=0.02)
+
+
 # --- DP-SGD -----------------------------------------------------------------------------------------------------------
 
 

@@ -264,6 +264,15 @@ def test_snapshots_say_what_was_spent():
             assert (found.history.objective[1:].diff(dim=0) <= 0).all()  # of the best so far; it begins with the start
 
 
+def test_the_regulariser_is_of_what_enters_the_generator():
+    model, (x, y) = victim(), batch(2)
+    z = 3 * torch.randn(2, LATENT, generator=torch.Generator().manual_seed(1))
+    for bound, entered in (("tanh", z.tanh()), ("none", z)):
+        attack = replace(SMALL, bound=bound, regularizer="norm", reg_weight=0.3)
+        expected = 0.3 * (entered.square().sum(1) - LATENT).square()
+        torch.testing.assert_close(_Search(attack, model, client.share(model, x, y), 0).penalty(z), expected)
+
+
 def test_the_mean_is_not_the_best():
     model, (x, y) = victim(), batch(1)
     update = client.share(model, x, y)

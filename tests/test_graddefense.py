@@ -280,6 +280,17 @@ def test_the_reading_of_several_victims_is_that_of_each(digits, root):
         torch.testing.assert_close(flat(both.weight)[i], flat(own.weight)[0])
 
 
+def test_the_noise_of_a_mean_is_its_square_root_smaller(model, batch, root):
+    defense = GradDefense(root, slices=10, perturbed=4, std=0.2)
+    update = share(model, *batch, defense=defense)
+    dummies = {name: g + 1e-3 for name, g in update.gradients.items()}
+    for clients, local in ((1, None), (4, None), (4, client.LocalTraining(1, 1, 0.5))):
+        seen = replace(update, threat=ThreatModel(observes=f"mean of {clients}"), local=local)
+        unit = abs(seen.scale) / clients**0.5
+        assert defense.counter(model, seen).noise_std == pytest.approx(0.4**0.5 * 0.2 * unit)
+        assert defense.reread(model, seen, dummies).observation.noise_std == pytest.approx(0.2 * unit)
+
+
 def test_the_reading_meets_the_attack(model, batch, root):
     defense = GradDefense(root, std=1e-2)
     update = share(model, *batch, defense=defense, threat=ThreatModel(defense_known=True))
@@ -298,6 +309,13 @@ def test_a_second_attack_sees_through_strong_noise(model, digits, root):
     assert (twice.images - images).square().mean() < 0.5 * (once.images - images).square().mean()
     with pytest.raises(ValueError, match="Rereading needs an update that grants a defense with `reread`.*got None"):
         attacks.Rereading(attack)(model, replace(update, defense=None))
+
+
+def test_a_second_look_costs_one_gradient_and_another_attack(model, batch, root):
+    threat = ThreatModel(labels="known", defense_known=True)
+    update = share(model, *batch, threat=threat, defense=GradDefense(root, std=1e-2))
+    adam = attacks.InvertingGradients(iterations=2)
+    assert (attacks.Rereading(adam)(model, update).evaluations == 2 * adam(model, update).evaluations + 1).all()
 
 
 def test_clipping_takes_the_images_of_the_noisy_slices_only(model, digits, root):

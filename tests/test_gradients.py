@@ -238,6 +238,25 @@ def test_a_hidden_order_gives_the_labels_of_the_first_pass():
     assert own.alone(points, rows).max() < 1e-20
 
 
+def test_labels_in_a_hidden_order_are_those_of_the_first_of_several_passes():
+    model, (x, y) = net(), batch(6, trials=2)
+    threat, local = ThreatModel(labels="known"), LocalTraining(3, 2, 0.1, shuffle=True)
+    hidden = share(model, x, y, local=local, threat=threat, seed=3)
+    shown = share(model, x, y, local=replace(local, order_known=True), threat=threat, seed=3)
+    assert not torch.equal(shown.order[:, 0], shown.order[:, -1])
+    assert torch.equal(hidden.labels, y.gather(1, shown.order[:, 0]))
+
+
+def test_trials_are_matched_in_their_own_order_of_images():
+    model, (x, y) = net(), batch(4, trials=3)
+    local = LocalTraining(2, 2, 0.1, shuffle=True, order_known=True)
+    update = share(model, x, y, local=local, threat=ThreatModel(labels="known"))
+    own, points, _ = objective(model, update, x, y)
+    some = torch.tensor([2, 0])
+    assert own(points[some], some)[0].max() < 1e-20
+    assert own.alone(points[[1]], torch.tensor([1])).max() < 1e-20
+
+
 def test_an_update_of_layers_that_are_not_trained_is_refused():
     model, (x, y) = net(), batch(2)
     whole = share(model, x, y)

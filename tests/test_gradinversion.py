@@ -14,7 +14,7 @@ from reprolib.client import LocalTraining, ThreatModel
 from reprolib.experiments import gradinversion
 from reprolib.matching import Matching, Observation
 from reprolib.models import fingerprint
-from reprolib.optimizers import langevin_adam, warm_cosine
+from reprolib.optimizers import Minimum, langevin_adam, warm_cosine
 
 SHAPE, CLASSES = (3, 12, 12), 6
 NORMAL = ((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
@@ -164,6 +164,13 @@ def test_variations_of_flat_and_sloping_images():
     assert priors.mean_norm(torch.ones(1, 2, 1, 3, 3)).item() == pytest.approx(3)
 
 
+def test_the_four_directions_of_four_pixels():
+    a, b, c, d = 0.1, 0.5, 0.3, 1.0
+    image = torch.tensor([[[[[a, b], [c, d]]]]], dtype=torch.float64)
+    expected = math.hypot(b - a, d - c) + math.hypot(c - a, d - b) + abs(d - a) + abs(c - b)
+    assert priors.four_direction_variation(image).item() == pytest.approx(expected)
+
+
 def test_seeds_that_are_equal_agree_on_themselves():
     x = torch.rand(1, 2, 3, 16, 16).expand(4, -1, -1, -1, -1).clone().requires_grad_()
     for registration in ("none", "translation", "affine"):
@@ -184,6 +191,14 @@ def test_shifted_seeds_are_moved_back():
     inside = (slice(None), slice(None), slice(6, -6), slice(6, -6))
     lazy, moved = priors.consensus(seeds), priors.consensus(seeds, "translation")
     assert (moved - image)[inside].abs().max() < 1e-5 < (lazy - image)[inside].abs().max()
+
+
+@pytest.mark.parametrize("shift", [(2, 2), (-2, -2), (2, -2), (-2, 0), (0, 2)])
+def test_every_shift_up_to_an_eighth_of_the_height_is_found(shift):
+    image = smooth(16)
+    moved = priors.registered(image.roll(shift, (2, 3)), image, "translation")
+    inside = (slice(None), slice(None), slice(4, -4), slice(4, -4))
+    torch.testing.assert_close(moved[inside], image[inside], rtol=0, atol=1e-6)
 
 
 def test_affine_registration_brings_a_turned_image_nearer_and_never_takes_one_away():
@@ -326,6 +341,82 @@ def test_the_slope_of_all_terms_agrees_with_finite_differences(mode):
     direction = torch.randn(1, 216, generator=random, dtype=torch.float64)
     up, down = (objective(z + e * direction, rows)[0] for e in (1e-5, -1e-5))
     assert ((up - down) / 2e-5).item() == pytest.approx((slope * direction).sum().item(), rel=1e-5)
+
+
+def searched(attack, seeds=2, **threat):
+    """A search on one update of a normalised victim, and the points of its rows at the pixels given."""
+    model, (x, y) = victim(), batch()
+    update = client.share(model, x, y, threat=replace(known(), **threat))
+    search = attacks.gradinversion._Search(replace(attack, seeds=seeds), model, update, y, 0)
+    mean, std = (torch.tensor(part, dtype=torch.float64).view(3, 1, 1) for part in NORMAL)
+    return search, lambda pixels: ((pixels - mean) / std).view(len(pixels), -1)
+
+
+@pytest.mark.parametrize("registration", ["none", "translation", "affine"])
+def test_seeds_that_agree_pay_nothing_for_it_and_others_their_distance_in_the_victims_units(registration):
+    weight = 3.0
+    plain = replace(SHORT, total_variation=0.0, energy=0.0, registration=registration, group_start=0, group_every=1)
+    with_group, without = (searched(replace(plain, group=group)) for group in (weight, 0.0))
+    rows, (x, _) = torch.arange(2), batch()
+
+    def term(pixels):
+        return (
+            with_group[0].objective(with_group[1](pixels), rows)[0] - without[0].objective(without[1](pixels), rows)[0]
+        )
+
+    assert term(x.expand(2, -1, -1, -1, -1)).abs().max() < 1e-9
+    if registration == "none":  # two seeds are each half of their distance from their mean
+        pixels = torch.cat([x, 0.5 * x])
+        away = (with_group[1](pixels)[0] - with_group[1](pixels)[1]).norm() / 2
+        torch.testing.assert_close(term(pixels), weight * away.expand(2))
+
+
+@pytest.mark.parametrize("form", ["mean_norm", "norm", "mean_square"])
+def test_the_priors_are_of_the_victims_units(form):
+    search, _ = searched(replace(SHORT, total_variation=0.0, energy=1.0, energy_form=form))
+    mean, std = (torch.tensor(part, dtype=torch.float64).view(3, 1, 1) for part in NORMAL)
+    grey = mean.expand(1, 3, *SHAPE)
+    rows = torch.arange(1)
+    assert search.prior(grey, rows).item() < 1e-5, "the mean image has no energy"
+    pixels = math.prod(SHAPE)
+    energy = {"mean_norm": 2 * pixels**0.5, "norm": 2 * (3 * pixels) ** 0.5, "mean_square": 4.0}[form]
+    assert search.prior(grey + 2 * std, rows).item() == pytest.approx(energy)
+    smooth, _ = searched(replace(SHORT, total_variation=1.0, energy=0.0, smoothness="mean"))
+    slope = 0.01 * torch.arange(12, dtype=torch.float64).expand(1, 3, *SHAPE)
+    assert smooth.prior(slope, rows).item() == pytest.approx(0.01 * (1 / std).mean().item())
+
+
+def test_a_trial_has_diverged_when_all_its_seeds_have_and_the_others_are_chosen_from():
+    model, (x, y) = victim(), batch(3)
+    update = client.share(model, x, y, threat=known())
+    search = attacks.gradinversion._Search(SHORT, model, update, y, 0)
+    mean, std = (torch.tensor(part, dtype=torch.float64).view(3, 1, 1) for part in NORMAL)
+    truth, other = (((pixels - mean) / std).view(3, -1) for pixels in (x, 0.5 * x))
+    minimum = Minimum.start(torch.stack([truth, other], 1).flatten(0, 1))  # the first seed of each trial is better
+    minimum.diverged = torch.tensor([True, False, False, False, True, True])
+    found = search._result(minimum, [], torch.arange(6), 0.0)
+    assert found.diverged.tolist() == [False, False, True]
+    torch.testing.assert_close(found.raw[0], 0.5 * x[0])
+    torch.testing.assert_close(found.raw[1], x[1])
+    assert found.objective[1] < 1e-6 < found.objective[0] < math.inf == found.objective[2]
+
+
+def test_the_weight_of_the_first_layer_is_the_firsts_alone():
+    seen = {"first": (torch.tensor([[3.0, 4.0]]), torch.ones(1, 2)), "last": (torch.ones(1, 1), torch.tensor([[3.0]]))}
+    targets = {"first": (torch.zeros(1, 2), torch.ones(1, 2)), "last": (torch.ones(1, 1), torch.ones(1, 1))}
+    trial = torch.arange(1)
+    assert priors.batch_norm_distance(seen, targets, trial, first=10.0).item() == pytest.approx(10 * 5 + 2)
+    assert priors.batch_norm_distance(seen, targets, trial, 10.0, squared=True).item() == pytest.approx(10 * 25 + 4)
+
+
+def test_several_clients_buffers_give_the_mean_of_their_statistics_back():
+    model, (x, y) = victim(), batch(2, size=4)
+    threat = replace(known("train", "buffers"), observes="mean of 2")
+    buffers = client.share(model, x, y, threat=threat)
+    exact = client.share(model, x, y, threat=replace(threat, batch_norm="exact"))
+    for layer, pair in client.batch_statistics(model, buffers).items():
+        for found, expected in zip(pair, exact.batch_norm[layer], strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_balanced_terms_start_equal():

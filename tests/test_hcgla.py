@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -43,6 +45,26 @@ def test_the_truth_costs_nothing_under_the_mask(victim):
     }
     assert (cost["all"] < 1e-10).all() and (cost["all"] < cost["head"]).all() and (cost["head"] < cost["none"]).all()
     assert (at_truth(attacks.HCGLA(start="random", mask="none"), victim, x, told) < 1e-10).all(), "the counter's slack"
+
+
+def test_the_mask_of_the_head_is_of_its_weight_alone(victim):
+    x, y = batch()
+    clean = client.share(victim, x, y, threat=KNOWN)
+    holes = {"head.weight": (slice(None), 0), "head.bias": (slice(None), 1), "conv1.bias": (slice(None), 2)}
+    gradients = {name: g.clone() for name, g in clean.gradients.items()}
+    for name, hole in holes.items():
+        gradients[name][hole] = 0.0
+    lost = {
+        name: clean.gradients[name][hole].flatten(1 if name == "head.weight" else 0) for name, hole in holes.items()
+    }
+    square = {name: values.view(2, -1).square().sum(1) for name, values in lost.items()}
+    cost = {
+        mask: at_truth(attacks.HCGLA(start="random", mask=mask), victim, x, replace(clean, gradients=gradients))
+        for mask in ("all", "head", "none")
+    }
+    torch.testing.assert_close(cost["none"], sum(square.values()), rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(cost["head"], square["head.bias"] + square["conv1.bias"], rtol=1e-4, atol=1e-8)
+    assert cost["all"].max() < 1e-10
 
 
 def test_without_compression_and_generator_it_is_dlg_with_the_label_given(victim):

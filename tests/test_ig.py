@@ -68,6 +68,29 @@ def test_total_variation_is_a_mean():
     assert priors.total_variation(torch.cat([board, board], 1)).item() == pytest.approx(2)
 
 
+def test_the_prior_is_of_the_victims_units():
+    model, (x, y) = victim(), batch(1)
+    update = client.share(model, x, y, threat=KNOWN)
+    problem = attacks.ig._Problem(
+        attacks.InvertingGradients(total_variation=2.0), model, update, Observation(update.gradients), y, 0
+    )
+    slope = 0.05 * torch.arange(8, dtype=torch.float64).expand(1, 1, *SHAPE)
+    trial = torch.arange(1)
+    expected = 2.0 * 0.05 * sum(1 / std for std in NORMAL[1]) / 3
+    assert problem.prior(slope, trial).item() == pytest.approx(expected)
+    normalised = model.normalize(slope[0]).view(1, -1)  # as the optimiser's rows have it
+    whole, alone = (problem.matching(trial, prior)(normalised, trial)[0] for prior in (problem.prior, None))
+    assert (whole - alone).item() == pytest.approx(expected)
+
+
+def test_the_largest_row_is_that_of_the_largest_magnitude():
+    weight = torch.tensor([[[2.0, 4.0], [-9.0, 3.0]]])
+    bias = torch.tensor([[2.0, -3.0]])
+    assert attacks.linear_inputs(weight, bias, "largest").tolist() == [[3.0, -1.0]]
+    mixed = (2 * weight[0, 0] - 3 * weight[0, 1]) / (4 + 9)
+    torch.testing.assert_close(attacks.linear_inputs(weight, bias)[0], mixed)
+
+
 # --- closed forms
 
 

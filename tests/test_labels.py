@@ -194,6 +194,29 @@ def test_repeated_labels_are_counted_by_the_greedy_rules():
     assert labels.infer_counts(weight, bias, 4, "wainakh").sum() == 4
 
 
+def test_greedy_rules_by_hand():
+    def counted(rule, values, size):
+        values = torch.tensor([values], dtype=torch.float64)
+        return labels.infer_counts(values[:, :, None], values, size, rule)[0].tolist()
+
+    # LLG: one label is worth (6 + 2.5) (1 + 1/3) / 2 = 5.67, which brings class 0 to -0.33, above class 1
+    assert counted("wainakh", [-6.0, -2.5, 5.0], 2) == [1, 1, 0]
+    # one label is worth (0.31 + 0.29) / 4 = 0.15: both classes once, then -0.16 and -0.14, then -0.01 and -0.14
+    assert counted("bias_corrected", [-0.31, -0.29, 0.6], 4) == [2, 2, 0]
+    assert counted("bias_corrected", [-0.45, -0.15, 0.6], 4) == [3, 1, 0]
+    # 4 (1/3 - g) = 2.53, 1.93, -0.47: the class with the largest rest comes first
+    assert counted("uniform", [-0.3, -0.15, 0.45], 4) == [2, 2, 0]
+
+
+def test_the_chance_of_two_classes_is_a_gaussian_of_their_gap():
+    scores, truth = torch.tensor([[0.0, 0.3], [0.2, -0.1], [0.5, 0.5]], dtype=torch.float64), torch.tensor([0, 0, 1])
+    gap = torch.tensor([0.3, -0.3, 0.0], dtype=torch.float64)
+    expected = torch.special.ndtr(gap / (2**0.5 * 0.25))  # the difference of two noises
+    torch.testing.assert_close(labels.chance_under_noise(scores, truth, 0.25), expected, rtol=0, atol=1e-6)
+    alike = torch.zeros(1, 7, dtype=torch.float64)  # of seven equal ones each is the lowest as often
+    assert labels.chance_under_noise(alike, torch.tensor([3]), 1.0).item() == pytest.approx(1 / 7, abs=1e-6)
+
+
 def test_unusable_arguments_are_refused():
     weight, bias = torch.ones(2, 4, 3), torch.ones(2, 4)
     with pytest.raises(ValueError, match="unknown rule 'sign': known rules are row_sum, bias, pairwise, norm"):

@@ -55,6 +55,14 @@ def test_batches_are_matched_before_the_loss(digits, model):
     assert found.images.shape == x.shape and found.evaluations[0] == 180
 
 
+def test_the_held_out_error_is_a_mean_over_images_however_they_are_split(digits, model):
+    auxiliary, victims = digits
+    update = share(model, *victims.batches(1, 1, seed=0))
+    # of 40 held-out images; a rate that moves nothing
+    whole, parts = (LearningToInvert(auxiliary, 8, 1, 1e-12, minibatch)(model, update) for minibatch in (40, 39))
+    torch.testing.assert_close(parts.objective, whole.objective, rtol=1e-5, atol=0)
+
+
 def test_several_victims_each_get_a_perceptron(digits):
     from reprolib.client import SharedUpdate
     from reprolib.models import Victims

@@ -132,6 +132,14 @@ def test_score_has_a_row_an_image(images):
     assert "rank" not in table
 
 
+def test_what_is_said_of_an_image_goes_with_it(images):
+    order = torch.tensor([2, 0, 1])
+    outcome = Outcome(images[:, order], _labels()[:, order])
+    outcome.lost = torch.tensor([[True, False, False]] * 4)  # of the first one found, which is the last true one
+    table = metrics.score(outcome, images, _labels())
+    assert table["lost"].tolist() == [False, False, True] * 4 and table["label_correct"].all()
+
+
 def test_identification_in_a_pool(images):
     pool = torch.rand(99, 3, 16, 16, generator=torch.Generator().manual_seed(5))
     raw = images.clone()

@@ -468,6 +468,36 @@ def test_averaging_is_the_mean_gradient_over_fresh_noise():
     torch.testing.assert_close(objective(images.flatten(1), trials)[0], cosine(mean, reading, trials).detach())
 
 
+def test_three_passes_of_one_noise_are_one_pass():
+    images, labels = batch(2, dtype=torch.float64)
+    model = SMALL.extend(victim(dtype=torch.float64))
+    update = share(victim(dtype=torch.float64), images, labels, defense=SMALL, threat=TOLD)
+    y, trials, noise = soft(labels, torch.float64), torch.arange(2), client_noise(model, 2)
+    drawn = {name: values.double() for name, values in noise.items()}
+
+    def cost(passes):
+        reading = Observation(update.gradients, penalty=True)
+        parts = lambda x, of: (x.view(-1, *images.shape[1:]), y[of])  # noqa: E731
+        return matching.Matching(model, reading, parts, noise=lambda x, of: [drawn] * passes)
+
+    dummies = 0.5 * images.flatten(1)
+    for once, thrice in zip(cost(1)(dummies, trials), cost(3)(dummies, trials), strict=True):
+        torch.testing.assert_close(once, thrice)
+    assert cost(3)(images.flatten(1), trials)[0].max() < 1e-20
+
+
+def test_noise_that_is_drawn_once_is_a_trials_own():
+    images, labels = batch(3)
+    model = SMALL.extend(victim())
+    update = share(victim(), images, labels, defense=SMALL, threat=TOLD)
+    defense = replace(SMALL, against=Counter("all", "fixed"))
+    noise = defense.counter(model, update).noise[NOISE]
+    assert noise.shape == (3, 1, 16)
+    assert all((noise[i] - noise[j]).abs().max() > 0.1 for i in range(3) for j in range(i))
+    first = defense.counter(model, update.select([0])).noise[NOISE]
+    assert torch.equal(first, noise[:1])
+
+
 @pytest.mark.parametrize(
     "attack",
     [attacks.DLG(iterations=2, labels="known"), replace(attacks.GradInversion.balanced().compressed(3), gradient=0.1)],

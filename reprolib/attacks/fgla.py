@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -207,7 +208,7 @@ class FGLA:
 
     def decode(self, features: Tensor) -> Tensor:
         """Features [T, B, F] to images [T, B, C, H, W], without gradient; every trial is a batch of its own."""
-        network = self.decoder
+        network = copy.deepcopy(self.decoder).to(features.device)
         if self.decoder_mode == "train" or network.training:
             network = client.worker(network, self.decoder_mode)
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 import time
@@ -140,8 +141,9 @@ class HCGLA:
             drawn = [torch.randn(pixels, generator=generator(seed, trial, 0)) for trial in range(update.trials)]
             return torch.stack(drawn).to(weight)
         rows = rows_of_labels(weight, update.labels) if self.start == "generated" else weight
+        network = copy.deepcopy(self.generator).to(rows.device)
         with torch.no_grad():
-            images = torch.stack([self.generator(own) for own in rows])
+            images = torch.stack([network(own) for own in rows])
         if self.start == "mean_of_rows":
             images = images.mean(1, keepdim=True)
         return images.flatten(1)

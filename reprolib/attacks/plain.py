@@ -83,9 +83,9 @@ class PlainDLG:
             if not (image.isfinite().all() and logits.isfinite().all()):
                 break
             last = (image.detach().clone(), logits.detach().clone())
-        diverged = torch.tensor(not bool(image.isfinite().all()))
+        diverged = ~image.isfinite().all()
         value = objective(model, target, last[0], last[1].softmax(-1)).detach()
-        return last[0], last[1].argmax(-1), value, torch.tensor(spent), diverged
+        return last[0], last[1].argmax(-1), value, torch.tensor(spent, device=device), diverged
 
 
 def objective(model: nn.Module, target: dict[str, Tensor], image: Tensor, soft_label: Tensor) -> Tensor:
