@@ -893,7 +893,7 @@ def _lost(here: pd.DataFrame, there: pd.DataFrame) -> np.ndarray:
     if not all({"mse", "objective"} <= set(table) for table in (here, there)):
         return np.zeros(len(here), dtype=bool)
     away = (here.mse.to_numpy() > LOST) & (there.mse.to_numpy() > LOST)
-    return away & ~_near(here.objective.to_numpy(), there.objective.to_numpy(), False)
+    return away & ~_near(here.objective.to_numpy(), there.objective.to_numpy(), True)
 
 
 def _paired(old: pd.DataFrame, new: pd.DataFrame) -> tuple[list[str], list[int], list[int], int, int]:
