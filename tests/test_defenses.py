@@ -299,6 +299,14 @@ def test_slack_of_int8_is_half_a_step_of_each_tensor_and_trial():
         torch.testing.assert_close(slack[name].flatten(), g.abs().flatten(1).amax(1) / 254)
 
 
+@pytest.mark.parametrize("rate", [0.1, 5.0])
+def test_slack_of_what_was_rounded_is_in_units_of_the_gradient(rate):
+    update, _ = shared(CastPrecision("int8"), local=LocalTraining(1, 4, rate))
+    reading = CastPrecision("int8").counter(nn.Identity(), update)
+    for name, target in reading.target.items():
+        torch.testing.assert_close(reading.slack[name].flatten(), target.abs().flatten(1).amax(1) / 254)
+
+
 def test_the_law_and_level_of_noise_are_read_in_gradient_units():
     for defense, law in ((GaussianNoise(0.2), "gaussian"), (LaplaceNoise(0.2), "laplace")):
         update, _ = shared(defense)

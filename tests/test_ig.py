@@ -59,6 +59,13 @@ def test_masked_and_pruned_entries_do_not_count_for_the_cosine():
     assert cosine(dummy, Observation(seen), torch.arange(1)).item() > 0.5
 
 
+def test_rounded_entries_count_for_the_cosine():
+    seen = {"w": torch.tensor([[1.0, 2.0, 0.0]])}
+    dummy = {"w": torch.tensor([[2.0, 1.0, 0.0]])}
+    rounded = Observation(seen, slack={"w": torch.tensor([[0.5, 0.5, 0.0]])})
+    assert cosine(dummy, rounded, torch.arange(1)).item() == pytest.approx(1 - 4 / 5)
+
+
 def test_total_variation_is_a_mean():
     assert priors.total_variation(torch.full((1, 1, 3, 4, 4), 0.3)).item() == 0
     ramp = torch.arange(6.0).mul(0.1).expand(1, 1, 3, 6, 6)

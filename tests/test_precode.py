@@ -486,6 +486,26 @@ def test_three_passes_of_one_noise_are_one_pass():
     assert cost(3)(images.flatten(1), trials)[0].max() < 1e-20
 
 
+def test_a_composition_reads_the_bottleneck_as_its_member_does():
+    images, labels = batch(2)
+    member = replace(SMALL, against=Counter("all", "resample", draws=3, penalty=True))
+    defense = Compose([member, GaussianNoise(0.1)])
+    model = defense.extend(victim())
+    update = share(victim(), images, labels, defense=defense, threat=TOLD)
+    whole, own = defense.counter(model, update), member.counter(model, update)
+    assert (whole.noise, whole.draws, whole.penalty) == (own.noise, own.draws, own.penalty) == ("resample", 3, True)
+
+
+def test_the_seeds_of_an_update_draw_their_noise_apart():
+    images, labels = batch(2, dtype=torch.float64)
+    model = SMALL.extend(victim(dtype=torch.float64))
+    update = share(victim(dtype=torch.float64), images, labels, defense=SMALL, threat=ThreatModel(labels="known"))
+    attack = attacks.GradInversion(iterations=3, warmup=1, gradient=1.0, labels="known", seeds=2, group=0.0)
+    search = attacks.gradinversion._Search(attack, model, update, labels, 0)
+    at_one_point = search.distance.alone(images.flatten(1).repeat_interleave(2, 0), torch.arange(4)).view(2, 2)
+    assert ((at_one_point[:, 0] - at_one_point[:, 1]).abs() > 1e-6).all()
+
+
 def test_noise_that_is_drawn_once_is_a_trials_own():
     images, labels = batch(3)
     model = SMALL.extend(victim())
