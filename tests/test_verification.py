@@ -898,7 +898,10 @@ def test_what_a_replay_found_unverified_is_drawn_first(book, monkeypatch):
 def test_a_part_of_each_code_comes_before_others_that_wait(book, verify):
     verify()
     found, log = _found(book)
-    found = {name: dataclasses.replace(record, code="one") for name, record in found.items()}
+    found = {
+        name: dataclasses.replace(record, code="one", made=record.made | {"seconds": 1.0 + place})
+        for place, (name, record) in enumerate(found.items())
+    }
     quickest = min(sorted(found), key=lambda name: found[name].made["seconds"])
     assert list(verification._drawn(found, log, 0.0, set(found))) == [quickest], "all of them wait"
 
