@@ -239,7 +239,7 @@ def worker(model: nn.Module, mode: Mode) -> nn.Module:
         raise ValueError(f"the layers {recurrent} are recurrent: torch cannot differentiate them twice or in batches")
     for name, module in list(copied.named_modules()):
         for kind, written_out in _WRITTEN_OUT.items():
-            if isinstance(module, kind) and name and (own := written_out.of(module)) is not None:
+            if isinstance(module, kind) and name and (own := written_out.standing_for(module)) is not None:
                 copied.set_submodule(name, own)
     return copied
 
@@ -272,7 +272,7 @@ class _NormOfTheBatch(_BatchNorm):
         self.train(like.training)
 
     @classmethod
-    def of(cls, like: _BatchNorm) -> _NormOfTheBatch | None:
+    def standing_for(cls, like: _BatchNorm) -> _NormOfTheBatch | None:
         """In its place where it takes the batch's statistics; None where it takes the running ones."""
         return cls(like) if like.training or like.running_mean is None else None
 
@@ -293,7 +293,7 @@ class _LayerNorm(nn.Module):
         self.weight, self.bias, self.eps, self.axes = like.weight, like.bias, like.eps, len(like.normalized_shape)
 
     @classmethod
-    def of(cls, like: nn.LayerNorm) -> _LayerNorm:
+    def standing_for(cls, like: nn.LayerNorm) -> _LayerNorm:
         return cls(like)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -313,7 +313,7 @@ class _InstanceNorm(nn.Module):
         self.register_buffer("variance", like.running_var.clone() if running else None)
 
     @classmethod
-    def of(cls, like: nn.modules.instancenorm._InstanceNorm) -> _InstanceNorm:
+    def standing_for(cls, like: nn.modules.instancenorm._InstanceNorm) -> _InstanceNorm:
         return cls(like)
 
     def forward(self, input: Tensor) -> Tensor:

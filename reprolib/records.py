@@ -9,24 +9,20 @@ Source: design section 4.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
 import dis
 import hashlib
 import inspect
-import io
 import json
 import math
 import os
 import sys
-import tokenize
 import types
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +32,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from reprolib import data, models, results
+from reprolib import data, models, results, sources
 from reprolib.atomic import write_atomic
 
 SCHEMA = 2
 """Raised when the layout of a record changes; `load` refuses any other."""
-
-PACKAGE = Path(__file__).resolve().parent
-
-# Files that show measurements and make none: a part's result does not depend on them.
-PRESENTATION = {"chapter", "claims", "verdicts", "clone", "figures", "results", "report", "runner", "cli", "records"}
-PRESENTATION |= {"ledger", "verification", "atomic", "intervals", "opening", "checked"}
 
 
 # --- what a part was given --------------------------------------------------------------------------------------------
@@ -204,22 +194,28 @@ def _unwrapped(function: types.FunctionType) -> types.FunctionType:
 
 def _source_of_function(function: types.FunctionType, where: str) -> str:
     try:
-        return without_prose(inspect.getsource(function))
+        return sources.without_prose(inspect.getsource(function))
     except (OSError, TypeError) as error:
         raise ValueError(f"{where} is a function without source: define it in a cell or in a file") from error
 
 
 def _source_of_file(module: types.ModuleType) -> str:
     file = getattr(module, "__file__", None)
-    return without_prose(Path(file).read_text(encoding="utf-8")) if file else ""
+    return sources.without_prose(Path(file).read_text(encoding="utf-8")) if file else ""
 
 
-def _globals_of(function: types.FunctionType) -> Iterator[tuple[str, str, Any]]:
-    """The values of earlier cells that a function reads: name, the attribute that is taken of it or "", value."""
+def _codes_of(function: types.FunctionType) -> Iterator[types.CodeType]:
+    """The code of a function and of those that it defines inside."""
     codes = [function.__code__]
     while codes:
         code = codes.pop()
         codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+        yield code
+
+
+def _globals_of(function: types.FunctionType) -> Iterator[tuple[str, str, Any]]:
+    """The values of earlier cells that a function reads: name, the attribute that is taken of it or "", value."""
+    for code in _codes_of(function):
         steps = [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
         for step, after in zip(steps, [*steps[1:], None], strict=True):
             if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in function.__globals__:
@@ -259,115 +255,58 @@ def _members(kind: type) -> dict[str, Any]:
 
 
 def code_fingerprint(function: Callable[..., Any], inputs: Mapping[str, Any]) -> str:
-    """16 hex digits over the sources that a part runs, without their comments and docstrings.
+    """16 hex digits over what a part runs, without comments, docstrings and annotations.
 
-    They are the modules of `function` and of the classes of its inputs, and every module of reprolib that these import,
-    directly or not, as far as it measures: files that only show what was measured do not count. Of a notebook's own
-    function or class they are its source, and the modules of what it reads.
+    It is everything of reprolib that `function` and the classes of its inputs can reach, definition by definition, as
+    far as it measures: what only shows what was measured does not count, nor does the file that a definition stands in
+    (`sources.reached`). Of a notebook's own function or class it is its source, and what that reaches.
     """
-    texts, roots, seen, ahead = set(), set(), set(), [*_things(function), *_things(inputs)]
+    own, roots, called = _begins(function, inputs)
+    return hashlib.sha256("\0".join(sorted(own | sources.texts(roots, called))).encode()).hexdigest()[:16]
+
+
+def _begins(function: Callable[..., Any], inputs: Mapping[str, Any]) -> tuple[set[str], set[sources.Place], set[str]]:
+    """Where a part begins: sources of the notebook's own, places in the library, and names that it may look up."""
+    texts, roots, called, seen, ahead = set(), set(), set(), set(), [*_things(function), *_things(inputs)]
     while ahead:
         thing = ahead.pop()
         if id(thing) in seen:
             continue
         seen.add(id(thing))
-        module = thing.__name__ if isinstance(thing, types.ModuleType) else thing.__module__
-        origin = _origin(module)
+        if isinstance(thing, str):
+            called.add(thing)
+            continue
+        origin = _origin(thing.__name__ if isinstance(thing, types.ModuleType) else thing.__module__)
         if origin == "library":
-            roots.add(module)
+            roots |= set(_places(thing))
         elif origin == "own" and isinstance(thing, types.ModuleType):
             texts.add(_source_of_file(thing))
         elif origin == "own" and isinstance(thing, types.FunctionType):
             texts.add(_source_of_function(thing, thing.__qualname__))
+            for code in _codes_of(thing):
+                ahead += [name for name in (*code.co_names, *code.co_consts) if isinstance(name, str)]
             for _, attribute, value in _globals_of(thing):  # of a module what is taken from it, not all of it
                 ahead += _things(getattr(value, attribute, value) if isinstance(value, types.ModuleType) else value)
             ahead += _things([_closure_of(thing), _defaults_of(thing)])
         elif origin == "own":
             ahead += _things(_members(thing))
             ahead += [base for base in thing.__mro__ if _origin(base.__module__) == "library"]
-    for module in _reached(frozenset(roots)):
-        texts.add(f"{module}\n{_source_of(module)}")
-    return hashlib.sha256("\0".join(sorted(texts)).encode()).hexdigest()[:16]
+    return texts, roots, called
 
 
-def without_prose(source: str) -> str:
-    """Python source without comments, docstrings, blank lines and line breaks in brackets: what it runs.
-
-    A line is a statement: its tokens with a space between, indented by its depth. So an edit of prose leaves it equal,
-    and any other edit does not. The text is the same under every version of Python. Of lines that are no whole
-    statement, such as those of some lambdas, only the white space at their ends goes.
-    """
-    source = source.lstrip("\n")
-    indented = source[:1] in (" ", "\t")  # a method
-    text = f"if True:\n{source}" if indented else source
-    rows = text.split("\n")
-    try:
-        prose = _prose(ast.parse(text), rows)
-    except SyntaxError:
-        return "\n".join(line.strip() for line in source.splitlines() if line.strip())
-    lines, line, depth, until = [], [], -1 if indented else 0, (0, 0)
-    nested, began = 0, (0, 0)
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        kind = tokenize.tok_name[token.type]
-        if kind == "INDENT":
-            depth += 1
-        elif kind == "DEDENT":
-            depth -= 1
-        elif token.start < until or kind in ("COMMENT", "NL", "ENDMARKER"):
-            continue
-        elif token.start in prose and not nested:
-            until, alone = prose[token.start]
-            line += ["pass"] if alone else []
-        elif kind.endswith("STRING_START"):  # of a formatted string, which before Python 3.12 is one token
-            nested, began = nested + 1, began if nested else token.start
-        elif kind.endswith("STRING_END"):
-            nested -= 1
-            line += [] if nested else [_between(rows, began, token.end)]
-        elif nested:
-            continue
-        elif kind == "NEWLINE":
-            lines += [" " * depth + " ".join(line)] if line else []
-            line = []
-        elif line or token.string != ";":
-            line.append(token.string)
-    return "\n".join(lines[indented:])
-
-
-def _prose(tree: ast.AST, rows: list[str]) -> dict[tuple[int, int], tuple[tuple[int, int], bool]]:
-    """Where statements begin that are nothing but a text, where each ends, and whether its block holds nothing else.
-
-    Places are (row from 1, character from 0), as the tokenizer counts.
-    """
-
-    def place(row: int, column: int) -> tuple[int, int]:
-        return row, len(rows[row - 1].encode()[:column].decode())  # the parser counts bytes
-
-    found = {}
-    for node in ast.walk(tree):
-        for _, block in ast.iter_fields(node):
-            steps = [step for step in block if isinstance(step, ast.Expr)] if isinstance(block, list) else []
-            values = [step.value for step in steps]
-            said = [
-                step
-                for step, value in zip(steps, values, strict=True)
-                if isinstance(value, ast.Constant) and isinstance(value.value, str)
-            ]
-            for step in said:
-                end = place(step.end_lineno, step.end_col_offset)
-                found[place(step.lineno, step.col_offset)] = end, len(said) == len(block) and step is said[0]
-    return found
-
-
-def _between(rows: list[str], start: tuple[int, int], end: tuple[int, int]) -> str:
-    """The text between two places."""
-    (first, left), (last, right) = start, end
-    if first == last:
-        return rows[first - 1][left:right]
-    return "\n".join([rows[first - 1][left:], *rows[first : last - 1], rows[last - 1][:right]])
+def _places(thing: Any) -> Iterator[sources.Place]:
+    """Where a module, class or function of the library is defined; its whole module if that cannot be told."""
+    if isinstance(thing, types.ModuleType):
+        yield thing.__name__, sources.WHOLE
+        return
+    outer, _, inner = thing.__qualname__.partition(".<locals>")[0].partition(".")
+    places = [(thing.__module__, outer)] + ([(thing.__module__, f"{outer}.{inner}")] if inner else [])
+    known = [place for place in places if sources.defines(place)]
+    yield from known or [(thing.__module__, sources.WHOLE)]
 
 
 def _things(value: Any) -> Iterator[Any]:
-    """The classes, functions and modules that a part's inputs bring with them."""
+    """The classes, functions and modules that a part's inputs bring with them, and their texts, which may name some."""
     if isinstance(value, Mapping):
         for item in value.values():
             yield from _things(item)
@@ -376,87 +315,21 @@ def _things(value: Any) -> Iterator[Any]:
             yield from _things(item)
     elif isinstance(value, types.FunctionType):
         yield _unwrapped(value)
-    elif isinstance(value, type | types.ModuleType):
+    elif isinstance(value, str | type | types.ModuleType):
         yield value
     elif isinstance(value, nn.Module):
         yield from dict.fromkeys(type(module) for module in value.modules())
-    elif isinstance(value, RecordedSet):
-        yield data.ImageSet  # which it stands for
+        yield from _things(
+            [held for one in value.modules() for held in vars(one).values() if dataclasses.is_dataclass(held)]
+        )
+    elif isinstance(value, RecordedSet | data.ImageSet):
+        yield data.ImageSet  # which a record stands for
     elif isinstance(value, types.SimpleNamespace):
         yield from _things(vars(value))
     elif dataclasses.is_dataclass(value):
         yield type(value)
         for field in dataclasses.fields(value):
             yield from _things(getattr(value, field.name))
-
-
-def _reached(roots: frozenset[str]) -> set[str]:
-    """The modules of reprolib that the roots import, directly or not, themselves included; none that only show."""
-    found, ahead = set(), list(roots)
-    while ahead:
-        module = ahead.pop()
-        if module in found or module.split(".")[1:2] and module.split(".")[1] in PRESENTATION:
-            continue
-        found.add(module)
-        ahead += _imported(module)
-    return found
-
-
-@cache
-def _file_of(module: str) -> Path | None:
-    path = PACKAGE.joinpath(*module.split(".")[1:])
-    return next((p for p in (path / "__init__.py", path.with_suffix(".py")) if p.is_file()), None)
-
-
-@cache
-def _text_of(module: str) -> str:
-    path = _file_of(module)
-    return path.read_text(encoding="utf-8") if path else ""
-
-
-def _source_of(module: str) -> str:
-    return _stripped(_text_of(module))
-
-
-_stripped = cache(without_prose)
-
-
-def _imported(module: str) -> list[str]:
-    """The modules of reprolib that one imports when it runs; a name passed on by a package leads to its home."""
-    return [_home_of(*step) if step[1] else step[0] for step in _imports(_text_of(module))]
-
-
-@cache
-def _imports(text: str) -> list[tuple[str, str]]:
-    """What a source takes of reprolib when it runs: (module, name), with "" for the module itself."""
-    tree, found = ast.parse(text), {}
-    typing_only = {
-        id(node)
-        for branch in ast.walk(tree)
-        if isinstance(branch, ast.If) and ast.unparse(branch.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
-        for step in branch.body
-        for node in ast.walk(step)
-    }
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
-        if isinstance(node, ast.Import):
-            found |= {(alias.name, ""): None for alias in node.names if alias.name.partition(".")[0] == "reprolib"}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "reprolib":
-            found |= {(node.module, alias.name): None for alias in node.names}
-    return list(found)
-
-
-def _home_of(package: str, name: str) -> str:
-    """The module that `from package import name` reaches."""
-    if _file_of(f"{package}.{name}") is not None:
-        return f"{package}.{name}"
-    path = _file_of(package)
-    if path is not None and path.name == "__init__.py":
-        for module, passed_on in _imports(_text_of(package)):
-            if passed_on == name and module not in (package, "reprolib"):
-                return _home_of(module, name)
-    return package
 
 
 # --- a record ---------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Records of parts: what tells inputs and code apart, what a file gives back, and what a comparison finds."""
 
+import ast
 import dataclasses
 import functools
 import hashlib
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import pandas as frames
 from torch import nn
 
-from reprolib import attacks, client, data, defenses, experiments, models, records, results, utility
+from reprolib import attacks, client, data, defenses, experiments, models, records, results, sources, utility
 from reprolib.client import ThreatModel
 
 LEVEL, CPU = 2, torch.device("cpu")
@@ -394,10 +395,10 @@ def test_the_function_of_an_object_is_not_taken_for_its_class():
 def package(tmp_path, monkeypatch):
     """A copy of the library whose sources may be edited: `edit(file, old, new)`."""
     copy = tmp_path / "reprolib"
-    shutil.copytree(records.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "templates"))
+    shutil.copytree(sources.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "templates"))
 
     def forget():
-        for cached in (records._file_of, records._text_of):
+        for cached in (sources.file_of, sources._text_of):
             cached.cache_clear()
 
     def edit(name, old, new):
@@ -407,7 +408,7 @@ def package(tmp_path, monkeypatch):
         path.write_text(text.replace(old, new, 1))
         forget()
 
-    monkeypatch.setattr(records, "PACKAGE", copy)
+    monkeypatch.setattr(sources, "PACKAGE", copy)
     forget()
     yield edit
     forget()
@@ -417,72 +418,88 @@ def _code(**inputs):
     return records.code_fingerprint(experiments.attack_trials, {"attack": attacks.DLG.stable()} | inputs)
 
 
-ADDED = "\n\ndef _added():\n    return 1\n"
+ADDED = "\n\ndef _added():\n    return 1\n\n\n_ANOTHER = 1\n"
 
 
-def _appended(edit, name, text=ADDED):
-    first = (records.PACKAGE / name).read_text().splitlines()[-1]
-    path = records.PACKAGE / name
-    whole = path.read_text()
-    edit(name, whole, whole + text)
-    assert first in path.read_text()
+def _appended(edit, name):
+    whole = (sources.PACKAGE / name).read_text()
+    edit(name, whole, whole + ADDED)
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["attacks/dlg.py", "optimizers.py", "matching.py", "client.py", "experiments/networks.py", "metrics.py", "data.py"],
+    ("module", "name"),
+    [
+        ("attacks.dlg", "DLG.__call__"),
+        ("optimizers", "BatchedLBFGS.step"),
+        ("client", "share"),
+        ("experiments.networks", "attack_trials"),
+        ("metrics", "score"),
+        ("gradients", "worker"),
+        ("models.lenet", "LeNet.forward"),
+        ("data", "ImageSet.batches"),
+    ],
 )
-def test_a_changed_line_in_a_module_that_a_part_reaches_changes_its_code(package, name):
-    before = _code()
-    _appended(package, name)
-    assert _code() != before
+def test_a_changed_line_in_a_function_that_a_part_reaches_changes_its_code(package, digits, module, name):
+    def code():
+        network = models.build("lenet", 10, (1, 8, 8), seed=0)
+        return _code(images=digits, model=network)
+
+    before, file = code(), f"{module.replace('.', '/')}.py"
+    text = (sources.PACKAGE / file).read_text()
+    kind, _, method = name.rpartition(".")
+    nodes = [one for one in ast.walk(ast.parse(text)) if getattr(one, "name", "") == (kind or method)]
+    inside = [one for one in nodes[0].body if getattr(one, "name", "") == method] if kind else nodes
+    lines = text.splitlines(keepends=True)
+    line = lines[inside[0].body[-1].lineno - 1]
+    indent = line[: len(line) - len(line.lstrip())]
+    lines.insert(inside[0].body[-1].lineno - 1, f"{indent}assert True\n")
+    package(file, text, "".join(lines))
+    assert code() != before
+    package(file, "".join(lines), text)
+    assert code() == before
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["chapter.py", "figures.py", "report.py", "ledger.py", "records.py", "verification.py", "runner.py", "claims.py"]
-    + ["verdicts.py", "intervals.py", "results.py", "cli.py"],
-)
-def test_a_change_in_what_only_shows_leaves_the_code_equal(package, name):
+@pytest.mark.parametrize("name", ["attacks/dlg.py", "client.py", "metrics.py", "data.py", "chapter.py", "figures.py"])
+def test_a_function_that_nothing_of_the_part_calls_leaves_the_code_equal(package, name):
     before = _code()
     _appended(package, name)
     assert _code() == before
+
+
+@pytest.mark.parametrize("name", ["chapter", "report", "ledger", "records", "verdicts", "intervals", "results"])
+def test_what_only_shows_leads_nowhere(name):
+    assert not any(module == f"reprolib.{name}" for module, _ in sources.reached([(f"reprolib.{name}", "*")]))
 
 
 def test_a_change_in_a_module_that_nothing_of_the_part_imports_leaves_the_code_equal(package):
     before = records.code_fingerprint(utility.with_defense, {"defense": defenses.TopK(0.9)})
-    _appended(package, "attacks/ggl.py")
-    _appended(package, "experiments/fgla.py")
-    (records.PACKAGE / "new_module.py").write_text("import torch\n")
+    (sources.PACKAGE / "attacks/ggl.py").write_text("")
+    (sources.PACKAGE / "new_module.py").write_text("import torch\n")
     assert records.code_fingerprint(utility.with_defense, {"defense": defenses.TopK(0.9)}) == before
 
 
-def test_an_edited_docstring_comment_and_blank_line_leave_the_code_equal(package):
+def test_prose_annotations_and_places_leave_the_code_equal(package):
     before = _code()
     package("attacks/dlg.py", '"""', '"""An edited sentence. ')
     package("optimizers.py", "import math\n", "\n# a comment\nimport math\n\n\n\n")
+    package("metrics.py", "images: Tensor", "images: Tensor | None")
+    text = (sources.PACKAGE / "matching.py").read_text()
+    (sources.PACKAGE / "moved.py").write_text(text)
+    names = [node.name for node in ast.parse(text).body if hasattr(node, "name")]
+    (sources.PACKAGE / "matching.py").write_text(f"from reprolib.moved import {', '.join(names)}\n")
+    package("matching.py", "from", "from")
     assert _code() == before
-    package("optimizers.py", "import math\n", "import math, json\n")
-    assert _code() != before
 
 
-def test_the_classes_of_inputs_bring_their_modules(package):
-    with_defense = _code(defense=defenses.Compose([defenses.SignCompression()]))
-    _appended(package, "defenses/sign.py")
-    assert _code(defense=defenses.Compose([defenses.SignCompression()])) != with_defense
+def test_the_classes_of_inputs_bring_what_they_reach(package):
+    def code():
+        return _code(defense=defenses.Compose([defenses.SignCompression()]))
 
-
-def test_what_is_imported_for_types_alone_does_not_count(package):
-    before = _code()
-    package("attacks/dlg.py", "import torch\n", "import torch\nfrom typing import TYPE_CHECKING\n")
-    counted = _code()
-    package("attacks/dlg.py", "import torch\n", "import torch\nif TYPE_CHECKING:\n    from reprolib import training\n")
-    reached = records._reached(frozenset({"reprolib.attacks.dlg"}))
-    assert before != counted and "reprolib.training" not in reached
-    package(
-        "attacks/dlg.py", "import torch\n", "import torch\nif not TYPE_CHECKING:\n    from reprolib import training\n"
-    )
-    assert "reprolib.training" in records._reached(frozenset({"reprolib.attacks.dlg"}))
+    before = code()
+    package("defenses/soteria.py", "class Soteria", "class Soteria2")
+    assert code() == before
+    package("defenses/sign.py", ".sign()", ".sign() * 1")
+    assert code() != before
 
 
 def _reads_the_library(x):
@@ -493,15 +510,19 @@ def _reads_a_class(x, threat=ThreatModel):
     return client
 
 
-def test_a_notebooks_function_brings_the_modules_that_it_reads(package):
-    before = records.code_fingerprint(_reads_the_library, {}), records.code_fingerprint(_reads_a_class, {})
-    _appended(package, "attacks/ggl.py")
-    assert records.code_fingerprint(_reads_the_library, {}) == before[0], "of a module, what is taken from it"
-    _appended(package, "attacks/dlg.py")
-    assert records.code_fingerprint(_reads_the_library, {}) != before[0]
-    assert records.code_fingerprint(_reads_a_class, {}) == before[1]
+def test_a_notebooks_function_brings_what_it_reads(package):
+    def codes():
+        return records.code_fingerprint(_reads_the_library, {}), records.code_fingerprint(_reads_a_class, {})
+
+    before = codes()
+    package("attacks/ggl.py", "class GGL", "class GGL2")
+    package("attacks/dlg.py", "    def first_release(cls", "    def first_released(cls")
+    assert codes() == before, "of a module what is taken from it, of a class what is called"
+    package("attacks/dlg.py", "    def stable(cls) -> DLG:", "    def stable(cls, more=1) -> DLG:")
+    changed = codes()
+    assert changed[0] != before[0] and changed[1] == before[1]
     _appended(package, "client.py")
-    assert records.code_fingerprint(_reads_a_class, {}) != before[1]
+    assert codes()[1] != before[1], "a module as a value is all that it defines"
 
 
 def test_the_code_is_the_same_where_a_record_stands_for_the_images(digits):
@@ -546,7 +567,7 @@ ODD = {
 
 @pytest.mark.parametrize(("source", "told"), ODD.values(), ids=ODD)
 def test_prose_goes_out_of_odd_sources_and_nothing_else(source, told):
-    assert records.without_prose(source) == told
+    assert sources.without_prose(source) == told
 
 
 @pytest.mark.parametrize(
@@ -562,13 +583,13 @@ def test_prose_goes_out_of_odd_sources_and_nothing_else(source, told):
     ],
 )
 def test_no_change_of_code_is_taken_for_prose(one, other):
-    assert records.without_prose(one) != records.without_prose(other)
+    assert sources.without_prose(one) != sources.without_prose(other)
 
 
 def test_every_source_of_the_library_stays_the_program_that_it_was():
-    for path in sorted(records.PACKAGE.rglob("*.py"))[::4]:
-        told = records.without_prose(path.read_text(encoding="utf-8"))
-        assert records.without_prose(told) == told, path.name
+    for path in sorted(sources.PACKAGE.rglob("*.py"))[::4]:
+        told = sources.without_prose(path.read_text(encoding="utf-8"))
+        assert sources.without_prose(told) == told, path.name
         compile(told, path.name, "exec")
 
 
