@@ -216,19 +216,26 @@ class Chapter:
         return self._recorded is not None
 
     def data(
-        self, name: str, split: str = "test", count: int | None = None, skip: int = 0, size: int | None = None
+        self,
+        name: str,
+        split: str = "test",
+        count: int | None = None,
+        skip: int = 0,
+        size: int | None = None,
+        grey: bool = False,
     ) -> ImageSet:
         """Open an image set, the paper's or its stand-in; a stand-in is announced once and noted in the ledger.
 
         skip: leave out the images that an earlier run, of seed 0, met in its first `skip` trials (`ImageSet.after`), so
-        that this run judges on others. It has no effect on stand-ins, on which nothing was judged. size: `data.load`'s.
+        that this run judges on others. It has no effect on stand-ins, on which nothing was judged. size, grey: as for
+        `data.load`.
         In a chapter that shows the reference run the set is what the record knows of it: shape, classes, fingerprint;
         its pixels are those of the copy at hand, if that is the same.
         """
-        request = f"{name}, {split}, {count}, {skip}, {size}"
+        request = f"{name}, {split}, {count}, {skip}, {size}" + (", grey" if grey else "")
 
         def opened() -> ImageSet:
-            images = data.choose(name, split, count, 0 if skip else self.seed, self._data_root or None, size)
+            images = data.choose(name, split, count, 0 if skip else self.seed, self._data_root or None, size, grey)
             return images.after(skip) if skip and not images.substitute else images
 
         known = self._reference.get("sets", {}).get(request) if self.replays else None

@@ -202,12 +202,14 @@ def data_list(data: DataRoot = None) -> None:
 
 @data_app.command("check")
 def data_check(
-    name: Annotated[str, typer.Argument(help="A set's name, or a folder of images.")], data: DataRoot = None
+    name: Annotated[str, typer.Argument(help="A set's name, or a folder of images.")],
+    data: DataRoot = None,
+    size: Annotated[int | None, typer.Option(help="The side to which the pictures will be brought.")] = None,
 ) -> None:
     """Decode every image of a set and report what is wrong with it."""
     from reprolib.data import check
 
-    found = check(name, data)
+    found = check(name, data, size)
     console.print(escape(str(found)), soft_wrap=True)
     if found.problems:
         raise typer.Exit(1)

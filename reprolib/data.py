@@ -15,12 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib.resources import as_file, files
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,8 +30,11 @@ from torchvision import datasets
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
 SPLITS = ("train", "test")
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises for a damaged file
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
+INNER_FILES = {"cifar10": ("cifar-10-batches-py/data_batch_1",), "cifar100": ("cifar-100-python/meta",)}
+"""What lies in folders that `PaperSet.files` names as a whole."""
+LEFTOVERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+"""Folders of archivers and file systems; with all whose names begin with a dot they are no classes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,8 +158,8 @@ class ImageSet:
 class PaperSet:
     """What is known of a set of the papers before it is opened.
 
-    image_shape is the papers' resolution; `fit` says how a picture gets there: "exact" (it must have it), "whole"
-    (squeezed) or "crop" (shorter side resized, centre cropped). num_classes is None where the copy at hand decides.
+    image_shape is the papers' resolution; `fit` says how a picture gets there (`_fitted`). num_classes is None where
+    the copy at hand decides.
     `files` are what torchvision's layout must hold for a split to be there; `opened` opens it.
     """
 
@@ -450,29 +454,39 @@ def load(
     root: str | Path | None = None,
     download: bool = False,
     size: int | None = None,
+    grey: bool = False,
 ) -> ImageSet:
     """Open the set called `name`: an offline one, one of the papers', or `folder:PATH` (images of your own).
 
     The images come in an order drawn from `seed`; `count` keeps the first ones, and only those are decoded. Pictures
     in grey, with a palette or with transparency become RGB (transparency is dropped); those of `mnist` become grey.
-    `folder:PATH` holds PATH/{train,test}/<class>/* or PATH/<class>/*, all pictures of one size. `download` fetches a
-    missing set where torchvision can. size: of a paper's set, the side to which its pictures are brought (the shorter
-    side is resized, the centre kept), in place of the papers' own resolution.
-    Raises ValueError for unknown names and splits, unreadable or ill-sized pictures, impossible counts and sizes,
-    FileNotFoundError for a set or data root that is not there.
+    16 bits a channel are rounded to 8, and of an animation the first picture counts.
+    `folder:PATH` holds PATH/{train,test}/<class>/* or PATH/<class>/*, all pictures of one size. They are turned upright
+    as their EXIF orientation says. Hidden files and those with other endings are left out, which `source` says.
+    `download` fetches a missing set where torchvision can. size: the side of the square to which pictures are brought:
+    those of a folder by the square at their centre, resized; those of a paper's set, in place of the papers' own
+    resolution, by their shorter side, and the centre kept. grey: pictures of a folder get 1 channel and not 3.
+    Raises ValueError for unknown names and splits, unreadable or ill-sized pictures, impossible counts and sizes, and a
+    data root that is a set itself; FileNotFoundError for a set or data root that is not there.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
-    if size is not None and (size < 8 or name not in PAPER_SETS):
-        raise ValueError(f"size={size} of {name!r}: expected at least 8, and one of {', '.join(PAPER_SETS)}")
+    folder = name.startswith("folder:")
+    _check_size(name, size)
+    if grey and not folder:
+        raise ValueError(f"grey={grey!r} of {name!r}: only the pictures of folder:PATH can be asked for in grey")
     if name in OFFLINE_SETS:
         return _load_offline(name, OFFLINE_SETS[name].image_shape, split, count, seed, asked=name)
-    if name.startswith("folder:"):
+    if folder:
         path = Path(name.removeprefix("folder:")).expanduser()
         dataset = _open_folder(path, split)
-        images, labels = _decode(dataset, name, count, seed, None)
+        channels = 1 if grey else 3
+        images, labels = _decode(dataset, name, count, seed, (channels, size, size) if size else channels, "square")
+        resized = f", the square at the centre of each resized to {size}x{size}" if size else ""
+        left_out = _all_left_out(_split_folders(path).get(split, path))
         # Names go into results and pages, where a machine's paths have no place.
-        name, source = f"folder:{path.name}", f"Images of the folder {path.name}, {split} split."
+        source = f"Images of the folder {path.name}, {split} split{', in grey' if grey else ''}{resized}"
+        name, source = f"folder:{path.name}", f"{source}; {left_out}." if left_out else f"{source}."
         return ImageSet(name, split, images, labels, tuple(dataset.classes), source, asked=name)
     paper_set = _sized(_paper_set(name), size)
     found_root = _data_root(root)
@@ -488,7 +502,7 @@ def load(
             f"{name!r} in {found_root / where} has {len(dataset.classes)} classes, expected {paper_set.num_classes} "
             "(a class without images needs its empty folder)"
         )
-    images, labels = _decode(dataset, name, count, seed, paper_set)
+    images, labels = _decode(dataset, name, count, seed, paper_set.image_shape, paper_set.fit)
     resized = "" if size is None else f", brought to {size}x{size}"
     source = f"{paper_set.title}, {split} split, from {where} of the data root{resized}."
     return ImageSet(name, split, images, labels, tuple(dataset.classes), source, name)
@@ -501,6 +515,7 @@ def choose(
     seed: int = 0,
     root: str | Path | None = None,
     size: int | None = None,
+    grey: bool = False,
 ) -> ImageSet:
     """Open the paper's set where it is under the data root, and otherwise the offline set of its kind.
 
@@ -510,14 +525,25 @@ def choose(
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
-    if name in OFFLINE_SETS or name.startswith("folder:"):
-        return load(name, split, count, seed)
+    if name in OFFLINE_SETS or name.startswith("folder:") or grey:
+        return load(name, split, count, seed, size=size, grey=grey)
     paper_set = _paper_set(name)
+    _check_size(name, size)
     found_root = _data_root(root)
     if found_root is not None and _splits(paper_set, found_root):
         return load(name, split, count, seed, found_root, size=size)
     shape = _sized(paper_set, size).image_shape
     return _load_offline(paper_set.stand_in, shape, split, count, seed, asked=name)
+
+
+def _check_size(name: str, size: int | None) -> None:
+    whole = isinstance(size, Integral) and not isinstance(size, bool)
+    sizable = name in PAPER_SETS or name.startswith("folder:")
+    if size is not None and not (whole and size >= 8 and sizable):
+        raise ValueError(
+            f"size={size!r} of {name!r}: expected an integer of at least 8, and folder:PATH or one of "
+            f"{', '.join(PAPER_SETS)}"
+        )
 
 
 def _sized(paper_set: PaperSet, size: int | None) -> PaperSet:
@@ -539,7 +565,22 @@ def _data_root(root: str | Path | None) -> Path | None:
     path = Path(value).expanduser()
     if not path.is_dir():
         raise FileNotFoundError(f"{origin}={str(value)!r} is not a folder: create it, correct it, or leave it unset")
+    if not any(_splits(paper_set, path) for paper_set in PAPER_SETS.values()):
+        _refuse_a_set(path, f"{origin}={str(value)!r}")
     return path
+
+
+def _refuse_a_set(path: Path, what: str) -> None:
+    """Raise ValueError where a folder is a set, or a part of one, by its name or by what it holds."""
+    for name, paper_set in PAPER_SETS.items():
+        files = [*(paper_set.files or {}).get("train", ()), *INNER_FILES.get(name, ())]
+        parts = [Path(file).parts for file in files]
+        inner = [path.joinpath(*file[deep:]) for file in parts for deep in range(1, len(file))]
+        named = path.resolve().name in (*paper_set.folders, *(file[-1] for file in parts))
+        if named and _subfolders(path) or any(file.exists() for file in inner):
+            raise ValueError(f"{what} is (a part of) the set {name!r}: name the folder above it. {_how_to_get(name)}")
+    if found := _split_folders(path):
+        raise ValueError(f"{what} holds the folder {min(found.values()).name} of a set: name the folder above it")
 
 
 def _how_to_get(name: str) -> str:
@@ -572,6 +613,8 @@ def _load_offline(
 
 
 def _order(total: int, count: int | None, seed: int, what: str) -> Tensor:
+    if total == 0:
+        raise ValueError(f"{what} holds no images here: where a class has a single one, that is in the test half")
     if count is not None and count < 1:
         raise ValueError(f"count={count}: expected at least 1, or None for the whole set")
     if count is not None and count > total:
@@ -604,9 +647,11 @@ class _Half(Dataset):
 class _ClassFolders(datasets.ImageFolder):
     """`ImageFolder` over given classes, so that a class missing from one split does not renumber the others."""
 
-    def __init__(self, path: Path, classes: list[str]) -> None:
+    def __init__(self, path: Path, classes: list[str], loader: Callable[[str], Image.Image]) -> None:
         self._all = classes
-        super().__init__(str(path), loader=_load_picture, allow_empty=True)
+        super().__init__(
+            str(path), loader=loader, is_valid_file=lambda file: not _left_out(Path(file), path), allow_empty=True
+        )
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
         return self._all, {name: label for label, name in enumerate(self._all)}
@@ -615,10 +660,31 @@ class _ClassFolders(datasets.ImageFolder):
         return self.samples[item][0]
 
 
+def _left_out(file: Path, folder: Path) -> str:
+    """What a file in a set's folder is that is no picture of a class; "" for one that is."""
+    parts = file.relative_to(folder).parts
+    if any(map(_hidden, parts)):
+        return "hidden files"
+    if file.suffix.lower() not in datasets.folder.IMG_EXTENSIONS:
+        return file.suffix.lower() or file.name
+    return "pictures outside class folders" if len(parts) == 1 else ""
+
+
+def _all_left_out(folder: Path) -> str:
+    """How many files lie beside the pictures, by their kinds, in words; "" for none."""
+    files = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    kinds = Counter(kind for file in files if (kind := _left_out(file, folder)))
+    return f"left out: {_listed(kinds)}" if kinds else ""
+
+
 def _load_picture(path: str) -> Image.Image:
     with Image.open(path) as picture:
         picture.load()
         return picture
+
+
+def _load_upright(path: str) -> Image.Image:
+    return ImageOps.exif_transpose(_load_picture(path))
 
 
 def _path(dataset: Dataset, item: int) -> str:
@@ -626,7 +692,11 @@ def _path(dataset: Dataset, item: int) -> str:
 
 
 def _subfolders(path: Path) -> list[str]:
-    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not _hidden(entry.name))
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in LEFTOVERS
 
 
 def _split_folders(path: Path) -> dict[str, Path]:
@@ -639,7 +709,7 @@ def _split_folders(path: Path) -> dict[str, Path]:
     return found
 
 
-def _open_folder(path: Path, split: str) -> Dataset:
+def _open_folder(path: Path, split: str, loader: Callable[[str], Image.Image] = _load_upright) -> Dataset:
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder: expected a folder with {{train,test}}/<class>/* or <class>/*")
     parts = _split_folders(path)
@@ -651,11 +721,12 @@ def _open_folder(path: Path, split: str) -> Dataset:
             f"{unsorted[0]} is not sorted by class: move its images into {unsorted[0].name}/<class>/ first"
         )
     classes = sorted({name for part in parts.values() or [path] for name in _subfolders(part)})
-    dataset = _ClassFolders(parts.get(split, path), classes) if classes else ()
+    dataset = _ClassFolders(parts.get(split, path), classes, loader) if classes else ()
     if len(dataset) == 0:
+        left_out = _all_left_out(parts.get(split, path)) or "no file is there"
         raise ValueError(
             f"{parts.get(split, path)} holds no pictures in class folders: expected <class>/* with one of the endings "
-            f"{', '.join(datasets.folder.IMG_EXTENSIONS)}"
+            f"{', '.join(datasets.folder.IMG_EXTENSIONS)}; {left_out}"
         )
     return dataset if parts else _Half(dataset, dataset.targets, split)
 
@@ -691,7 +762,7 @@ def _where(paper_set: PaperSet, root: Path, split: str) -> str:
 def _open(name: str, root: Path, split: str) -> Dataset:
     paper_set, where = PAPER_SETS[name], _where(PAPER_SETS[name], root, split)
     if not _in_torchvision_layout(paper_set, root, split):
-        return _open_folder(root / where, split)
+        return _open_folder(root / where, split, _load_picture)  # as the papers read them: no EXIF
     try:
         return paper_set.opened(root, split, False)
     except Exception as error:  # each reader of torchvision fails in its own way on a damaged file
@@ -702,39 +773,58 @@ def _open(name: str, root: Path, split: str) -> Dataset:
 
 
 def _decode(
-    dataset: Dataset, name: str, count: int | None, seed: int, paper_set: PaperSet | None
+    dataset: Dataset, name: str, count: int | None, seed: int, shape: tuple[int, int, int] | int, fit: str
 ) -> tuple[Tensor, Tensor]:
-    """Images [N, C, H, W] and labels [N] of the first `count` items in the order of `seed`."""
+    """Images [N, C, H, W] and labels [N] of the first `count` items in the order of `seed`.
+
+    shape: (C, H, W), or C alone, where all pictures must have the first one's size.
+    """
     images, labels = [], []
     for item in _order(len(dataset), count, seed, repr(name)).tolist():
-        try:
-            picture, label = dataset[item]
-        except UNREADABLE as error:
-            raise ValueError(f"cannot read {_path(dataset, item)} of {name!r}: {error}") from error
-        shape = paper_set.image_shape if paper_set else (3, *(images[0].shape[1:] if images else picture.size[::-1]))
-        try:
-            images.append(_fitted(picture, shape, paper_set.fit if paper_set else "exact"))
-        except ValueError as error:
-            raise ValueError(f"{_path(dataset, item)} of {name!r} {error}") from error
-        labels.append(int(label))
+        picture, label = _read(dataset, item, name)
+        if isinstance(shape, int):
+            shape, fit = (shape, *picture.size[::-1]), "exact"
+        if fit == "exact" and picture.size != shape[:0:-1]:
+            raise ValueError(
+                f"{_path(dataset, item)} of {name!r} is {_by(picture.size)} pixels, expected {_by(shape[:0:-1])} like "
+                "the others: resize it first, or give size="
+            )
+        images.append(_fitted(picture, shape, fit))
+        labels.append(label)
     return torch.stack(images), torch.tensor(labels)
 
 
+def _read(dataset: Dataset, item: int, name: str) -> tuple[Image.Image, int]:
+    """A picture as "L", "RGB" or "RGBA", and its label. Raises ValueError that names a file which cannot be read."""
+    try:
+        picture, label = dataset[item]
+        if picture.mode.startswith("I;16"):  # PIL's own conversion cuts everything above 255
+            picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
+        if picture.mode in ("I", "F"):
+            raise ValueError(f"it has mode {picture.mode}, expected 8 or 16 bits a channel: convert it first")
+        if picture.mode not in ("L", "RGB", "RGBA"):
+            grey, clear = picture.mode in ("1", "LA"), "transparency" in picture.info  # of a palette
+            picture = picture.convert("L" if grey else "RGBA" if clear else "RGB")
+        return picture, int(label)
+    except Exception as error:  # a damaged file makes PIL's readers fail in many ways
+        raise ValueError(f"cannot read {_path(dataset, item)} of {name!r}: {error}") from error
+
+
 def _fitted(picture: Image.Image, shape: tuple[int, int, int], fit: str) -> Tensor:
-    """[C, H, W] in [0, 1] of the given shape. Raises ValueError where `fit` is "exact" and the size another."""
+    """[C, H, W] in [0, 1] of the given shape.
+
+    fit: "exact", it has that size; "whole", it is squeezed; "crop", its shorter side is resized, then the centre cut
+    out; "square", the square at its centre is cut out, then resized.
+    """
     channels, height, width = shape
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
-        raise ValueError(f"has mode {picture.mode}: expected 8 bits a channel (convert it first)")
     picture = picture.convert("L" if channels == 1 else "RGB")
-    if fit == "exact" and picture.size != (width, height):
-        raise ValueError(
-            f"is {picture.width}x{picture.height} pixels, expected {width}x{height} like the others: resize it first"
-        )
     if fit == "whole":
         picture = resize(picture, [height, width])
     if fit == "crop":
         # 256 before a crop of 224 is ImageNet's customary evaluation; smaller targets are filled by the shorter side.
         picture = center_crop(resize(picture, 256 if height == 224 else height), [height, width])
+    if fit == "square":
+        picture = ImageOps.fit(picture, (width, height))
     return _pixels(picture)
 
 
@@ -794,9 +884,10 @@ class Check:
         return "\n".join([*self.lines, *verdict])
 
 
-def check(name_or_path: str | Path, root: str | Path | None = None) -> Check:
+def check(name_or_path: str | Path, root: str | Path | None = None, size: int | None = None) -> Check:
     """Decode every picture of a named set or a folder and report counts, classes, sizes, modes and unreadable files.
 
+    What it finds no problem in, `load` opens with this `size`.
     Raises ValueError or FileNotFoundError, as `load` does, where there is nothing to look at.
     """
     name = str(name_or_path)
@@ -809,33 +900,35 @@ def check(name_or_path: str | Path, root: str | Path | None = None) -> Check:
         if not splits:
             raise FileNotFoundError(f"{name!r} is not under a data root. {_how_to_get(name)}")
         opened = {split: _open(name, found_root, split) for split in splits}
-        resized = paper_set.fit != "exact"
-        size = None if resized else paper_set.image_shape[:0:-1]
+        side = None if size or paper_set.fit != "exact" else paper_set.image_shape[:0:-1]
     else:
         path = Path(name.removeprefix("folder:")).expanduser()
         if not path.is_dir():
             raise FileNotFoundError(f"{name!r} is neither a folder nor a known data set: {', '.join(NAMES)}")
         opened = {split: _open_folder(path, split) for split in tuple(_split_folders(path)) or SPLITS}
-        size, resized = None, False
+        side = None
+    _check_size(name if name in PAPER_SETS else f"folder:{name}", size)
     lines, problems, sizes = [f"{name}: {', '.join(opened)}"], [], Counter()
     for split, dataset in opened.items():
         classes, modes = Counter(), Counter()
         for item in range(len(dataset)):
             try:
-                picture, label = dataset[item]
-            except UNREADABLE as error:
-                problems.append(f"cannot read {_path(dataset, item)}: {error}")
+                picture, label = _read(dataset, item, name)
+            except ValueError as error:
+                problems.append(str(error))
                 continue
-            classes[dataset.classes[int(label)]] += 1
+            classes[dataset.classes[label]] += 1
             modes[picture.mode] += 1
             sizes[picture.size] += 1
-            if size and picture.size != size:
-                problems.append(f"{_path(dataset, item)} is {_by(picture.size)} pixels, expected {_by(size)}")
+            if side and picture.size != side:
+                problems.append(f"{_path(dataset, item)} is {_by(picture.size)} pixels, expected {_by(side)}")
         lines.append(f"{split}: {classes.total()} images, modes {_listed(modes)}")
         lines.append(f"{split}: {len(classes)} of {len(dataset.classes)} classes: {_listed(classes)}")
+        if name not in PAPER_SETS and (left_out := _all_left_out(_split_folders(path).get(split, path))):
+            lines.append(f"{split}: {left_out}")
     lines.append(f"sizes: {_listed(Counter({_by(pixels): number for pixels, number in sizes.items()}))}")
-    if len(sizes) > 1 and not resized and not size:
-        problems.append(f"pictures of {len(sizes)} sizes: a folder needs one size for all, resize them first")
+    if len(sizes) > 1 and name not in PAPER_SETS and not size:
+        problems.append(f"pictures of {len(sizes)} sizes: a folder needs one size for all, resize them or give a size")
     return Check(tuple(lines), tuple(problems))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import replace
 
@@ -223,6 +224,95 @@ def test_other_modes_become_rgb(tmp_path, mode):
     torch.testing.assert_close(picture[:, 4, 4] * 255, torch.tensor(expected).float(), atol=12, rtol=0)
 
 
+def test_pictures_of_phones_and_cameras_are_turned_upright(tmp_path):
+    for ending in ("jpg", "png", "tif", "webp"):
+        picture = Image.new("RGB", (32, 24), "red")
+        picture.paste("blue", (0, 0, 16, 24))  # the left half, which orientation 6 turns to the top
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        (tmp_path / ending / "a").mkdir(parents=True)
+        picture.save(tmp_path / ending / "a" / f"0.{ending}", exif=exif)
+        upright = data.load(f"folder:{tmp_path / ending}")
+        assert upright.image_shape == (3, 32, 24)
+        assert upright.images[0, 2, :14].min() > 0.9 and upright.images[0, 2, 18:].max() < 0.1
+        assert "sizes: 24x32 (1)" in str(data.check(tmp_path / ending))
+
+
+def test_sixteen_bits_keep_their_levels(tmp_path):
+    levels = np.array([0, 256, 1000, 32896, 65535], dtype=np.uint16)
+    for name in ("a.png", "b.tif"):
+        (tmp_path / name / "class").mkdir(parents=True)
+        Image.fromarray(np.tile(levels, (8, 1))).save(tmp_path / name / "class" / name)
+        assert data.check(tmp_path / name).problems == ()
+        images = data.load(f"folder:{tmp_path / name}", grey=True).images
+        assert images.shape == (1, 1, 8, 5)
+        assert (images[0, 0, 0] * 255).tolist() == [0, 1, 4, 128, 255]
+
+
+def test_of_an_animation_the_first_picture_counts(tmp_path):
+    (tmp_path / "a").mkdir()
+    first, second = (Image.new("RGB", (8, 8), colour) for colour in ("lime", "red"))
+    for name in ("a.png", "b.webp", "c.tif"):
+        first.save(tmp_path / "a" / name, save_all=True, append_images=[second], lossless=True)
+    first.save(tmp_path / "a" / "d.gif", save_all=True, append_images=[second])
+    assert "left out: .gif (1)" in str(data.check(tmp_path))
+    images = data.load(f"folder:{tmp_path}", "test")
+    assert images.source == f"Images of the folder {tmp_path.name}, test split; left out: .gif (1)."
+    assert (images.images == torch.tensor([0.0, 1, 0]).view(3, 1, 1)).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK"])
+def test_an_own_folder_in_grey_and_of_one_size(tmp_path, mode):
+    for number, (width, height) in enumerate([(60, 20), (20, 60), (9, 9), (20, 20)]):
+        picture = Image.new("RGB", (width, height), "black")
+        picture.paste("white", ((width - 9) // 2, (height - 9) // 2, (width + 9) // 2, (height + 9) // 2))
+        (tmp_path / "test" / "a").mkdir(parents=True, exist_ok=True)
+        picture.convert(mode).save(tmp_path / "test" / "a" / f"{number}.tif")
+    assert data.check(tmp_path).problems == (
+        "pictures of 4 sizes: a folder needs one size for all, resize them or give a size",
+    )
+    assert data.check(tmp_path, size=10).problems == ()
+    images = data.choose(f"folder:{tmp_path}", "test", size=10, grey=True)
+    assert images.image_shape == (1, 10, 10)
+    assert images.source == (
+        f"Images of the folder {tmp_path.name}, test split, in grey, the square at the centre of each resized to 10x10."
+    )
+    assert (images.images[:, 0, 4:6, 4:6] > 0.9).all() and data.load(f"folder:{tmp_path}", size=10).image_shape[0] == 3
+
+
+LEFT_BEHIND = {
+    **{f"cat/{name}": b"\0\0" for name in (".DS_Store", "._0.png", ".hidden.jpg")},
+    **{name: b"\0\0" for name in (".DS_Store", "__MACOSX/cat/._0.png", "@eaDir/cat/0.png", ".thumbnails/0.jpg")},
+    **{f"cat/{name}": b"x" for name in ("Thumbs.db", "desktop.ini", "notes.txt", "a.HEIC", "b.heic", "README")},
+    "cover.png": b"",
+}
+
+
+def test_what_archives_phones_and_cameras_leave_is_left_out_and_named(tmp_path):
+    write_picture(tmp_path / "cat" / "0.png")
+    for name, content in LEFT_BEHIND.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    images, found = data.load(f"folder:{tmp_path}"), data.check(tmp_path)
+    assert images.classes == ("cat",) and len(images) == 1 and found.problems == ()
+    for text in (images.source, str(found)):
+        words = ("hidden files (7)", ".heic (2)", "README (1)", ".txt (1)", "pictures outside class folders (1)")
+        assert all(word in text for word in words)
+    (tmp_path / "cat" / "0.png").unlink()
+    with pytest.raises(ValueError, match=r"holds no pictures in class folders: .*\.webp; left out: hidden files \(7\)"):
+        data.load(f"folder:{tmp_path}")
+    with pytest.raises(ValueError, match="holds no pictures in class folders: .*; no file is there"):
+        (tmp_path / "empty" / "a").mkdir(parents=True)
+        data.check(tmp_path / "empty")
+
+
+def test_one_picture_a_class_is_no_training_half(tmp_path):
+    write_picture(tmp_path / "cat" / "0.png")
+    assert "train: 0 images" in str(data.check(tmp_path)) and len(data.load(f"folder:{tmp_path}")) == 1
+    with pytest.raises(ValueError, match="holds no images here: where a class has a single one, that is in the test"):
+        data.load(f"folder:{tmp_path}", "train")
+
+
 # -------------------------------------------------------------------------------------------------------- batches
 
 
@@ -375,9 +465,52 @@ def test_pictures_of_another_size_or_depth_are_named(tmp_path, cifar_root):
     write_picture(cifar_root / "cifar10" / "test" / "cat" / "0.png", (40, 32))
     with pytest.raises(ValueError, match="cat/0.png of 'cifar10' is 40x32 pixels, expected 32x32"):
         data.load("cifar10", root=cifar_root)
-    Image.fromarray(np.zeros((8, 8), dtype=np.uint16)).save(tmp_path / "own" / "test" / "class" / "2.png")
-    with pytest.raises(ValueError, match="2.png of 'folder:.* has mode I;16: expected 8 bits a channel"):
-        data.load(f"folder:{tmp_path / 'own'}")
+    Image.fromarray(np.zeros((8, 8), dtype=np.float32)).save(tmp_path / "own" / "test" / "class" / "2.tif")
+    problem = "cannot read .*2.tif of '.*own': it has mode F, expected 8 or 16 bits a channel: convert it first"
+    with pytest.raises(ValueError, match=problem):
+        data.load(f"folder:{tmp_path / 'own'}", size=8)
+    assert re.match(problem, data.check(tmp_path / "own", size=8).problems[0])
+
+
+@pytest.mark.parametrize("size", [7, -1, 9.5, True, "x", torch.nan])
+def test_sizes_that_are_none(tmp_path, size):
+    write_picture(tmp_path / "cat" / "0.png")
+    for function in (data.load, data.choose, lambda name, size: data.check(name, size=size)):
+        with pytest.raises(ValueError, match=rf"size={size!r} of 'folder:.*': expected an integer of at least 8"):
+            function(f"folder:{tmp_path}", size=size)
+    with pytest.raises(ValueError, match="size=.* of 'cifar10': expected an integer of at least 8"):
+        data.choose("cifar10", size=size)
+
+
+def test_what_has_no_size_or_grey(tmp_path):
+    for function in (data.load, data.choose):
+        with pytest.raises(ValueError, match="size=16 of 'photos': expected an integer of at least 8, and folder:PATH"):
+            function("photos", size=16)
+        with pytest.raises(ValueError, match="grey=True of 'cifar10': only the pictures of folder:PATH"):
+            function("cifar10", grey=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "below", "message"),
+    [
+        ("cifar-10-batches-py/data_batch_1", "cifar-10-batches-py", "is .a part of. the set 'cifar10'"),
+        ("renamed/data_batch_1", "renamed", "is .a part of. the set 'cifar10': name the folder above it. Put it at"),
+        ("renamed/meta", "renamed", "is .a part of. the set 'cifar100'"),
+        ("MNIST/raw/train-images-idx3-ubyte", "MNIST", "is .a part of. the set 'mnist'"),
+        ("MNIST/raw/train-images-idx3-ubyte", "MNIST/raw", "is .a part of. the set 'mnist'"),
+        ("svhn/train_32x32.mat", "svhn", "is .a part of. the set 'svhn'"),
+        ("imagenet-sample/val/n01/a.jpg", "imagenet-sample", "is .a part of. the set 'imagenet'"),
+        ("own/val/n01/a.jpg", "own", "holds the folder val of a set: name the folder above it"),
+    ],
+)
+def test_a_data_root_that_is_a_set_itself(tmp_path, file, below, message):
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).touch()
+    for function in (data.load, data.choose, data.check):
+        with pytest.raises(ValueError, match=f"root='.*{below}' {message}"):
+            function("cifar10", root=tmp_path / below)
+    with pytest.raises(ValueError, match=message):
+        data.catalogue(tmp_path / below)
 
 
 def test_wrong_number_of_class_folders(tmp_path):
