@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -238,12 +240,26 @@ def _silent(progress: bool | None) -> bool:
 
 
 def _resume(path: Path, identity: str, stateful: Mapping[str, object]) -> tuple[int, float]:
-    """Load what an earlier run of the same recipe on the same images had reached: epochs and seconds."""
+    """Load what an earlier run of the same recipe on the same images had reached: epochs and seconds.
+
+    A damaged state is as good as none, with a warning.
+    """
     if not path.is_file():
         return 0, 0.0
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    if state["identity"] != identity:
+    fresh = copy.deepcopy({part: thing.state_dict() for part, thing in stateful.items()})
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        if state["identity"] != identity:
+            return 0, 0.0
+        done, seconds = state["epochs"], float(state["seconds"])
+        if not isinstance(done, int) or done < 1 or not 0 <= seconds < math.inf:
+            raise ValueError(f"it holds {done!r} epochs in {seconds} seconds")
+        for part, thing in stateful.items():
+            thing.load_state_dict(state[part])
+        return done, seconds
+    except Exception as error:  # torch, zip and pickle each fail in their own ways on a damaged file
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        warnings.warn(f"{path} is damaged ({why}): the training starts anew", stacklevel=3)
+        for part, thing in stateful.items():
+            thing.load_state_dict(fresh[part])
         return 0, 0.0
-    for part, thing in stateful.items():
-        thing.load_state_dict(state[part])
-    return state["epochs"], state["seconds"]

@@ -394,6 +394,7 @@ def test_names_of_folders_and_what_made_a_run_are_escaped(shown, tmp_path):
         Image.new("RGB", (32, 32), (i, 0, 0)).save(own / f"{i}.png")
     ch = _start()
     ch.data(f"folder:{own.parent}")
+    assert ch.data(f"folder:{own.parent}", size=16, grey=True).image_shape == (1, 16, 16)
     ch.record("success", NINE_OF_TEN)
     ch.skip("speed", TAG)
     ch.finish()

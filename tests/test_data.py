@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import re
 import struct
 from dataclasses import replace
@@ -7,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from reprolib import data
@@ -304,6 +307,68 @@ def test_what_archives_phones_and_cameras_leave_is_left_out_and_named(tmp_path):
     with pytest.raises(ValueError, match="holds no pictures in class folders: .*; no file is there"):
         (tmp_path / "empty" / "a").mkdir(parents=True)
         data.check(tmp_path / "empty")
+
+
+def encoded(ending, mode, width, height, orientation):
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    try:
+        Image.effect_noise((width, height), 90).convert(mode).save(file, ending, exif=exif)
+    except (OSError, ValueError):  # not every format has every mode
+        return b""
+    return file.getvalue()
+
+
+PICTURES = st.builds(
+    encoded,
+    st.sampled_from(["png", "jpeg", "tiff", "webp", "bmp", "gif", "ppm"]),
+    st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "I;16", "F"]),
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.integers(0, 9),
+)
+DAMAGED = st.builds(
+    lambda whole, at, byte, cut: whole[:at] + byte + whole[at + 1 :][:cut],
+    PICTURES,
+    st.integers(0, 300),
+    st.binary(max_size=1),
+    st.integers(0, 600),
+)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.dictionaries(
+        st.tuples(
+            st.sampled_from(["cat", "dog", "cat/more", "val/cat", "train/cat", "train/dog", "__MACOSX/cat", "."]),
+            st.sampled_from(["0.png", "1.JPG", "2.tif", "3.webp", "._4.png", "5.gif", ".DS_Store", "6.txt", "7"]),
+        ).map("/".join),
+        PICTURES | DAMAGED | st.just(b""),
+        max_size=5,
+    ),
+    st.none() | st.integers(7, 12),
+    st.booleans(),
+)
+def test_what_check_accepts_of_any_folder_load_opens(tmp_path, contents, size, grey):
+    folder = tmp_path / str(len(list(tmp_path.iterdir())))
+    folder.mkdir()
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    accepted, refused = None, []
+    try:
+        accepted = not (found := data.check(folder, size=size)).problems
+    except (ValueError, FileNotFoundError) as error:
+        refused.append(str(error))
+    for split in data.SPLITS:
+        try:
+            images = data.load(f"folder:{folder}", split, size=size, grey=grey)
+            assert images.image_shape[0] == (1 if grey else 3)
+            assert size is None or images.image_shape[1:] == (size, size)
+        except (ValueError, FileNotFoundError) as error:
+            assert not accepted or f"{split}: 0 images" in str(found) or f"{folder} has no {split} split" in str(error)
+            refused.append(str(error))
+    assert all(message and "\n" not in message for message in refused)
 
 
 def test_one_picture_a_class_is_no_training_half(tmp_path):

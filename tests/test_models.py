@@ -366,6 +366,33 @@ def test_checkpoint_with_a_true_card_and_wrong_weights(checkpoint, tmp_path):
         build_from(other)
 
 
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("conv.weight", lambda w: w.fill_(torch.nan), "'conv.weight' holds NaN or infinite values"),
+        ("head.bias", lambda w: w.index_fill(0, torch.tensor(1), -torch.inf), "'head.bias' holds NaN or infinite"),
+        ("norm.running_var", lambda w: w - 2, "'norm.running_var' holds variances or deviations that are not positive"),
+        ("normalize.std", lambda w: 0 * w, "'normalize.std' holds variances or deviations that are not positive"),
+        ("conv.weight", lambda w: w.double(), "'conv.weight' holds torch.float64, the model's is torch.float32"),
+        ("conv.weight", lambda w: w.half(), "'conv.weight' holds torch.float16, the model's is torch.float32"),
+        ("conv.weight", lambda w: w.to(torch.complex64), "'conv.weight' holds torch.complex64, the model's is"),
+        ("head.weight", lambda w: w.long(), "'head.weight' holds torch.int64, the model's is torch.float32"),
+    ],
+)
+def test_checkpoint_of_nonsense_under_a_true_card(tmp_path, name, damage, message):
+    path = tmp_path / "victim.safetensors"
+    options = {"normalize": ((0.5,) * 3, (0.2,) * 3), "width": 2}
+    model = models.build("resnetbn8", 10, (3, 32, 32), seed=0, **options)
+    state = model.state_dict()
+    assert name in state, list(state)
+    model.state_dict = lambda: {**state, name: damage(state[name])}
+    models.save_checkpoint(model, path, {})
+    with pytest.raises(
+        ValueError, match=f"victim.safetensors does not hold the weights of its architecture: {message}"
+    ):
+        models.build("resnetbn8", 10, (3, 32, 32), seed=0, checkpoint=path, **options)
+
+
 def test_checkpoint_pickle_is_refused_by_name_and_by_content(tmp_path, checkpoint):
     pickled = tmp_path / "victim.pth"
     pickled.write_bytes(pickle.dumps({"a": 1}))

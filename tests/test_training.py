@@ -1,6 +1,7 @@
 """Shipped victims: the recipe's steps, going on after a kill, and checkpoints that are not what they should be."""
 
 import json
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -104,6 +105,40 @@ def test_what_another_recipe_had_reached_is_not_taken(root, tiny, tmp_path, monk
     torch.save({"identity": "another", "epochs": 2, "seconds": 1.0}, unfinished)
     training.train("tiny", root, folder=tmp_path)
     assert training.victim("tiny", tmp_path).norm.num_batches_tracked == 6
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "code", "list", "epochs", "part", "nan"])
+def test_a_damaged_state_does_not_block_a_training(root, tiny, tmp_path, monkeypatch, damage):
+    whole = training.train("tiny", root, folder=tmp_path / "whole")
+    saved = training.write_atomic
+
+    def killed(path, content):
+        saved(path, content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "write_atomic", killed)
+    with pytest.raises(KeyboardInterrupt):
+        training.train("tiny", root, folder=tmp_path)
+    monkeypatch.setattr(training, "write_atomic", saved)
+    unfinished = tmp_path / ".tiny.unfinished"
+    content, state = unfinished.read_bytes(), torch.load(unfinished, weights_only=True)
+    files = {"cut": content[: len(content) // 2], "empty": b"", "text": b"text"}
+    files["code"] = pickle.dumps(print)
+    states = {
+        "list": [1, 2],
+        "epochs": {**state, "epochs": "two"},
+        "part": {**state, "optimizer": state["schedule"]},  # the model is loaded before this fails
+        "nan": {**state, "seconds": float("nan")},
+    }
+    if damage in files:
+        unfinished.write_bytes(files[damage])
+    else:
+        torch.save(states[damage], unfinished)
+    with pytest.warns(UserWarning, match=r"\.tiny\.unfinished is damaged \(.*\): the training starts anew"):
+        card = training.train("tiny", root, folder=tmp_path)
+    assert card["test_accuracy"] == whole["test_accuracy"] and not unfinished.exists()
+    a, b = (training.victim("tiny", folder) for folder in (tmp_path, tmp_path / "whole"))
+    assert models.fingerprint(a) == models.fingerprint(b)
 
 
 def test_what_cannot_be_trained_or_opened_is_refused(root, tiny, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from reprolib import client
-from reprolib.defenses.base import Defense
+from reprolib.defenses.base import Defense, require_kind
 
 LIBRARY: tuple[tuple[str, int], ...] = tuple(
     (operation, int(level))
@@ -81,6 +81,7 @@ class ATS(Defense):
                 raise ValueError(f"a policy is one to three places in the library such as '21-13-3', got {policy!r}")
             if any(int(place) >= len(LIBRARY) for place in policy.split("-")):
                 raise ValueError(f"policy {policy!r} names a place outside 0..{len(LIBRARY) - 1}")
+        require_kind("augment", self.augment, bool)
         object.__setattr__(self, "policies", tuple(self.policies))  # equal settings compare equal
 
     def __str__(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from math import floor
+from math import floor, inf
 from typing import ClassVar
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from reprolib.client import SharedUpdate
 from reprolib.matching import Observation
+
+LARGEST = 1e18
+"""Of a setting: 32 bits hold its square, and noise of that size."""
 
 
 class Defense:
@@ -72,21 +75,32 @@ class Defense:
         )
 
 
+def is_number(value: object) -> bool:
+    """Whether a setting is a number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def require_level(name: str, value: float) -> None:
-    """Errors: ValueError unless `value` is a finite number >= 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+    """Errors: ValueError unless `value` is a number in [0, LARGEST]."""
+    if not is_number(value) or not 0 <= value <= LARGEST:
+        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}; the largest is {LARGEST:g}")
 
 
 def require_length(name: str, value: float) -> None:
-    """Errors: ValueError unless `value` is a number > 0; infinity is one."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ValueError(f"{name} must be a number > 0, got {value!r}")
+    """Errors: ValueError unless `value` is a number in (0, LARGEST] or infinity."""
+    if not is_number(value) or not (0 < value <= LARGEST or value == inf):
+        raise ValueError(f"{name} must be a number > 0, got {value!r}; the largest is {LARGEST:g}, or infinity")
+
+
+def require_kind(name: str, value: object, kind: type) -> None:
+    """Errors: ValueError unless `value` is of this kind."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}")
 
 
 def require_share(name: str, value: float) -> None:
     """Errors: ValueError unless `value` lies in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+    if not is_number(value) or not 0 <= value < 1:
         raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
 
 

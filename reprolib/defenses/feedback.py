@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reprolib.client import SharedUpdate
-from reprolib.defenses.base import Defense
+from reprolib.defenses.base import Defense, require_kind
 from reprolib.matching import Observation
 
 
@@ -45,6 +45,10 @@ class AfterFeedback(Defense):
 
     defense: Defense
     before: dict[str, Tensor]
+
+    def __post_init__(self) -> None:
+        require_kind("defense", self.defense, Defense)
+        require_kind("before", self.before, dict)
 
     def __str__(self) -> str:
         return f"{self.defense}, with error feedback"

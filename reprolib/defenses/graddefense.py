@@ -16,7 +16,7 @@ from torch.func import functional_call
 from reprolib import client, models
 from reprolib.client import SharedUpdate
 from reprolib.data import ImageSet
-from reprolib.defenses.base import Defense, flattened, require_each_image, require_level, unflattened
+from reprolib.defenses.base import Defense, flattened, require_each_image, require_kind, require_level, unflattened
 from reprolib.defenses.clipping import clipped
 from reprolib.matching import Observation
 from reprolib.models import Victims
@@ -62,6 +62,7 @@ class GradDefense(Defense):
         if self.perturbed > self.slices:
             raise ValueError(f"perturbed={self.perturbed} slices cannot be drawn from slices={self.slices}")
         require_level("std", self.std)
+        require_kind("clip", self.clip, bool)
         for name, known in (("estimator", get_args(Estimator)), ("variant", get_args(Variant))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
@@ -164,6 +165,9 @@ class Reread(Defense):
     """Stands in an update for a defense whose reading was worked out beforehand; it protects nothing itself."""
 
     observation: Observation
+
+    def __post_init__(self) -> None:
+        require_kind("observation", self.observation, Observation)
 
     def counter(self, model: nn.Module, update: SharedUpdate) -> Observation:
         return self.observation

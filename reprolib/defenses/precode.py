@@ -14,7 +14,7 @@ from torch.func import functional_call
 from reprolib import client, models
 from reprolib.client import SharedUpdate, generator
 from reprolib.closed_form import linear_inputs
-from reprolib.defenses.base import Defense, require_level
+from reprolib.defenses.base import Defense, require_kind, require_level
 from reprolib.matching import Observation
 from reprolib.models import Victims
 from reprolib.models.bottleneck import Bottleneck, ConvolutionalBottleneck, VariationalBottleneck
@@ -48,6 +48,7 @@ class Counter:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
         if isinstance(self.draws, bool) or not isinstance(self.draws, int) or self.draws < 1:
             raise ValueError(f"draws must be an integer >= 1, got {self.draws!r}")
+        require_kind("penalty", self.penalty, bool)
         if self.draws > 1 and self.noise != "resample":
             raise ValueError(f"draws={self.draws} averages over fresh noise, but noise={self.noise!r}: use 'resample'")
 
@@ -80,8 +81,7 @@ class PRECODE(Defense):
         require_level("beta", self.beta)
         if not isinstance(self.before, str):
             raise ValueError(f"before must be the name of a layer, got {self.before!r}")
-        if not isinstance(self.against, Counter):
-            raise ValueError(f"against must be a Counter, got {self.against!r}")
+        require_kind("against", self.against, Counter)
 
     def __str__(self) -> str:
         return "PRECODE" + ("" if self.before == "head" else f" before {self.before}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reprolib.client import SharedUpdate
-from reprolib.defenses.base import Defense, count_of, flattened, unflattened
+from reprolib.defenses.base import Defense, count_of, flattened, is_number, unflattened
 from reprolib.matching import Observation
 
 Scope = Literal["tensor", "global", "weights"]
@@ -33,7 +33,7 @@ class TopK(Defense):
 
     def __post_init__(self) -> None:
         ratio = self.prune_ratio
-        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
+        if not is_number(ratio) or not 0 <= ratio < 1:
             raise ValueError(f"prune_ratio must lie in [0, 1), got {ratio!r}; it is the share of entries set to zero")
         if self.scope not in get_args(Scope):
             raise ValueError(f"scope must be one of {', '.join(map(repr, get_args(Scope)))}, got {self.scope!r}")

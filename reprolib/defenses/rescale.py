@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from reprolib.client import SharedUpdate
-from reprolib.defenses.base import Defense
+from reprolib.defenses.base import LARGEST, Defense, is_number
 from reprolib.matching import Observation
 
 
@@ -25,8 +24,10 @@ class Rescale(Defense):
     factor: float
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.factor) or self.factor == 0:
-            raise ValueError(f"factor must be a finite number other than 0, got {self.factor!r}")
+        if not is_number(self.factor) or not 0 < abs(self.factor) <= LARGEST:
+            raise ValueError(
+                f"factor must be a finite number other than 0 and of at most {LARGEST:g} in size, got {self.factor!r}"
+            )
 
     def __str__(self) -> str:
         return f"update times {self.factor:g}"

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reprolib import client
 from reprolib.client import SharedUpdate
-from reprolib.defenses.base import Defense, require_level
+from reprolib.defenses.base import Defense, is_number, require_kind, require_level
 from reprolib.matching import Observation
 
 Score = Literal["row", "pinv", "elementwise", "random"]
@@ -74,7 +74,7 @@ class Soteria(Defense):
 
     def __post_init__(self) -> None:
         rate = self.pruning_rate
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 100:
+        if not is_number(rate) or not 0 <= rate <= 100:
             raise ValueError(f"pruning_rate must lie in [0, 100], got {rate!r}; it is in percent of the features")
         for name, known in (("score", get_args(Score)), ("jacobian", get_args(Jacobian))):
             if getattr(self, name) not in known:
@@ -83,6 +83,8 @@ class Soteria(Defense):
             raise ValueError(
                 f"jacobian='jvp' estimates row norms only, and score={self.score!r} needs more: use 'auto'"
             )
+        require_kind("layer", self.layer, str)
+        require_kind("signed_denominator", self.signed_denominator, bool)
         for name in ("eps", "ridge"):
             require_level(name, getattr(self, name))
         if isinstance(self.draws, bool) or not isinstance(self.draws, int) or self.draws < 1:

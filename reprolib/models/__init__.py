@@ -252,9 +252,25 @@ def _load_checkpoint(model: nn.Module, path: Path) -> None:
             + ", ".join(f"{key} is {theirs.get(key)!r}, asked for {ours.get(key)!r}" for key in differing)
         )
     try:
-        model.load_state_dict(read_safetensors(weights))
+        tensors = read_safetensors(weights)
+        if nonsense := _nonsense(tensors, model.state_dict()):
+            raise ValueError(nonsense)
+        model.load_state_dict(tensors)
     except Exception as error:  # safetensors has its own exception; load_state_dict raises RuntimeError
         raise ValueError(f"checkpoint {path} does not hold the weights of its architecture: {error}") from error
+
+
+def _nonsense(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> str:
+    """What no training leaves in weights, of the first such tensor; "" for none. like: the model's own tensors."""
+    for name, value in tensors.items():
+        if name in like and value.dtype != like[name].dtype:
+            return f"{name!r} holds {value.dtype}, the model's is {like[name].dtype}"
+        if not value.isfinite().all():
+            return f"{name!r} holds NaN or infinite values"
+        # variances of batch norm, and what `Normalize` divides by
+        if name.endswith("running_var") and (value < 0).any() or name.endswith(".std") and (value <= 0).any():
+            return f"{name!r} holds variances or deviations that are not positive"
+    return ""
 
 
 def _options(
