@@ -287,7 +287,7 @@ def test_orders_that_make_no_sense_are_refused(batch):
         (lambda: DPSGD(1.0, -1.0), "noise_multiplier must be a finite number >= 0, got -1.0"),
         (lambda: DPSGD(math.inf, 1.0), "max_norm=inf clips nothing"),
         (lambda: DPSGD(1.0, 1.0, sample_rate=0), r"sample_rate must lie in \(0, 1\], got 0"),
-        (lambda: DPSGD(1.0, 1.0, expected_batch=0), "expected_batch must be an integer >= 1 or None, got 0"),
+        (lambda: DPSGD(1.0, 1.0, expected_batch=0), "expected_batch must be an integer >= 1, got 0"),
         (lambda: DPSGD(1.0, 1.0).epsilon(0, 1e-5), "steps must be an integer >= 1, got 0"),
         (lambda: DPSGD(1.0, 1.0).epsilon(1, 0), r"delta must lie in \(0, 1\), got 0"),
         (lambda: DPSGD(1.0, 1.0).epsilon(1, 1e-5, "new"), "conversion must be one of 'balle', 'mironov', got 'new'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from fractions import Fraction
 from math import floor, inf
 from typing import ClassVar
@@ -14,6 +15,9 @@ from reprolib.matching import Observation
 
 LARGEST = 1e18
 """Of a setting: 32 bits hold its square, and noise of that size."""
+
+MOST = 10**6
+"""Of what a setting counts: more draws, slices or features than anybody has waited for."""
 
 
 class Defense:
@@ -95,7 +99,14 @@ def require_length(name: str, value: float) -> None:
 def require_kind(name: str, value: object, kind: type) -> None:
     """Errors: ValueError unless `value` is of this kind."""
     if not isinstance(value, kind):
-        raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}")
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise ValueError(f"{name} must be {article} {kind.__name__}, got {reprlib.repr(value)}")
+
+
+def require_count(name: str, value: int, least: int = 1) -> None:
+    """Errors: ValueError unless `value` is an integer in [least, MOST]."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}; the largest is {MOST}")
 
 
 def require_share(name: str, value: float) -> None:

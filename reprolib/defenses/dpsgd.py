@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from reprolib import client
 from reprolib.client import SharedUpdate
-from reprolib.defenses.base import Defense, is_number, require_each_image, require_length, require_level
+from reprolib.defenses.base import Defense, is_number, require_count, require_each_image, require_length, require_level
 from reprolib.defenses.clipping import clipped
 from reprolib.defenses.noise import GaussianNoise
 from reprolib.matching import Observation
@@ -52,9 +52,8 @@ class DPSGD(Defense):
             require_level("max_norm times noise_multiplier", self.max_norm * self.noise_multiplier)
         if not is_number(self.sample_rate) or not 0 < self.sample_rate <= 1:
             raise ValueError(f"sample_rate must lie in (0, 1], got {self.sample_rate!r}")
-        size = self.expected_batch
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise ValueError(f"expected_batch must be an integer >= 1 or None, got {size!r}")
+        if self.expected_batch is not None:
+            require_count("expected_batch", self.expected_batch)
 
     def __str__(self) -> str:
         if self.noise_multiplier == 0:

@@ -16,7 +16,15 @@ from torch.func import functional_call
 from reprolib import client, models
 from reprolib.client import SharedUpdate
 from reprolib.data import ImageSet
-from reprolib.defenses.base import Defense, flattened, require_each_image, require_kind, require_level, unflattened
+from reprolib.defenses.base import (
+    Defense,
+    flattened,
+    require_count,
+    require_each_image,
+    require_kind,
+    require_level,
+    unflattened,
+)
 from reprolib.defenses.clipping import clipped
 from reprolib.matching import Observation
 from reprolib.models import Victims
@@ -55,10 +63,8 @@ class GradDefense(Defense):
     def __post_init__(self) -> None:
         if not isinstance(self.root, ImageSet):
             raise ValueError(f"root must be an ImageSet of public images, got {type(self.root).__name__}")
-        for name in ("slices", "perturbed"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < (name == "slices"):
-                raise ValueError(f"{name} must be an integer >= {int(name == 'slices')}, got {value!r}")
+        require_count("slices", self.slices)
+        require_count("perturbed", self.perturbed, 0)
         if self.perturbed > self.slices:
             raise ValueError(f"perturbed={self.perturbed} slices cannot be drawn from slices={self.slices}")
         require_level("std", self.std)

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 from torch import Tensor
 
 from reprolib.data import ImageSet
-from reprolib.defenses.base import Defense, is_number
+from reprolib.defenses.base import Defense, is_number, require_count
 
 CENTRE = 0.5
 """What InstaHide's signs turn pixels around: encodings stay in [0, 1] and are centred as after normalisation."""
@@ -37,8 +37,7 @@ class MixUp(Defense):
     def __post_init__(self) -> None:
         if not isinstance(self.partners, ImageSet):
             raise ValueError(f"partners must be an ImageSet of the client's own images, got {self.partners!r}")
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 2:
-            raise ValueError(f"k must be an integer >= 2, got {self.k!r}")
+        require_count("k", self.k, 2)
         if not is_number(self.largest) or not 1 / self.k < self.largest <= 1:
             raise ValueError(f"largest must lie in (1 / k, 1] = ({1 / self.k:.3g}, 1], got {self.largest!r}")
 

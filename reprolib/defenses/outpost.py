@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reprolib.client import SharedUpdate
-from reprolib.defenses.base import Defense, count_of, require_level, require_share
+from reprolib.defenses.base import Defense, count_of, require_count, require_level, require_share
 from reprolib.defenses.pruning import TopK
 from reprolib.matching import Observation
 from reprolib.models import Victims
@@ -40,8 +40,7 @@ class Outpost(Defense):
             require_share(name, getattr(self, name))
         for name in ("beta", "noise_base"):
             require_level(name, getattr(self, name))
-        if isinstance(self.iteration, bool) or not isinstance(self.iteration, int) or self.iteration < 0:
-            raise ValueError(f"iteration must be an integer >= 0, got {self.iteration!r}")
+        require_count("iteration", self.iteration, 0)
 
     def __str__(self) -> str:
         return f"Outpost at iteration {self.iteration}"

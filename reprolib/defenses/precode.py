@@ -14,7 +14,7 @@ from torch.func import functional_call
 from reprolib import client, models
 from reprolib.client import SharedUpdate, generator
 from reprolib.closed_form import linear_inputs
-from reprolib.defenses.base import Defense, require_kind, require_level
+from reprolib.defenses.base import Defense, require_count, require_kind, require_level
 from reprolib.matching import Observation
 from reprolib.models import Victims
 from reprolib.models.bottleneck import Bottleneck, ConvolutionalBottleneck, VariationalBottleneck
@@ -46,8 +46,7 @@ class Counter:
         for name, known in (("tensors", get_args(Tensors)), ("noise", get_args(Noise))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
-        if isinstance(self.draws, bool) or not isinstance(self.draws, int) or self.draws < 1:
-            raise ValueError(f"draws must be an integer >= 1, got {self.draws!r}")
+        require_count("draws", self.draws)
         require_kind("penalty", self.penalty, bool)
         if self.draws > 1 and self.noise != "resample":
             raise ValueError(f"draws={self.draws} averages over fresh noise, but noise={self.noise!r}: use 'resample'")
@@ -76,8 +75,7 @@ class PRECODE(Defense):
     _able = (nn.Linear, nn.Conv2d)
 
     def __post_init__(self) -> None:
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise ValueError(f"k must be an integer >= 1, got {self.k!r}")
+        require_count("k", self.k)
         require_level("beta", self.beta)
         if not isinstance(self.before, str):
             raise ValueError(f"before must be the name of a layer, got {self.before!r}")

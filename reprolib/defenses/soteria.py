@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reprolib import client
 from reprolib.client import SharedUpdate
-from reprolib.defenses.base import Defense, is_number, require_kind, require_level
+from reprolib.defenses.base import Defense, is_number, require_count, require_kind, require_level
 from reprolib.matching import Observation
 
 Score = Literal["row", "pinv", "elementwise", "random"]
@@ -87,8 +87,7 @@ class Soteria(Defense):
         require_kind("signed_denominator", self.signed_denominator, bool)
         for name in ("eps", "ridge"):
             require_level(name, getattr(self, name))
-        if isinstance(self.draws, bool) or not isinstance(self.draws, int) or self.draws < 1:
-            raise ValueError(f"draws must be an integer >= 1, got {self.draws!r}")
+        require_count("draws", self.draws)
 
     @classmethod
     def dlg(cls, pruning_rate: float = 1.0, layer: str = "head") -> Soteria:
