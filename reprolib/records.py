@@ -36,13 +36,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from reprolib import data, models, results
+from reprolib import clone, data, models, results
 from reprolib.atomic import write_atomic
 
 SCHEMA = 2
 """Raised when the layout of a record changes; `load` refuses any other."""
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = clone.PACKAGE
 
 # Files that show measurements and make none: a part's result does not depend on them.
 PRESENTATION = {"chapter", "claims", "verdicts", "clone", "figures", "results", "report", "runner", "cli", "records"}

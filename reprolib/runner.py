@@ -40,6 +40,7 @@ from nbclient.exceptions import DeadKernelError
 from packaging.requirements import Requirement
 from papermill.exceptions import PapermillExecutionError
 
+from reprolib import clone
 from reprolib.atomic import write_atomic
 
 PROFILES = ("reference", "smoke", "cpu", "gpu", "paper")
@@ -179,11 +180,11 @@ def fingerprint(chapter: Chapter, parameters: Parameters) -> str:
     """
     cells = read_notebook(chapter.notebook).cells
     # The runner and what stands to its left (design section 1) never reach a chapter.
-    sources = (p for p in Path(__file__).parent.rglob("*.py") if p.stem not in ("runner", "cli", "report"))
+    sources = (p for p in clone.PACKAGE.rglob("*.py") if p.stem not in ("runner", "cli", "report"))
     root = chapter.root
     inputs = {
         "cells": [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells],
-        "sources": _contents(sources, Path(__file__).parent),
+        "sources": _contents(sources, clone.PACKAGE),
         "claims": _contents((root / "claims").glob(f"{chapter.paper}.y*ml"), root),
         "reference": _contents((root / "results" / "reference" / chapter.paper).rglob("*"), root),
         "checkpoints": _contents((root / "checkpoints").rglob("*"), root),

@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from reprolib import chapter, checked, claims, records, results, runner
+from reprolib import chapter, checked, claims, clone, records, results, runner
 from reprolib.verdicts import validate_verdicts
 
 TRIALS = 3
@@ -50,7 +50,7 @@ def accept(root: Path, paper: str, profile: str = "gpu") -> str:
     """
     if profile not in chapter.PROFILES:
         raise ValueError(f"unknown profile {profile!r}; known: {', '.join(chapter.PROFILES)}")
-    runs = chapter.results_root() / "runs" / profile
+    runs = clone.results_root() / "runs" / profile
     path, made = runs / f"{paper}.json", runs / paper
     if not path.is_file():
         raise FileNotFoundError(
@@ -62,7 +62,7 @@ def accept(root: Path, paper: str, profile: str = "gpu") -> str:
     if whose != paper or profile not in (chapter.REPLAY, sizes):
         raise ValueError(f"{path.name} is of {whose!r} at {sizes!r}, not this run's")
     checked.check(payload, paper, path.name)
-    target = chapter.reference_root() / paper
+    target = clone.reference_root() / paper
     source = made / "records"
     if profile == chapter.REPLAY:
         source = target / "records"
@@ -154,7 +154,7 @@ def compare(paper: str, run: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     Returns a row for each measure of either (measure, reference, run), and one for each part of either (part, equal,
     what differs). Raises FileNotFoundError where one of the two is not there, ValueError for a file of another paper.
     """
-    mine, home = checked.read(run, paper)[1], chapter.reference_root() / paper
+    mine, home = checked.read(run, paper)[1], clone.reference_root() / paper
     reference = checked.read(home / f"{paper}.json", paper)[1]
     measures = [
         {
@@ -199,7 +199,7 @@ class Verified:
 
 def has_records(paper: str) -> bool:
     """Whether the reference run of a paper is data that can be verified; True also where its files are damaged."""
-    home = chapter.reference_root() / paper
+    home = clone.reference_root() / paper
     try:
         return bool(results.load(home / f"{paper}.json").get("records"))
     except FileNotFoundError:
@@ -222,7 +222,7 @@ def verify(
     """
     if parameters.profile != "reference":
         raise ValueError(f"profile={parameters.profile!r}: a verification executes the profile reference")
-    paper, home = which.paper, chapter.reference_root() / which.paper
+    paper, home = which.paper, clone.reference_root() / which.paper
     named = results.load(home / f"{paper}.json").get("records") if (home / f"{paper}.json").is_file() else None
     if not named:
         raise FileNotFoundError(f"results/reference/{paper} holds no records: nothing to verify")
@@ -293,7 +293,7 @@ def _trials(record: records.Record) -> list[int]:
 def _waiting(paper: str) -> set[str]:
     """The parts that the last replay here found to run code that nobody has verified; none without a replay."""
     try:
-        state = results.load(chapter.results_root() / "runs" / "reference" / f"{paper}.json")["state"]
+        state = results.load(clone.results_root() / "runs" / "reference" / f"{paper}.json")["state"]
         return set(state["code changed and not verified"])
     except (OSError, ValueError, LookupError, TypeError):
         return set()
