@@ -20,7 +20,8 @@ from typing import Any
 import pandas as pd
 
 from reprolib import chapter, checked, claims, clone, records, results, runner
-from reprolib.verdicts import validate_verdicts
+from reprolib.ledger import judge
+from reprolib.verdicts import Verdict, validate_verdicts
 
 TRIALS = 3
 """Trials of a long part that a verification runs again: more than one, because a single trial takes another path."""
@@ -179,6 +180,35 @@ def compare(paper: str, run: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         {"part": name, "equal": "—", "what differs": where} for where, names in only.items() for name in sorted(names)
     ]
     return pd.DataFrame(measures), pd.DataFrame(rows, columns=["part", "equal", "what differs"])
+
+
+def verdicts(paper: str, run: Path) -> pd.DataFrame:
+    """The verdicts of anybody's run beside the reference's, both by the claims as they are now.
+
+    run: as for `compare`. A row for each claim that is judged: claim, reference, run, flipped. A verdict flips where
+    both runs decide and one finds otherwise, whether on a substitute or not. What a small run leaves open has not
+    flipped. Raises as `compare`.
+    """
+    loaded = claims.load(clone.repository() / "claims" / f"{paper}.yml")
+    files = (clone.reference_root() / paper / f"{paper}.json", run)
+    old, new = (judge(loaded, checked.read(path, paper)[1]) for path in files)
+    rows = [
+        {
+            "claim": a.id,
+            "reference": a.verdict,
+            "run": b.verdict,
+            "flipped": a.decided and b.decided and _found(a) != _found(b),
+        }
+        for a, b in zip(old, new, strict=True)
+        if a.kind != "setting"
+    ]
+    return pd.DataFrame(rows, columns=["claim", "reference", "run", "flipped"])
+
+
+def _found(verdict: Verdict) -> str:
+    on_a_substitute = {"holds": "reproduced", "fails": "not reproduced"}
+    word = verdict.verdict.removesuffix(" on a substitute")
+    return on_a_substitute.get(word, word)
 
 
 def _interval(stored: dict[str, Any] | None) -> str:
