@@ -365,7 +365,7 @@ def _table(frame) -> Table:
 
 
 BUDGETS = {"smoke": "≤ 20 s", "cpu": "≤ 2 min on 2 cores", "gpu": "≤ 4 min on one GPU", "paper": "hours"}
-"""What a chapter may take (design section 4), said where nothing has been measured."""
+"""What a chapter may take (developer guide, "Records, profiles, replay"), said where nothing has been measured."""
 
 
 def _costs(root: Path) -> Table:

@@ -27,7 +27,7 @@ HISTORY_BLOCK = 16
 class LBFGS:
     """The settings of `torch.optim.LBFGS`, under the same names and with the same meaning and defaults.
 
-    The thresholds are absolute, so the algorithm is not invariant to the scale of the objective (DLG sheet, 4.3).
+    The thresholds are absolute, so the algorithm is not invariant to the scale of the objective.
     `tolerance_grad` was 1e-5 in torch up to 1.4, the authors' likely version.
     """
 
@@ -354,7 +354,7 @@ class CyclicLBFGS:
     """L-BFGS on one block of the variables at a time: `step()` takes an outer step on the next block, others frozen.
 
     start: [T, N]. blocks: the columns of each block. Every block has an optimiser of its own, whose memory is kept
-    between visits and so describes an objective that has changed since (DLG sheet, 4.4: the paper leaves it open).
+    between visits and so describes an objective that has changed since (the paper leaves it open).
     """
 
     def __init__(self, objective: Objective, start: Tensor, blocks: Sequence[Tensor], settings: LBFGS) -> None:
@@ -581,7 +581,7 @@ def warm_cosine(learning_rate: float, iterations: int, warmup: int) -> Callable[
 def ramp(learning_rate: float, iterations: int, rise: float = 0.05, fall: float = 0.25) -> Callable[[int], float]:
     """A rate that rises linearly over the first share of the iterations and falls along half a cosine over the last.
 
-    Source: the schedule of StyleGAN's projector, which GGL's code takes over (sheet `ggl.md`, section 4.5).
+    Source: the schedule of StyleGAN's projector, which GGL's code takes over.
     """
 
     def rate(iteration: int) -> float:

@@ -4,7 +4,6 @@ An executed chapter is a page, `book/chapters/<stem>.ipynb`. Papermill writes in
 replaces the page in one step when the chapter has ended well. The page's metadata keep a fingerprint of everything
 that the chapter read; a page with the same fingerprint is not run again. Each chapter runs in a process of its own
 under a file lock, so that neither a crash nor a second run can touch another chapter.
-Source: design section 6.
 """
 
 from __future__ import annotations
@@ -179,7 +178,7 @@ def fingerprint(chapter: Chapter, parameters: Parameters) -> str:
     checkpoints, the parameters, the versions of Python and of reprolib's requirements, and the data root's listing.
     """
     cells = read_notebook(chapter.notebook).cells
-    # The runner and what stands to its left (design section 1) never reach a chapter.
+    # The runner and what stands to its left (the developer guide, "Layout") never reach a chapter.
     sources = (p for p in clone.PACKAGE.rglob("*.py") if p.stem not in ("runner", "cli", "report"))
     root = chapter.root
     inputs = {

@@ -1,6 +1,6 @@
 """The reference run as data: `accept` a run as the reference, `compare` another with it, `verify` it by a new run.
 
-It moves files and starts chapters; it measures nothing itself. Source: design section 4.
+It moves files and starts chapters; it measures nothing itself. The rules stand in the developer guide.
 """
 
 from __future__ import annotations
