@@ -1,11 +1,13 @@
 """What every chapter does: choose profile, device and data, keep the ledger, show its parts, resume, and close.
 
-ch = chapter.start("dlg", profile, seed, device, data_root, sizes={"trials": (2, 8, 64, 1000), ...})
-images = ch.data("cifar10", count=ch.settings.images)
-scores = ch.part("success", run_attacks, attack=DLG.stable())     # saved; a killed chapter continues after it
-ch.record("recovery_success", intervals.below(scores.mse, 1e-3, scores.network), data=images)
-ch.figure(figures.fidelity(curves), "fidelity", "Share of images below each error.")
-ch.finish()
+A notebook's calls::
+
+    ch = chapter.start("dlg", profile, seed, device, data_root, sizes={"trials": (2, 8, 64, 1000), ...})
+    images = ch.data("cifar10", count=ch.settings.images)
+    scores = ch.part("success", run_attacks, attack=DLG.stable())     # saved; a killed chapter continues after it
+    ch.record("recovery_success", intervals.below(scores.mse, 1e-3, scores.network), data=images)
+    ch.figure(figures.fidelity(curves), "fidelity", "Share of images below each error.")
+    ch.finish()
 """
 
 from __future__ import annotations

@@ -97,8 +97,10 @@ class BatchedLBFGS:
     again where a step begins; nothing moved in between, so that evaluation is saved here.
 
     The direction is the two-loop recursion written as two triangular solves: with S, Y the stored steps and gradient
-    differences, R the upper triangle of S'Y, D its diagonal and h the scale of the initial inverse Hessian,
+    differences, R the upper triangle of S'Y, D its diagonal and h the scale of the initial inverse Hessian::
+
         R a = -S'g,   R' c = D a + h (Y'g + Y'Y a),   d = -h (g + Y a) + S c.
+
     It reads the history twice instead of four times and needs no loop over pairs. S and Y are ring buffers; R and Y'Y
     are kept in order of age with the newest pair last, and identity rows where no pair is stored yet.
     """
