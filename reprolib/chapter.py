@@ -1,11 +1,13 @@
 """What every chapter does: choose profile, device and data, keep the ledger, show its parts, resume, and close.
 
-ch = chapter.start("dlg", profile, seed, device, data_root, sizes={"trials": (2, 8, 64, 1000), ...})
-images = ch.data("cifar10", count=ch.settings.images)
-scores = ch.part("success", run_attacks, attack=DLG.stable())     # saved; a killed chapter continues after it
-ch.record("recovery_success", intervals.below(scores.mse, 1e-3, scores.network), data=images)
-ch.figure(figures.fidelity(curves), "fidelity", "Share of images below each error.")
-ch.finish()
+A notebook's calls::
+
+    ch = chapter.start("dlg", profile, seed, device, data_root, sizes={"trials": (2, 8, 64, 1000), ...})
+    images = ch.data("cifar10", count=ch.settings.images)
+    scores = ch.part("success", run_attacks, attack=DLG.stable())     # saved; a killed chapter continues after it
+    ch.record("recovery_success", intervals.below(scores.mse, 1e-3, scores.network), data=images)
+    ch.figure(figures.fidelity(curves), "fidelity", "Share of images below each error.")
+    ch.finish()
 """
 
 from __future__ import annotations
@@ -45,9 +47,6 @@ if TYPE_CHECKING:
 PICTURE_LIMIT = 150_000
 """Bytes of a saved figure: small enough to be committed with a reference run."""
 
-_PACKAGE = Path(__file__).resolve().parent
-
-
 REPLAY = "reference"
 """The profile that shows the committed reference run: its parts are read from records, the rest is executed."""
 
@@ -80,10 +79,10 @@ def start(
     stand in. sizes: name -> its values in the four profiles, from smoke to paper; `ch.settings` has the active ones.
     Raises ValueError for unknown names, a missing CUDA device, and sizes that lack a profile.
     """
-    root = repository()
+    root = clone.repository()
     known = sorted(path.stem for path in (root / "claims").glob("*.yml"))
     if paper not in known:
-        raise ValueError(f"paper={paper!r}: no claims/{paper}.yml; known: {', '.join(known)}")
+        raise ValueError(f"paper={paper!r}: no claims/{paper}.yml; known: {', '.join(known) or 'none'}")
     chosen = _device(device)
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
@@ -111,7 +110,7 @@ def start(
 
 def _read_reference(paper: str, loaded: claims.Paper) -> tuple[dict[str, Any] | None, list[Verdict], str]:
     """The committed results of a paper with the verdicts drawn from them, and why they cannot be used."""
-    path = reference_root() / paper / f"{paper}.json"
+    path = clone.reference_root() / paper / f"{paper}.json"
     try:
         found = results.load(path)
         if not isinstance(found, dict):
@@ -139,21 +138,6 @@ def _fault(error: ValueError | OSError) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{Path(os.fsdecode(error.filename)).name} cannot be read: {error.strerror}"
     return str(error)
-
-
-def repository() -> Path:
-    """The clone that the working directory is in; elsewhere the folder that reprolib lies in."""
-    return clone.find() or _PACKAGE.parent
-
-
-def results_root() -> Path:
-    """Where measurements go: `results/` of the repository, or the folder REPROLIB_RESULTS names."""
-    return Path(os.environ.get("REPROLIB_RESULTS") or repository() / "results")
-
-
-def reference_root() -> Path:
-    """Where the committed reference runs are: `results/reference` of the repository, wherever measurements go."""
-    return repository() / "results" / "reference"
 
 
 class Settings(types.SimpleNamespace):
@@ -452,7 +436,7 @@ class Chapter:
 
     def source(self, thing: Any) -> None:
         """Show the source of a function or class of reprolib, as it runs."""
-        path = Path(inspect.getsourcefile(thing)).relative_to(_PACKAGE.parent)
+        path = Path(inspect.getsourcefile(thing)).relative_to(clone.PACKAGE.parent)
         code = inspect.cleandoc("\n" + inspect.getsource(thing))
         display(Markdown(f"From `{path.as_posix()}`:\n\n```python\n{code}\n```"))
 
@@ -499,7 +483,7 @@ class Chapter:
     def _open(self, now: list[Verdict], problem: str) -> None:
         """The top: the reference run's finding, central claims and picture; what this page shows; all its verdicts."""
         if now:
-            folder = reference_root() / self.paper
+            folder = clone.reference_root() / self.paper
             self.show(opening.opening(self.ledger.paper, now, self._reference, folder))
         if self.replays:
             text = (
@@ -532,13 +516,13 @@ class Chapter:
         return f"{made['device']}, {threads}, {results.duration(made['seconds'])}"
 
     def _folder(self, kind: str) -> Path:
-        return results_root() / kind / self._folder_of_run / self.paper
+        return clone.results_root() / kind / self._folder_of_run / self.paper
 
     def _kept_figure(self, name: str) -> tuple[bytes, str] | None:
         """The reference run's picture of this name with its caption; None without one, or where its file is none."""
         if self._reference is None:
             return None
-        return checked.kept_picture(self._reference["figures"], reference_root() / self.paper, name)
+        return checked.kept_picture(self._reference["figures"], clone.reference_root() / self.paper, name)
 
     def _number(self, name: str, caption: str) -> int:
         _slug("name", name)
@@ -574,7 +558,7 @@ class Chapter:
         what = records.describe(function, "function")
         identity = [name, what, asked, self.seed, self.device.type, code, results.versions(), pictures]
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        path = results_root() / "parts" / self.profile / f"{self.paper}-{name}-{key}.json"
+        path = clone.results_root() / "parts" / self.profile / f"{self.paper}-{name}-{key}.json"
         record, problem = None, ""
         try:
             found = records.load(path)
@@ -627,7 +611,7 @@ class Chapter:
         Where the code has changed since it was made, `reprolib verify` is asked for once the run is accepted. A run of
         a chapter whose reference is whole computes everything anew, and so does a small one, which says that it ran.
         """
-        committed = reference_root() / self.paper / "records" / path.with_stem(name).name
+        committed = clone.reference_root() / self.paper / "records" / path.with_stem(name).name
         whole = self._reference is not None and "records" in self._reference
         if whole or self.profile in ("smoke", "cpu") or not committed.is_file():
             return None
@@ -798,7 +782,7 @@ def verification_log(paper: str) -> list[dict[str, Any]]:
     """What `reprolib verify` has found equal, newest last; empty without a readable log."""
     keys = {"part", "sha256", "code", "commit", "count", "how", "time"}
     try:
-        entries = results.load(reference_root() / paper / "verified.json")["entries"]
+        entries = results.load(clone.reference_root() / paper / "verified.json")["entries"]
         return [entry for entry in entries if keys <= entry.keys()]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return []
@@ -806,7 +790,7 @@ def verification_log(paper: str) -> list[dict[str, Any]]:
 
 def accepted_records(paper: str, manifest: Mapping[str, Any]) -> tuple[dict[str, records.Record], list[str]]:
     """The records that an accepted run names, by part, and a line for each that cannot be used."""
-    folder, found, problems = reference_root() / paper / "records", {}, []
+    folder, found, problems = clone.reference_root() / paper / "records", {}, []
     for name, entry in manifest.items():
         try:
             _slug("a part's name", name)

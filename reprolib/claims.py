@@ -1,6 +1,6 @@
 """The files of claims: what a paper states, the paper's own setting, and the criterion that judges each statement.
 
-A file of claims, `claims/<paper>.yml`:
+A file of claims, `claims/<paper>.yml`::
 
     paper: idlg
     title: "iDLG: Improved Deep Leakage from Gradients"

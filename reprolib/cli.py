@@ -164,14 +164,21 @@ def accept(
 def compare(
     run: Annotated[Path, typer.Argument(help="A run's results file: results/runs/PROFILE/KEY.json.", dir_okay=False)],
 ) -> None:
-    """Show a run beside the reference run: its measures, and its records row by row."""
+    """Show a run beside the reference run: verdicts, measures, and records row by row. Fails where a verdict flips."""
     from reprolib import verification
 
-    for frame in verification.compare(run.stem, run):
+    judged = verification.verdicts(run.stem, run)
+    flipped = judged[judged.flipped].claim.tolist()
+    for frame in (
+        judged.assign(flipped=judged.flipped.map({True: "yes", False: ""})),
+        *verification.compare(run.stem, run),
+    ):
         table = Table(*map(str, frame.columns))
         for row in frame.itertuples(index=False):
             table.add_row(*(escape(str(value)) for value in row))
         console.print(table)
+    if flipped:
+        raise RuntimeError(f"the run finds otherwise than the reference run: {', '.join(flipped)}")
 
 
 @app.command()
@@ -360,7 +367,7 @@ def _table(frame) -> Table:
 
 
 BUDGETS = {"smoke": "≤ 20 s", "cpu": "≤ 2 min on 2 cores", "gpu": "≤ 4 min on one GPU", "paper": "hours"}
-"""What a chapter may take (design section 4), said where nothing has been measured."""
+"""What a chapter may take (developer guide, "Records, profiles, replay"), said where nothing has been measured."""
 
 
 def _costs(root: Path) -> Table:

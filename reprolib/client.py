@@ -79,7 +79,7 @@ class ThreatModel:
     "buffers" (the running statistics after the client's step, as a client in "train" mode sends them with its update).
     defense_known: the server knows the client's defense and its settings, never its random numbers.
     observes: "one client", or "mean of N" (secure aggregation: only the mean of N clients' updates is seen).
-    Errors: ValueError for any other value, listing the known ones. Source: design section 2; defenses.md section 3.
+    Errors: ValueError for any other value, listing the known ones. Source: the developer guide, "Contracts".
     """
 
     mode: Mode = "eval"
@@ -709,7 +709,7 @@ def batch_statistics(model: nn.Module, update: SharedUpdate) -> dict[str, tuple[
     """What the server knows of the private batch at each batch-norm layer: layer -> (mean [T, C], biased variance).
 
     From "buffers" the batch's own are computed: after = (1 - m) before + m batch, the variance there with n - 1.
-    Errors: ValueError for an update whose threat model grants none. Source: sheet `gradinversion.md`, sections 3 and 8.
+    Errors: ValueError for an update whose threat model grants none. Source: Hatamizadeh et al. 2023 (arXiv:2202.06924).
     """
     if update.batch_norm is None:
         raise ValueError(

@@ -20,7 +20,7 @@ def linear_inputs(weight_gradient: Tensor, bias_gradient: Tensor, rows: Rows = "
     rows: "largest" divides the row of the largest bias gradient; "least_squares" weighs all rows, which averages
     rounding and noise.
     Errors: ValueError for other shapes, an unknown `rows`, and a trial whose bias gradient is zero: nothing leaks.
-    Source: Geiping et al. 2020, proposition 3.1; sheet `ig.md`, section 4.6.
+    Source: Geiping et al. 2020, proposition 3.1.
     """
     if weight_gradient.ndim != 3 or bias_gradient.shape != weight_gradient.shape[:2]:
         raise ValueError(

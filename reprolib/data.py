@@ -200,7 +200,7 @@ def _lfw(root: Path, split: str, download: bool) -> Dataset:
 
 
 def _celeba(root: Path, split: str, download: bool) -> Dataset:
-    # GGL's task: attribute 20, "Male" (sheet ggl.md, section 5, item 15).
+    # GGL's task: attribute 20, "Male", as their code has it.
     dataset = datasets.CelebA(root, split=split, download=download, target_transform=lambda attributes: attributes[20])
     dataset.classes = ["female", "male"]
     return dataset

@@ -33,8 +33,8 @@ class DecoderRecipe:
 
     victim: the arguments of `models.build` that make the trunk whose features it reads, its head of no importance; or
     checkpoint: a shipped one. mode: batch norm of the victim while its features are read, "eval" or "train" (FGLA's
-    released code). decoder: options of `models.build_generator`. Source: Xue et al. 2023, released code, with the rate
-    and schedule for short budgets of sheet `fgla.md`, section 6 (theirs: a constant 1e-4, 30 epochs, batch 24).
+    released code). decoder: options of `models.build_generator`. Source: Xue et al. 2023, released code, with a rate
+    and a schedule for short budgets of this book's (theirs: a constant 1e-4, 30 epochs, batch 24).
     """
 
     epochs: int
@@ -52,7 +52,7 @@ class DecoderRecipe:
 class VAERecipe:
     """How a VAE is trained: Adam on `reconstruction_weight` times the squared error in [-1, 1], plus the KL divergence.
 
-    Source: sheet `ggl.md`, section 9.0; the rate falls to zero as a cosine.
+    The rate falls to zero as a cosine. Source: Kingma and Welling 2014; the numbers are this book's.
     """
 
     epochs: int
@@ -69,7 +69,7 @@ class VAERecipe:
 class WGANRecipe:
     """How a WGAN is trained: Adam (0.5, 0.999), gradient penalty, a step of the generator every `critic_steps` batches.
 
-    Source: Li et al. 2022, released notebook (sheet `ggl.md`, section 6.1): width 128, rate 1e-4, 100 epochs.
+    Source: Li et al. 2022, released notebook: width 128, rate 1e-4, 100 epochs.
     """
 
     epochs: int
@@ -187,7 +187,7 @@ def fit_vae(
         noise = torch.randn(mean.shape, generator=random).to(device)
         restored = model(mean + (log_variance / 2).exp() * noise)
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(1) / 2
-        error = 4 * (restored - x).square().flatten(1).sum(1)  # four times: a range of 2, as in the sheet
+        error = 4 * (restored - x).square().flatten(1).sum(1)  # four times: a range of 2, as images in [-1, 1] have
         loss = (recipe.reconstruction_weight * error + divergence).mean()
         _stepped(optimizer, loss)
         schedule.step()
@@ -253,7 +253,7 @@ def fit_rows(
     public: images that the attacker owns; they get random labels that differ within a batch, since the head is
     untrained, and are shared once, `batch` at a time, under the defense. name, options: for `models.build_generator`.
     In evaluation mode and without gradients, the victim's trunk noted in it.
-    Errors: ValueError for batches of more images than classes. Source: sheet `fgla.md`, section 4.11.
+    Errors: ValueError for batches of more images than classes. Source: Yang et al. 2023, released code.
     """
     if batch > victim.num_classes:
         raise ValueError(f"batch={batch} with different labels: the victim has {victim.num_classes} classes")

@@ -76,7 +76,7 @@ def infer(weight_gradient: Tensor, bias_gradient: Tensor | None, rule: str = "ro
     difference points the other way and gives wrong labels: convert it first (`SharedUpdate.as_gradients`).
     rule: "row_sum" (iDLG's code), "bias", "pairwise" (iDLG's text), "norm" (this book's addition).
     Errors: ValueError for an unknown rule, other shapes, NaN, and "bias" without bias.
-    Source: iDLG, section 2; sheet `idlg.md` section 4.1.
+    Source: iDLG, section 2.
     """
     _check(weight_gradient, bias_gradient)
     return _known(rule, _RULES)(weight_gradient, bias_gradient)
@@ -131,7 +131,7 @@ def _bias_corrected(weight: Tensor, bias: Tensor | None, batch_size: int) -> Ten
 
 
 def _uniform(weight: Tensor, bias: Tensor | None, batch_size: int) -> Tensor:
-    """N (1/K - g_c) of class c, rounded to a sum of N: exact where every softmax is uniform (FGLA's sheet, 4.4)."""
+    """N (1/K - g_c) of class c, rounded to a sum of N: exact where every softmax is uniform."""
     bias = _required(bias, "uniform")
     expected = batch_size * (1 / bias.shape[1] - bias)
     return _greedy(-expected, torch.ones_like(bias[:, 0]), torch.zeros_like(bias, dtype=torch.int64), batch_size)
@@ -158,7 +158,7 @@ def infer_counts(
     assumed), "wainakh", "bias_corrected", "uniform" (an untrained head). Except for the first, the counts of a trial
     sum to batch_size.
     Errors: ValueError for an unknown rule, other shapes, NaN, batch_size below 1, a missing bias, and "yin" with more
-    samples than classes. Source: sheet `idlg.md` section 7.
+    samples than classes. Source: Wainakh et al. 2021 (arXiv:2105.09369).
     """
     _check(weight_gradient, bias_gradient)
     if batch_size < 1:
@@ -181,7 +181,7 @@ def of_update(update: SharedUpdate, rule: str = "bias_corrected") -> Tensor:
 def distinct_ceiling(classes: int, batch_size: int) -> float:
     """The expected share of a batch's labels, drawn uniformly, that a rule of distinct labels can restore at most.
 
-    It names each class once: N (1 - (1 - 1/N)^K) of K labels, N classes. Source: sheet `gradinversion.md`, section 7.
+    It names each class once: N (1 - (1 - 1/N)^K) of K labels, N classes. Source: this book.
     """
     return classes * (1 - (1 - 1 / classes) ** batch_size) / batch_size
 

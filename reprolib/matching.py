@@ -38,7 +38,7 @@ class Observation:
     What the attacker puts in place of the client's noise where the model has a bottleneck: noise is "resample" (drawn
     anew at every pass, the model as it was sent), "joint" (optimised with the images) or its values, buffer name ->
     [T, B, *shape]. draws: passes whose gradients are averaged. penalty: its loss has the bottleneck's penalty too.
-    Source: design section 2 (contracts), sheet `defenses.md` section 7.
+    Source: the developer guide, "Contracts".
     """
 
     target: dict[str, Tensor]
@@ -80,7 +80,7 @@ class Matching:
     """The gradient-matching objective of T trials, ready for an optimiser over the trial axis.
 
     D(x', y') = sum over parameters of weight * rho(max(0, |dl(F(x'), y')/dW - target| - slack)): a sum and not a mean,
-    without a factor, because L-BFGS's thresholds are absolute (DLG, equation 4; sheet `dlg.md`, 4.1). Where the
+    without a factor, because L-BFGS's thresholds are absolute (DLG, equation 4). Where the
     observation says so, the dummy gradients are defended first, image by image and as a whole. To D comes
     `prior(x', trials) [R]`, where the attacker has one, and `statistics`, a penalty [R] on what enters the batch-norm
     layers `layers` (layer -> (mean [R, C], biased variance [R, C]), and the trials).
@@ -299,7 +299,7 @@ def cosine(gradients: dict[str, Tensor], observation: Observation, trials: Tenso
 
     One cosine over all parameters together, not a mean over layers; in [0, 2], and blind to the gradient's scale.
     Entries of weight 0 do not count, nor do entries known only to be small (target 0, positive slack: pruned ones).
-    Source: Geiping et al. 2020, equation 4; sheet `ig.md`, section 4.1.
+    Source: Geiping et al. 2020, equation 4.
     """
     ours, theirs = [], []
     for name, gradient in gradients.items():
@@ -326,7 +326,7 @@ def require_direction(observation: Observation) -> None:
 def norms(gradients: dict[str, Tensor], observation: Observation, trials: Tensor) -> Tensor:
     """The sum of the parameters' distances, each a norm and not its square, of the named trials: [R].
 
-    Source: Yin et al. 2021 (GradInversion), equation 3; sheet `gradinversion.md`, section 4.1.
+    Source: Yin et al. 2021 (GradInversion), equation 3.
     """
     squares = per_parameter(gradients, observation, trials).values()
     return sum(square.clamp(min=torch.finfo(square.dtype).tiny).sqrt() for square in squares)  # no NaN slope at zero

@@ -52,7 +52,7 @@ def psnr_dim0(reconstructed: Tensor, images: Tensor) -> float:
 
     To be set beside published values and for nothing else: by Jensen it is never below the PSNR of the whole batch,
     half a decibel above at N = 8 even for white errors, and +inf where one pixel is met in all images.
-    Source: sheet `fgla.md`, section 5.7.
+    Source: the released code of Xue et al. 2023 (FGLA).
     """
     _same_shape(reconstructed, images)
     found = _shown(reconstructed).double(), _shown(images).double()

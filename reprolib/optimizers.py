@@ -27,7 +27,7 @@ HISTORY_BLOCK = 16
 class LBFGS:
     """The settings of `torch.optim.LBFGS`, under the same names and with the same meaning and defaults.
 
-    The thresholds are absolute, so the algorithm is not invariant to the scale of the objective (DLG sheet, 4.3).
+    The thresholds are absolute, so the algorithm is not invariant to the scale of the objective.
     `tolerance_grad` was 1e-5 in torch up to 1.4, the authors' likely version.
     """
 
@@ -97,8 +97,10 @@ class BatchedLBFGS:
     again where a step begins; nothing moved in between, so that evaluation is saved here.
 
     The direction is the two-loop recursion written as two triangular solves: with S, Y the stored steps and gradient
-    differences, R the upper triangle of S'Y, D its diagonal and h the scale of the initial inverse Hessian,
+    differences, R the upper triangle of S'Y, D its diagonal and h the scale of the initial inverse Hessian::
+
         R a = -S'g,   R' c = D a + h (Y'g + Y'Y a),   d = -h (g + Y a) + S c.
+
     It reads the history twice instead of four times and needs no loop over pairs. S and Y are ring buffers; R and Y'Y
     are kept in order of age with the newest pair last, and identity rows where no pair is stored yet.
     """
@@ -354,7 +356,7 @@ class CyclicLBFGS:
     """L-BFGS on one block of the variables at a time: `step()` takes an outer step on the next block, others frozen.
 
     start: [T, N]. blocks: the columns of each block. Every block has an optimiser of its own, whose memory is kept
-    between visits and so describes an objective that has changed since (DLG sheet, 4.4: the paper leaves it open).
+    between visits and so describes an objective that has changed since (the paper leaves it open).
     """
 
     def __init__(self, objective: Objective, start: Tensor, blocks: Sequence[Tensor], settings: LBFGS) -> None:
@@ -581,7 +583,7 @@ def warm_cosine(learning_rate: float, iterations: int, warmup: int) -> Callable[
 def ramp(learning_rate: float, iterations: int, rise: float = 0.05, fall: float = 0.25) -> Callable[[int], float]:
     """A rate that rises linearly over the first share of the iterations and falls along half a cosine over the last.
 
-    Source: the schedule of StyleGAN's projector, which GGL's code takes over (sheet `ggl.md`, section 4.5).
+    Source: the schedule of StyleGAN's projector, which GGL's code takes over.
     """
 
     def rate(iteration: int) -> float:

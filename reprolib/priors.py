@@ -15,7 +15,7 @@ Registration = Literal["none", "translation", "affine"]
 def squared_total_variation(images: Tensor) -> Tensor:
     """Sum of squared differences between neighbouring pixels, rows and columns, of a trial's batch: [R].
 
-    Source: the image prior of Balunovic et al. 2022 (sheet `defenses.md`, section 7).
+    Source: the image prior of Balunovic et al. 2022, in their code.
     """
     down = (images[..., 1:, :] - images[..., :-1, :]).square().flatten(1).sum(1)
     right = (images[..., 1:] - images[..., :-1]).square().flatten(1).sum(1)
@@ -26,7 +26,7 @@ def total_variation(images: Tensor) -> Tensor:
     """Mean absolute difference of neighbours in a row plus that of neighbours in a column, of a trial's batch: [R].
 
     A mean over all differences of all images, as Inverting Gradients has it: for one image a trial it does not depend
-    on how many trials run beside it. Source: Geiping et al. 2020, equation 4; sheet `ig.md`, section 4.1.
+    on how many trials run beside it. Source: Geiping et al. 2020, equation 4.
     """
     down = (images[..., 1:, :] - images[..., :-1, :]).abs().flatten(1).mean(1)
     right = (images[..., 1:] - images[..., :-1]).abs().flatten(1).mean(1)
@@ -41,8 +41,8 @@ def outside_box(images: Tensor) -> Tensor:
 def four_direction_variation(images: Tensor) -> Tensor:
     """Sum of four norms over a trial's batch: differences across, down and along both diagonals: [R].
 
-    Norms, so it grows with the square root of the batch. Source: the published code nearest to GradInversion's authors
-    (sheet `gradinversion.md`, section 4.1).
+    Norms, so it grows with the square root of the batch. Source: NVlabs/DeepInversion, the published
+    code nearest to GradInversion's authors.
     """
     differences = (
         images[..., 1:] - images[..., :-1],
@@ -56,7 +56,7 @@ def four_direction_variation(images: Tensor) -> Tensor:
 def summed_variation(images: Tensor) -> Tensor:
     """Sum of absolute differences of neighbours across and down, divided by the number of images: [R].
 
-    Source: FGLA's reimplementation of GradInversion, `stg` (sheet `gradinversion.md`, section 4.5).
+    Source: FGLA's reimplementation of GradInversion, `stg`.
     """
     down = (images[..., 1:, :] - images[..., :-1, :]).abs().flatten(1).sum(1)
     right = (images[..., 1:] - images[..., :-1]).abs().flatten(1).sum(1)
@@ -79,7 +79,7 @@ def batch_norm_distance(
 
     statistics: layer -> (mean [R, C], biased variance [R, C]). targets: the same with [T, C]. The distance of a layer
     is |mean - mean*| + |variance - variance*|, norms, or their squares. first: weight of the first layer.
-    Source: Yin et al. 2020 and 2021 (R_BN); sheet `gradinversion.md`, section 4.1.
+    Source: Yin et al. 2020 and 2021 (R_BN).
     """
     total = 0.0
     for i, (layer, pair) in enumerate(statistics.items()):
@@ -170,7 +170,7 @@ def moment_divergence(latents: Tensor) -> Tensor:
     """-(1 + log s^2 - m^2 - s^2) / 2 with the mean m and population std s of each latent's own entries, summed: [R].
 
     latents: [R, B, k]. At least 0, and 0 where m = 0 and s = 1: it holds two moments of k numbers and no more. The
-    constant 1e-10 keeps it finite at a latent of zeros, where it is 11. Source: GGL's code; sheet `ggl.md`, 4.1.
+    constant 1e-10 keeps it finite at a latent of zeros, where it is 11. Source: GGL's code.
     """
     mean, variance = latents.mean(2), latents.var(2, correction=0)
     return -0.5 * (1 + (variance + 1e-10).log() - mean.square() - variance).sum(1)

@@ -4,7 +4,7 @@
 ran, commit, versions, device, seconds and the checksums; `NAME.safetensors` the tensors and the numeric columns of its
 tables. Nothing in either is code. A record is the same in the store of a run (`results/parts`) and among the
 committed ones (`results/reference/KEY/records`). This file measures nothing and shows nothing.
-Source: design section 4.
+Source: the developer guide, "Records, profiles, replay".
 """
 
 from __future__ import annotations

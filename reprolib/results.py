@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from reprolib import clone
 from reprolib.atomic import write_atomic
 
 SCHEMA = 1
@@ -146,7 +147,7 @@ def versions() -> dict[str, str | None]:
 @lru_cache  # a chapter asks at every part; an edit during a run is the next run's
 def commit() -> str | None:
     """The commit of the checkout that reprolib lies in, with "+changes" for edited files; None outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
+    root = clone.PACKAGE.parent
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]

@@ -4,7 +4,6 @@ An executed chapter is a page, `book/chapters/<stem>.ipynb`. Papermill writes in
 replaces the page in one step when the chapter has ended well. The page's metadata keep a fingerprint of everything
 that the chapter read; a page with the same fingerprint is not run again. Each chapter runs in a process of its own
 under a file lock, so that neither a crash nor a second run can touch another chapter.
-Source: design section 6.
 """
 
 from __future__ import annotations
@@ -40,6 +39,7 @@ from nbclient.exceptions import DeadKernelError
 from packaging.requirements import Requirement
 from papermill.exceptions import PapermillExecutionError
 
+from reprolib import clone
 from reprolib.atomic import write_atomic
 
 PROFILES = ("reference", "smoke", "cpu", "gpu", "paper")
@@ -178,12 +178,12 @@ def fingerprint(chapter: Chapter, parameters: Parameters) -> str:
     checkpoints, the parameters, the versions of Python and of reprolib's requirements, and the data root's listing.
     """
     cells = read_notebook(chapter.notebook).cells
-    # The runner and what stands to its left (design section 1) never reach a chapter.
-    sources = (p for p in Path(__file__).parent.rglob("*.py") if p.stem not in ("runner", "cli", "report"))
+    # The runner and what stands to its left (the developer guide, "Layout") never reach a chapter.
+    sources = (p for p in clone.PACKAGE.rglob("*.py") if p.stem not in ("runner", "cli", "report"))
     root = chapter.root
     inputs = {
         "cells": [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells],
-        "sources": _contents(sources, Path(__file__).parent),
+        "sources": _contents(sources, clone.PACKAGE),
         "claims": _contents((root / "claims").glob(f"{chapter.paper}.y*ml"), root),
         "reference": _contents((root / "results" / "reference" / chapter.paper).rglob("*"), root),
         "checkpoints": _contents((root / "checkpoints").rglob("*"), root),

@@ -94,7 +94,7 @@ def with_defense(
 
     The learning rate is chosen for each defense by the accuracy on the last tenth of the training images, which no
     model trains on. error_feedback: as for `train`. model to options: for `models.build`.
-    Columns: defense, seed, learning_rate, accuracy. Source: DLG, Table 3; sheet `defenses.md`, 6.
+    Columns: defense, seed, learning_rate, accuracy. Source: DLG, Table 3.
     """
     held_out = max(1, len(train_images) // 10)
     fit, validation = _part(train_images, slice(None, -held_out)), _part(train_images, slice(-held_out, None))

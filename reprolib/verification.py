@@ -1,6 +1,6 @@
 """The reference run as data: `accept` a run as the reference, `compare` another with it, `verify` it by a new run.
 
-It moves files and starts chapters; it measures nothing itself. Source: design section 4.
+It moves files and starts chapters; it measures nothing itself. The rules stand in the developer guide.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any
 
 import pandas as pd
 
-from reprolib import chapter, checked, claims, records, results, runner
-from reprolib.verdicts import validate_verdicts
+from reprolib import chapter, checked, claims, clone, records, results, runner
+from reprolib.ledger import judge
+from reprolib.verdicts import Verdict, validate_verdicts
 
 TRIALS = 3
 """Trials of a long part that a verification runs again: more than one, because a single trial takes another path."""
@@ -50,7 +51,7 @@ def accept(root: Path, paper: str, profile: str = "gpu") -> str:
     """
     if profile not in chapter.PROFILES:
         raise ValueError(f"unknown profile {profile!r}; known: {', '.join(chapter.PROFILES)}")
-    runs = chapter.results_root() / "runs" / profile
+    runs = clone.results_root() / "runs" / profile
     path, made = runs / f"{paper}.json", runs / paper
     if not path.is_file():
         raise FileNotFoundError(
@@ -62,7 +63,7 @@ def accept(root: Path, paper: str, profile: str = "gpu") -> str:
     if whose != paper or profile not in (chapter.REPLAY, sizes):
         raise ValueError(f"{path.name} is of {whose!r} at {sizes!r}, not this run's")
     checked.check(payload, paper, path.name)
-    target = chapter.reference_root() / paper
+    target = clone.reference_root() / paper
     source = made / "records"
     if profile == chapter.REPLAY:
         source = target / "records"
@@ -154,7 +155,7 @@ def compare(paper: str, run: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     Returns a row for each measure of either (measure, reference, run), and one for each part of either (part, equal,
     what differs). Raises FileNotFoundError where one of the two is not there, ValueError for a file of another paper.
     """
-    mine, home = checked.read(run, paper)[1], chapter.reference_root() / paper
+    mine, home = checked.read(run, paper)[1], clone.reference_root() / paper
     reference = checked.read(home / f"{paper}.json", paper)[1]
     measures = [
         {
@@ -181,6 +182,35 @@ def compare(paper: str, run: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(measures), pd.DataFrame(rows, columns=["part", "equal", "what differs"])
 
 
+def verdicts(paper: str, run: Path) -> pd.DataFrame:
+    """The verdicts of anybody's run beside the reference's, both by the claims as they are now.
+
+    run: as for `compare`. A row for each claim that is judged: claim, reference, run, flipped. A verdict flips where
+    both runs decide and one finds otherwise, whether on a substitute or not. What a small run leaves open has not
+    flipped. Raises as `compare`.
+    """
+    loaded = claims.load(clone.repository() / "claims" / f"{paper}.yml")
+    files = (clone.reference_root() / paper / f"{paper}.json", run)
+    old, new = (judge(loaded, checked.read(path, paper)[1]) for path in files)
+    rows = [
+        {
+            "claim": a.id,
+            "reference": a.verdict,
+            "run": b.verdict,
+            "flipped": a.decided and b.decided and _found(a) != _found(b),
+        }
+        for a, b in zip(old, new, strict=True)
+        if a.kind != "setting"
+    ]
+    return pd.DataFrame(rows, columns=["claim", "reference", "run", "flipped"])
+
+
+def _found(verdict: Verdict) -> str:
+    on_a_substitute = {"holds": "reproduced", "fails": "not reproduced"}
+    word = verdict.verdict.removesuffix(" on a substitute")
+    return on_a_substitute.get(word, word)
+
+
 def _interval(stored: dict[str, Any] | None) -> str:
     return "—" if stored is None else f"{stored['value']:.4g} [{stored['low']:.4g}, {stored['high']:.4g}]"
 
@@ -199,7 +229,7 @@ class Verified:
 
 def has_records(paper: str) -> bool:
     """Whether the reference run of a paper is data that can be verified; True also where its files are damaged."""
-    home = chapter.reference_root() / paper
+    home = clone.reference_root() / paper
     try:
         return bool(results.load(home / f"{paper}.json").get("records"))
     except FileNotFoundError:
@@ -222,7 +252,7 @@ def verify(
     """
     if parameters.profile != "reference":
         raise ValueError(f"profile={parameters.profile!r}: a verification executes the profile reference")
-    paper, home = which.paper, chapter.reference_root() / which.paper
+    paper, home = which.paper, clone.reference_root() / which.paper
     named = results.load(home / f"{paper}.json").get("records") if (home / f"{paper}.json").is_file() else None
     if not named:
         raise FileNotFoundError(f"results/reference/{paper} holds no records: nothing to verify")
@@ -293,7 +323,7 @@ def _trials(record: records.Record) -> list[int]:
 def _waiting(paper: str) -> set[str]:
     """The parts that the last replay here found to run code that nobody has verified; none without a replay."""
     try:
-        state = results.load(chapter.results_root() / "runs" / "reference" / f"{paper}.json")["state"]
+        state = results.load(clone.results_root() / "runs" / "reference" / f"{paper}.json")["state"]
         return set(state["code changed and not verified"])
     except (OSError, ValueError, LookupError, TypeError):
         return set()

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from reprolib import chapter, results
+from reprolib import chapter, clone, results
 from reprolib.client import ThreatModel
 from reprolib.intervals import Interval, proportion
 
@@ -120,11 +120,22 @@ def test_cuda_that_is_absent_says_what_to_use(shown, monkeypatch):
 
 
 def test_the_repository_is_found_upward_and_results_can_go_elsewhere(shown, tmp_path, monkeypatch):
-    assert chapter.repository() == tmp_path and chapter.results_root() == tmp_path / "results"
+    assert clone.repository() == tmp_path and clone.results_root() == tmp_path / "results"
     monkeypatch.setenv("REPROLIB_RESULTS", str(tmp_path / "other"))
-    assert chapter.results_root() == tmp_path / "other"
+    assert clone.results_root() == tmp_path / "other"
     monkeypatch.chdir("/")
-    assert chapter.repository() == Path(chapter.__file__).resolve().parent.parent, "outside a clone: reprolib's own"
+    assert clone.repository() == Path(chapter.__file__).resolve().parent.parent, "outside a clone: reprolib's own"
+
+
+def test_an_installed_package_reads_what_it_carries_and_writes_where_it_is_called(tmp_path, monkeypatch):
+    package, here = tmp_path / "site-packages" / "reprolib", tmp_path / "empty"
+    (package / "carried" / "claims").mkdir(parents=True)
+    here.mkdir()
+    monkeypatch.setattr(clone, "PACKAGE", package)
+    monkeypatch.chdir(here)
+    assert clone.repository() == package / "carried"
+    assert clone.reference_root() == package / "carried" / "results" / "reference"
+    assert clone.results_root() == here / "results"
 
 
 # --- data and the ledger

@@ -1,4 +1,4 @@
-"""Label rules: exact where the sheet says so (idlg.md section 8), undecided or refused where they cannot know."""
+"""Label rules: exact where algebra says so, undecided or refused where they cannot know."""
 
 from dataclasses import replace
 

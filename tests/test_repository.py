@@ -6,7 +6,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import nbformat
@@ -33,6 +35,21 @@ def test_environment_yml_and_pyproject_hold_the_same_dependencies():
     *conda, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert conda == [f"python{PROJECT['requires-python']}", "pip"]
     assert [line for line in pip["pip"] if not line.startswith("-")] == REQUIREMENTS
+
+
+# What no import shows: the shipped photographs, the progress bar of a notebook, Sphinx's extension, the site's builder.
+UNSEEN = {"scikit-image", "ipywidgets", "sphinx-mathjax-offline", "jupyter-book"}
+
+
+def test_the_dependencies_are_what_the_library_imports():
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "reprolib").rglob("*.py")]
+    steps = [node for tree in trees for node in ast.walk(tree)]
+    names = {alias.name for step in steps if isinstance(step, ast.Import) for alias in step.names}
+    names |= {step.module for step in steps if isinstance(step, ast.ImportFrom)}
+    tops = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"reprolib"}
+    homes = metadata.packages_distributions()
+    imported = {canonicalize_name(homes[name][0]) for name in tops}
+    assert imported == {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]} - UNSEEN
 
 
 def test_constraints_hold_names_and_versions_only():

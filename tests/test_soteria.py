@@ -1,4 +1,4 @@
-"""Soteria: the invariants of sheet soteria.md, section 8, by their numbers; the official procedure; refusals."""
+"""Soteria: its invariants, the official procedure, refusals."""
 
 import warnings
 from dataclasses import replace
@@ -279,14 +279,14 @@ def test_dead_features_take_the_rate_and_a_warning_says_so(eps):  # 8.8
     assert list(defenses.pruned_features(Soteria(80, eps=eps), model, x, rates=(0, 40, 60)).pruned_live) == [0, 0, 6]
 
 
-def test_without_eps_a_dead_feature_switches_the_defense_off():  # sheet 5.2
+def test_without_eps_a_dead_feature_switches_the_defense_off():
     model, (x, y) = half_dead(), pictures(1)
     with pytest.warns(UserWarning, match="prunes none of the 32 live features"):
         update = share(model, x, y, defense=Soteria.dlg(90))
     assert torch.equal(update.gradients["head.weight"], share(model, x, y).gradients["head.weight"])
 
 
-def test_the_signed_denominator_keeps_what_the_absolute_one_prunes():  # sheet 5.3
+def test_the_signed_denominator_keeps_what_the_absolute_one_prunes():
     matrix = torch.eye(4)
     model, x = Flat(matrix), torch.tensor([0.2, 0.5, -0.9, -0.95]).view(1, 1, 1, 4)
     # q = 1 / r is (5, 2, -1.1, -1.05): its 50th percentile 0.5 is above no |q|

@@ -780,6 +780,27 @@ def test_only_a_run_of_the_same_paper_is_compared(book):
         verification.compare("toy", _runs(book) / "toy.json")
 
 
+def _judged_by(book, value):
+    """The results of a run whose one measure is `value`, between 0.1 less and 0.1 more."""
+    stored = results.load(book.results)["measures"]["hits"]
+    _payload(book, measures={"hits": stored | {"value": value, "low": value - 0.1, "high": value + 0.1}})
+
+
+@pytest.mark.parametrize(
+    ("reference", "run", "flips"), [(0.9, 0.2, True), (0.9, 0.8, False), (0.9, 0.5, False), (0.5, 0.2, False)]
+)
+def test_a_verdict_flips_where_both_runs_decide_and_differ(book, reference, run, flips):
+    _judged_by(book, reference)
+    shutil.copyfile(_runs(book) / "toy.json", book.results)
+    _judged_by(book, run)
+    found = verification.verdicts("toy", _runs(book) / "toy.json")
+    assert list(found) == ["claim", "reference", "run", "flipped"] and found.claim.tolist() == ["finds"]
+    assert found.flipped.tolist() == [flips], found
+    done = CliRunner().invoke(cli.app, ["compare", str(_runs(book) / "toy.json")])
+    assert done.exit_code == flips, done.output
+    assert ("the run finds otherwise than the reference run: finds" in done.stderr) == flips
+
+
 # --- verify
 
 

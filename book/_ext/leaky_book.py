@@ -1,5 +1,6 @@
 """What this book adds to Jupyter Book: pages generated from the results, and launch buttons for the clean notebooks."""
 
+import re
 from pathlib import Path
 
 from reprolib import report
@@ -19,11 +20,27 @@ def open_clean_notebooks(app, pagename, templatename, context, doctree):
                 button["url"] = button["url"].replace("book/chapters/", "notebooks/")
 
 
+def plain_words(app, what, name, thing, options, lines):
+    """Let reStructuredText read a docstring as the prose that it is, with code between `single` backticks.
+
+    Nothing else in it is markup: [T, *param] has a star, |x| bars and names end in _. Examples, which run to the next
+    empty line, and what is indented below :: stay as they are.
+    """
+    kept = r"(^ *>>>[^\n]*(?:\n *\S[^\n]*)*|(?<=::)\n\n(?: [^\n]*\n|\n)+)"
+    pieces = re.split(kept, "\n".join(lines), flags=re.MULTILINE)
+    for place in range(0, len(pieces), 2):
+        parts = pieces[place].split("`")
+        parts[::2] = [re.sub(r"([*|]|_(?!\w))", r"\\\1", part) for part in parts[::2]]
+        pieces[place] = "``".join(parts)
+    lines[:] = "".join(pieces).split("\n")
+
+
 def setup(app):
     # Before Sphinx looks for documents: a chapter that has not been run needs its placeholder to be found.
     # A page that is no notebook would end the build: its placeholder stands in.
     damaged = report.write_pages(Path(app.srcdir))
     app.connect("config-inited", lambda app, config: config.exclude_patterns.extend(damaged))
     app.connect("config-inited", hide_buttons_without_repository)
+    app.connect("autodoc-process-docstring", plain_words)
     app.connect("html-page-context", open_clean_notebooks, priority=600)  # after the theme's own, at 501
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -51,7 +51,7 @@ def separate(
     it left nothing in any absent row has no offset of the bias either: one without the other would scale it down.
     Errors: ValueError for other shapes or settings, labels out of range, a missing bias that is not imputed, and a
     trial without absent classes.
-    Source: sheet `fgla.md`, sections 4.2, 4.3 and 4.8.
+    Source: Xue et al. 2023, and the released code.
     """
     _check_separation(weight_gradient, bias_gradient, given, offset, missing_offset, impute_bias)
     size = given.shape[1]
@@ -88,7 +88,7 @@ def separate(
 def head_gradients(features: Tensor, given: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """The head's gradient for the mean cross-entropy in closed form: weight [T, K, F], bias [T, K].
 
-    features: [T, B, F], given: [T, B] labels; weight: [K, F], bias: [K]. Source: sheet `fgla.md`, section 4.1.
+    features: [T, B, F], given: [T, B] labels; weight: [K, F], bias: [K]. Source: Xue et al. 2023, their code.
     """
     errors = _errors(features, given, weight, bias)
     return errors.mT @ features, errors.sum(1)
@@ -102,7 +102,7 @@ def refine(
     The head's weight gradient is E^T F, E = (softmax(F W^T + b) - Y) / B [B, K], and the server knows W and b: so
     compute E from F, solve for F, `steps` times. Of all iterates, the start among them, each trial keeps that of the
     smallest residual |gW - E^T F| / |gW|, because under a trained head the iteration leaves the solution.
-    This is the book's extension, not the paper's. Source: sheet `fgla.md`, section 4.9.
+    This is the book's extension, not the paper's.
     """
     best, residual = features, _residual(features, weight_gradient, given, weight, bias)
     for _ in range(steps):

@@ -32,7 +32,7 @@ class GGL:
     Minimises D(y, T(F(G(z)))) + reg_weight * R(z) over z, where G is a generator trained on public images of the same
     kind, F the client's gradient, and T what the defense does, as far as the attacker knows it (the defense's
     `counter`). Only images that the generator can make come out, whatever the gradient says. The defaults are the
-    paper's (section 3; sheet `ggl.md`, section 4).
+    paper's (section 3).
 
     generator: latents [N, k] -> images [N, C, H, W] in [0, 1], with the attribute `latent_dim` = k (`models`). It runs
     in evaluation mode; the attack works on a copy.

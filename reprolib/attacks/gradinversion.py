@@ -40,7 +40,7 @@ class GradInversion:
 
     Minimises, in the victim's normalised space, for each of `seeds` starts of an update,
     gradient * sum_l |g_l' - g_l| + total_variation * TV + energy * |x| + batch_norm * R_BN + group * |x - E|,
-    by Adam with a warm-up, a cosine and noise on the pixels (sheet `gradinversion.md`, section 4). E is the mean of the
+    by Adam with a warm-up, a cosine and noise on the pixels (section 3 of the paper). E is the mean of the
     seeds, registered onto each other, and counts from iteration `group_start` on, anew after every `group_every`. The
     statistics are those that the update grants (`ThreatModel.batch_norm`); without any, the term is left out.
     The defaults are the paper's weights, as far as they are reported, with the terms as its authors' later code
@@ -94,7 +94,7 @@ class GradInversion:
 
     @classmethod
     def paper(cls) -> GradInversion:
-        """The paper's weights and schedule, as reported (section 4.5 of the sheet): eight seeds, 20,000 iterations."""
+        """The paper's weights and schedule, as reported: eight seeds, 20,000 iterations."""
         return cls()
 
     @classmethod

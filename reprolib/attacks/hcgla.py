@@ -39,7 +39,7 @@ class HCGLA:
 
     Not rebuilt: the DnCNN that filters the result, and the released code's slips: its DLG branch never optimises the
     dummy label, and its PSNR takes images in [0, 1] for 255 grey levels, 48 dB too many.
-    Source: Yang et al. 2023, released code; sheet `fgla.md`, section 4.11.
+    Source: Yang et al. 2023, released code.
     """
 
     generator: nn.Module | None = field(default=None, repr=False)

@@ -28,7 +28,7 @@ class InvertingGradients:
     """Find the images whose gradient points in the direction of the one that was shared.
 
     Minimises 1 - cos(g', g) + total_variation * TV(x) by Adam on the sign of its gradient, in the victim's normalised
-    space and inside the box of valid pixels (equation 4; sheet `ig.md`, section 4). Updates of several local steps are
+    space and inside the box of valid pixels (equation 4). Updates of several local steps are
     matched by differentiating through the client's training. The defaults are the paper's for CIFAR-10.
 
     iterations, learning_rate: of Adam; the rate falls tenfold three times, at the `milestones`: "official" as the code
@@ -83,7 +83,7 @@ class InvertingGradients:
     def baseline(cls) -> InvertingGradients:
         """The paper's "Euclidean loss + L-BFGS": DLG with the label given, as its Table 1 compares it; no prior.
 
-        The released script leaves its total variation of 1e-4 on for this row too (sheet `ig.md`, 4.3).
+        The released script leaves its total variation of 1e-4 on for this row too.
         """
         return cls(iterations=500, learning_rate=1.0, total_variation=0.0, objective="euclidean", optimizer="lbfgs")
 

@@ -37,7 +37,7 @@ class LearningToInvert:
     whose rate falls tenfold after three quarters. minibatch: pairs a step. coordinates: entries of the update that the
     perceptron sees, drawn once; None shows it all. standardised: scale each entry by its mean and deviation over a
     first draw of the pairs, which the paper does not. In batches, the loss is taken after matching (Hungarian).
-    Labels: `labels.of_update`. Source: Wu et al. 2023; sheet `defenses.md` section 4.13.
+    Labels: `labels.of_update`. Source: Wu et al. 2023 (arXiv:2210.10880), and their code.
     """
 
     auxiliary: ImageSet = field(repr=False)

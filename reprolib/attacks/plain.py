@@ -21,7 +21,7 @@ from reprolib.task import Task
 class PlainDLG:
     """DLG's published loop, trial by trial, from the dummies that `DLG` draws for the same (seed, trial).
 
-    Written from the description (sheet `dlg.md`, 4.3), with torch's own optimiser at its defaults and joint labels. The
+    Written from the paper's Algorithm 1, with torch's own optimiser at its defaults and joint labels. The
     closure differentiates the dummies alone, which spares it the public code's growing weight gradients, and a dummy
     that is no longer finite ends its trial: torch would go on to no effect. iterations: outer steps of up to 20.
     """

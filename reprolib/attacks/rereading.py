@@ -22,7 +22,7 @@ class Rereading:
     """Attack, show the defense's `reread` what came of it, and attack again with what it now reads.
 
     Expectation and maximisation, one step of each: for GradDefense, whose noisy slices show by their residuals.
-    Source: sheet `defenses.md`, section 7, GRADDEF (b).
+    Source: this book.
     """
 
     attack: DLG | InvertingGradients

@@ -120,7 +120,7 @@ def statistics(clean: dict[str, Tensor], shared: dict[str, Tensor]) -> pd.DataFr
     clean, shared: name -> tensors of equal shape, before and after the defense.
     Columns: parameter, entries, rms (of the clean gradient), relative_error (RMS of the change / rms: rho = std / rms
     for noise), zeroed (share of all entries that the defense turned from nonzero into exact zero).
-    Errors: ValueError for other names or shapes. Source: sheet `defenses.md` sections 4.1 and 4.2.
+    Errors: ValueError for other names or shapes. Source: this book.
     """
     if {name: g.shape for name, g in clean.items()} != {name: g.shape for name, g in shared.items()}:
         raise ValueError("clean and shared must hold the same parameters in the same shapes")

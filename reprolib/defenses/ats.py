@@ -67,7 +67,7 @@ class ATS(Defense):
     image, as the released training does. What an attack finds is the transformed image: compare it with that one and,
     separately, with the original.
     Errors: ValueError for no policy, one that does not read so, and a place outside the library.
-    Source: the released code; sheet `defenses.md` section 4.11.
+    Source: Gao et al. 2021 (arXiv:2011.12505); the released code, ATSPrivacy, policy.py.
     """
 
     policies: Sequence[str] = ("21-13-3", "7-4-15")
@@ -117,7 +117,7 @@ def privacy_score(
 
     The mean, over images [N, C, H, W] and points x_j = (j/steps) x + (1 - j/steps) u on the line from a uniform u, by
     the trapezoidal rule, of the mean over parameters of the cosine between the gradients at x_j and at x.
-    model: briefly trained. Source: Gao et al. 2021; sheet `defenses.md` section 4.11.
+    model: briefly trained. Source: Gao et al. 2021; ATSPrivacy, searchalg/search_best.py.
     """
     ats = ATS((policy,), augment=False)
     scores = []
@@ -136,7 +136,7 @@ def accuracy_score(model: nn.Module, images: Tensor, policy: str, generator: tor
 
     -sum over eigenvalues v of log(v + k) + 1 / (v + k), k = 1e-5, of the correlation matrix of the input Jacobians (of
     the summed logits) of images [N, C, H, W]; at most -N, where all are uncorrelated. model: untrained.
-    Source: Gao et al. 2021, after Mellor et al.; sheet `defenses.md` section 4.11.
+    Source: Gao et al. 2021, after Mellor et al.; ATSPrivacy, searchalg/search_best.py.
     """
     ats = ATS((policy,), augment=False)
     x = torch.stack([ats.transform(image, generator) for image in images]).requires_grad_()

@@ -71,7 +71,7 @@ class Defense:
     def epsilon(self, steps: int, delta: float) -> float:
         """The epsilon of (epsilon, delta)-differential privacy after so many training steps.
 
-        Errors: ValueError: only a defense that bounds what one record contributes has one (sheet `defenses.md`, 4.5).
+        Errors: ValueError: only a defense that bounds what one record contributes has one.
         """
         raise ValueError(
             f"there is no epsilon for {self}: unless the gradient of each image is clipped, one image can change the "

@@ -23,7 +23,7 @@ class Clipping(Defense):
     Clipping each image's gradient before the mean is `DPSGD`. A global factor hides nothing from an attack that
     compares directions; only one that compares values at a fixed scale is misled.
     max_norm: positive; infinity clips nothing. scope: "global" or "tensor".
-    Errors: ValueError for another norm or scope. Source: sheet `defenses.md` section 4.4.
+    Errors: ValueError for another norm or scope. Source: Abadi et al. 2016, section 3.1.
     """
 
     max_norm: float

@@ -33,7 +33,7 @@ class DPSGD(Defense):
     Everything else that a client sends must be free of its records: no batch norm, no loss, no label counts.
     Errors: ValueError for settings outside their range; when sharing, for a model with batch norm and for gradients
     that are not the mean of the images' own (several local steps, or a defense before this one).
-    Source: Abadi et al. 2016, Algorithm 1; sheet `defenses.md` section 4.5.
+    Source: Abadi et al. 2016, Algorithm 1.
     """
 
     max_norm: float
@@ -136,7 +136,7 @@ def reconstruction_bound(prior: float, noise_multiplier: float) -> float:
     prior: the chance of success before the step, for identification 1 / candidates. noise_multiplier: z > 0, infinite
     for pure noise. Phi(Phi^-1(prior) + 1 / z), for a step without sampling.
     Errors: ValueError for a prior outside [0, 1] or a multiplier that is not positive.
-    Source: Hayes et al. 2023; sheet `defenses.md` section 4.5.
+    Source: Hayes et al. 2023 (Bounding Training Data Reconstruction in DP-SGD), for one step.
     """
     if not 0 <= prior <= 1:
         raise ValueError(f"prior must lie in [0, 1], got {prior!r}")

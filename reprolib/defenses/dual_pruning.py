@@ -19,8 +19,8 @@ class DualPruning(Defense):
     The rest passes unchanged; among equal magnitudes the earlier entries count as smaller. While training, what was
     withheld is added to the next gradient (`utility.train` with `error_feedback`). The shares are this book's: the
     paper's were not available, nor its code.
-    Errors: ValueError for shares outside [0, 1) or that leave nothing. Source: the abstract of Xue et al. 2024; sheet
-    `defenses.md` section 4.10.
+    Errors: ValueError for shares outside [0, 1) or that leave nothing. Source: the abstract of Xue et al.
+    2024 (arXiv:2401.16687).
     """
 
     drop_top: float = 0.05

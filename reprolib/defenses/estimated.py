@@ -21,7 +21,7 @@ class NormOfUpdate(Clipping):
     """The same client, met by an attacker who takes the update's own length for the bound, its dummies' scope alike.
 
     Where nothing was clipped it shortens dummies that are longer than the update: harmless at the true image, and a
-    little blind elsewhere. Source: Li et al. 2022 (GGL), section 3.3; sheet `ggl.md`, sections 4.3 and 5.7.
+    little blind elsewhere. Source: Li et al. 2022 (GGL), section 3.3, and its code.
     """
 
     def counter(self, model: nn.Module, update: SharedUpdate) -> Observation:
@@ -39,7 +39,7 @@ class KeptEntries(TopK):
     """The same client, met by an attacker who compares what it shared and leaves the zeros out of the comparison.
 
     It holds at any rate and for one client's update that nothing changed afterwards. That a zero stands for a small
-    entry it does not use; `TopK` does. Source: sheet `ggl.md`, section 4.3 (c).
+    entry it does not use; `TopK` does. Source: this book.
     """
 
     def counter(self, model: nn.Module, update: SharedUpdate) -> Observation:
@@ -53,7 +53,7 @@ class RateOfUpdate(TopK):
 
     rate_of: "update" counts the zeros of all tensors together and prunes every tensor at that rate, as GGL's code does;
     zeros that no pruning made (dead features) then raise the rate of all. "tensor" counts each tensor's own.
-    Source: Li et al. 2022 (GGL), section 3.3; sheet `ggl.md`, sections 4.3 and 5.8.
+    Source: Li et al. 2022 (GGL), section 3.3, and its code.
     """
 
     rate_of: Share = "update"

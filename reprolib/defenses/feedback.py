@@ -24,7 +24,7 @@ def with_feedback(
     """One round of one client: what it shares, s = A(g + r), and what it withholds for the next, g + r - s.
 
     withheld: r, of the round before; empty in the first round. The other arguments are those of `Defense.protect`.
-    Source: sheet `defenses.md` section 4.3.
+    Source: Lin et al. 2018 (Deep Gradient Compression), section 3.1.
     """
     whole = {name: g + withheld[name] for name, g in gradients.items()} if withheld else gradients
     shared = defense.protect(whole, model, images, labels, generator)
@@ -40,7 +40,7 @@ class AfterFeedback(Defense):
     For defenses that bound what they withhold (pruning, rounding). It protects nothing: it is an attacker's reading.
 
     defense: the client's. before: name -> [T, *param], what it shared in the round before.
-    Errors: ValueError, when read, for a defense without such a bound. Source: this book, from sheet `defenses.md`, 4.3.
+    Errors: ValueError, when read, for a defense without such a bound. Source: this book.
     """
 
     defense: Defense

@@ -49,7 +49,7 @@ class GradDefense(Defense):
     estimator: of the sensitivity. variant: "fixed" cuts by `equal_mass_cuts`, "official" as the released code does,
     where neighbouring slices share an entry and most slices can be all but empty (`official_cuts`).
     Errors: ValueError for settings outside their range; when sharing, for more slices than the parameters' sizes can be
-    cut into. Source: the released code (the paper's text was not available); sheet `defenses.md` section 4.8.
+    cut into. Source: the released code of Wang et al. 2022 (the paper's text was not available).
     """
 
     root: ImageSet = field(repr=False)
@@ -121,7 +121,7 @@ class GradDefense(Defense):
 
         The residual of each slice tells how likely it is noisy, m: a residual of variance e against the noise's and
         against a tenth of it. Its entries then weigh 1 / (m + FLOOR) times those of a slice that is surely noisy.
-        One step of expectation and maximisation; the cuts follow from the root set. Source: sheet `defenses.md`, 7 (b).
+        One step of expectation and maximisation; the cuts follow from the root set. Source: this book.
         """
         target, variance = update.as_gradients(), (self.std * update.scale) ** 2 / update.threat.clients
         residuals = torch.cat([(dummies[name] - g).flatten(1) for name, g in target.items()], 1)
@@ -145,7 +145,7 @@ class GradDefense(Defense):
         """The update of one client a trial, the noise subtracted by somebody who knows the seed of its generator.
 
         The released code seeds Python's generator with 0 at import, so that everybody does. Errors: ValueError for
-        `clip`, which loses more than noise, and for a mean of several clients. Source: sheet `defenses.md`, 7 (a).
+        `clip`, which loses more than noise, and for a mean of several clients. Source: this book.
         """
         if self.clip or update.threat.clients > 1:
             raise ValueError("without_noise needs clip=False and the update of one client")
@@ -186,7 +186,7 @@ def sensitivity(model: nn.Module, root: ImageSet, estimator: Estimator = "vjp_on
     of |d (sum of the gradient's entries) / d image|, in which the entries' shares can cancel. "hutchinson", this
     book's: the mean of |d <u, gradient> / d image|^2 over images and PROBES vectors u of random signs, which expects
     the squared Frobenius norm of the Jacobian. Not divided by the parameter's size.
-    Source: sheet `defenses.md` section 4.8 (i).
+    Source: the released code, sensitivity.py.
     """
     network = client.worker(model, "eval")
     device = next(network.parameters()).device
@@ -227,7 +227,7 @@ def equal_mass_cuts(sizes: Sequence[int], sensitivities: Sequence[float], slices
     They lie at multiples of the sizes' common divisor, the atom. Cut k comes after the atoms whose summed sensitivity
     is at most k / slices of the whole; then every slice is given one atom at least.
     Errors: ValueError for more slices than atoms, and for sensitivities that are negative or all zero.
-    Source: sheet `defenses.md`, sections 4.8 (ii) and 8.8.
+    Source: the released code, perturb.py, whose bounds are corrected here.
     """
     atom, counts, each = _atoms(sizes, sensitivities)
     atoms, mass = sum(counts), sum(n * m for n, m in zip(counts, each, strict=True))
@@ -245,7 +245,7 @@ def official_cuts(sizes: Sequence[int], sensitivities: Sequence[float], slices: 
 
     A slice ends before the atom that would bring it to the target. One atom above the target, typically of the last
     bias, ends every slice but the last. The sums are rounded as the code rounds them, which decides some bounds.
-    Source: sheet `defenses.md`, section 5, GradDefense 1 and 2, and 8.8.
+    Source: the released code, perturb.py.
     """
     atom, counts, _ = _atoms(sizes, sensitivities)
     each = [a / n for a, n in zip(sensitivities, counts, strict=True) for _ in range(n)]
@@ -262,7 +262,7 @@ def over_rounds(rounds: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """What several rounds on the same data and weights give away: noise never repeats, a clean entry does.
 
     rounds: name -> tensors of one shape. Each entry is the value that occurs most often, or the mean where none occurs
-    twice. Errors: ValueError for no round. Source: sheet `defenses.md`, section 7, GRADDEF (d).
+    twice. Errors: ValueError for no round. Source: this book.
     """
     if not rounds:
         raise ValueError("over_rounds needs at least one round, got none")
@@ -283,7 +283,7 @@ def compensate(gradients: dict[str, Tensor], variance: float, aspect: float = 6.
     update is laid out in rows of w entries, v of them, v being the least divisor of its length from sqrt(Q length) on.
     Eigenvectors of the columns' covariance with eigenvalues strictly between the Marchenko-Pastur edges are dropped.
     Errors: ValueError for a negative variance or an aspect that is not positive.
-    Source: the released code; sheet `defenses.md` section 4.8 (iii).
+    Source: the released code, compensate.py.
     """
     require_level("variance", variance)
     if not aspect > 0:

@@ -25,7 +25,7 @@ class MixUp(Defense):
     The weights are drawn from a Dirichlet law with parameters (3, 1, ..., 1), the image's own first, until none is
     above `largest`. partners: the client's private set, from which the others are drawn anew for every batch.
     Errors: ValueError for k below 2, a bound that no draw meets, and partners of another shape.
-    Source: Huang et al. 2021; sheet `defenses.md` section 4.12.
+    Source: Huang et al. 2021 (arXiv:2112.00059) and their code, GradAttack, defense MixUp.
     """
 
     partners: ImageSet = field(repr=False)
@@ -86,7 +86,7 @@ class IntraInstaHide(MixUp):
     """MixUp, then a random sign for each pixel and channel of each mixture, around the pixel value CENTRE.
 
     The gradient can at best give the encoding away; the images come out of many encodings together, decoded apart.
-    Source: Huang et al. 2020 and 2021; sheet `defenses.md` section 4.12.
+    Source: Huang et al. 2020 (InstaHide) and 2021, with the code of the latter, GradAttack.
     """
 
     def __str__(self) -> str:
@@ -103,7 +103,7 @@ def decode(encodings: Tensor, weights: Tensor) -> Tensor:
 
     encodings: [M, C, H, W]. weights: [M, N]. An oracle's attack: in practice the pairings have to be found first.
     Errors: ValueError for shapes that do not fit and for weights that do not determine the images (rank below N).
-    Source: the second stage of Carlini et al. 2021, as Huang et al. run it; sheet `defenses.md` section 4.12.
+    Source: the second stage of Carlini et al. 2021, as Huang et al. 2021 run it (GradAttack, attack_decode.py).
     """
     _check_pairings(encodings, weights)
     found = torch.linalg.lstsq(weights, encodings.flatten(1).to(weights)).solution
@@ -121,8 +121,8 @@ def decode_magnitudes(
     neighbours resemble each other. One sign for the whole set remains, since an encoding is the same for an image as
     for its negative: the result or 1 - result.
     encodings: [M, C, H, W]. weights: [M, N]. generator: of the first guesses.
-    Errors: as `decode`. Source: the idea is Carlini et al.'s 2021, who fit |.| by gradient descent; sheet `defenses.md`
-    section 4.12. The spanning tree is this book's.
+    Errors: as `decode`. Source: the idea is Carlini et al.'s 2021, who fit |.| by gradient descent. The spanning
+    tree is this book's.
     """
     _check_pairings(encodings, weights)
     sizes, weights = (encodings - CENTRE).abs().flatten(1).double().cpu(), weights.double().cpu()

@@ -25,8 +25,7 @@ class Outpost(Defense):
     the unpruned gradient is among the update's largest share `phi` of magnitudes, r = min(variance of the parameter's
     weights, 1). iteration: t, a running count of the client's iterations.
     Errors: ValueError for shares outside [0, 1), negative levels or an iteration below 0.
-    Source: the authors' code in Plato, whose shipped version changes nothing (a loop variable is rebound); sheet
-    `defenses.md`, sections 4.9 and 5.
+    Source: the authors' code in Plato, whose shipped version changes nothing (a loop variable is rebound).
     """
 
     beta: float = 0.125

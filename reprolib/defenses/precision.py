@@ -24,7 +24,7 @@ class CastPrecision(Defense):
     "fp16", "bf16": to the nearest, ties to even, with gradual underflow. "int8": symmetric and per tensor, to a
     multiple of the step max|g| / 127. DLG does not say what its Int8 is; this is the usual reading.
     Errors: ValueError for another dtype, listing the known ones; when protecting, for an entry beyond the type's range.
-    Source: DLG, section 5.1; sheet `defenses.md` section 4.2.
+    Source: DLG, section 5.1.
     """
 
     dtype: Precision

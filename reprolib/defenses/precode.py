@@ -34,7 +34,7 @@ class Counter:
     optimises it with the images, "recovered" reads the client's own off the gradients of a single image.
     draws: passes a step whose gradients are averaged, with "resample". penalty: the attacker's loss has the KL term.
     Errors: ValueError for other values, listing the known ones, and for several draws of noise that is not resampled.
-    Source: sheet `precode.md`, section 7.
+    Source: Scheliga et al. 2022 (arXiv:2208.04767, PPP) and Balunovic et al. 2022 (upstream); the rest is this book's.
     """
 
     tensors: Tensors = "upstream"
@@ -63,7 +63,7 @@ class PRECODE(Defense):
     network. The noise comes from the client's own generator and is never shared.
     Errors: ValueError for sizes below 1 and a negative beta; when extending, for a layer that is not there or not of
     these kinds, and for a model with a bottleneck.
-    Source: Scheliga, Maeder and Seeland 2022; sheet `precode.md`, section 4.
+    Source: Scheliga, Maeder and Seeland 2022, section 3.
     """
 
     k: int = 256
@@ -140,7 +140,7 @@ class ConvolutionalBottleneckSketch(PRECODE):
     k: maps of the sample, one noise at every pixel. before: a convolution, whose input has the shape [C, H, W]. What
     the follow-up's layers look like is not known to this book: its figures say something about this sketch alone. An
     attacker cannot read the noise off convolutions, so `against` matches what is upstream with the mean passed on.
-    Source: Scheliga, Maeder and Seeland 2023, abstract; sheet `precode.md`, section 7 (CVB).
+    Source: Scheliga, Maeder and Seeland 2023, abstract (arXiv:2309.04515).
     """
 
     k: int = 8
@@ -160,8 +160,7 @@ class PartialPerturbation(Defense):
 
     `Compose([PRECODE(), PartialPerturbation(GaussianNoise(1e-2))])` or `... TopK(0.9)`.
     Errors: ValueError for what is no defense, and, when protecting, for a model without bottleneck.
-    Source: Scheliga, Maeder and Seeland 2022 (PPP), abstract; which tensors it means is inferred from the abstract
-    (sheet `precode.md`, section 7).
+    Source: Scheliga, Maeder and Seeland 2022 (PPP), abstract; which tensors it means is inferred from the abstract.
     """
 
     perturbation: Defense
@@ -213,7 +212,7 @@ def recovered_noise(model: nn.Module | Victims, update: SharedUpdate) -> Tensor:
 
     The encoder's gradients give what entered it, and so mean and standard deviation; the decoder's give the sample z:
     noise = (z - mu) / std. The KL term is in the encoder's gradients too and changes nothing, since every row of a
-    linear layer's gradient is a multiple of its input. Source: sheet `precode.md`, section 7, B5.
+    linear layer's gradient is a multiple of its input. Source: this book.
     Errors: ValueError for an update of several images or local steps, and for a bottleneck that is not linear.
     """
     victims = Victims.of(model)

@@ -25,7 +25,7 @@ class TopK(Defense):
     can empty whole layers. Among equal magnitudes the earlier entries go first: with a threshold instead, ties
     (dead ReLUs) would decide how many are kept.
     Errors: ValueError for a ratio outside [0, 1) or another scope, listing the known ones.
-    Source: DLG, section 5.2; sheets `defenses.md` section 4.3 and `fgla.md` section 4.8.
+    Source: DLG, section 5.2.
     """
 
     prune_ratio: float

@@ -17,7 +17,7 @@ class Rescale(Defense):
     """Share the update times `factor`.
 
     It hides nothing from an attack that compares directions, and little from any other: a client that takes half the
-    loss has a factor of 0.5, one that sends the weights' difference the wrong way round -1 (sheet `ig.md`, section 5).
+    loss has a factor of 0.5, one that sends the weights' difference the wrong way round -1. Source: this book.
     Errors: ValueError for a factor that is zero or not finite.
     """
 

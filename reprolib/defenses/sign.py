@@ -23,7 +23,7 @@ class SignCompression(Defense):
     scale: "one" (signSGD), or "mean_abs", the mean magnitude of the tensor (EF-signSGD). zeros: what an entry of
     exactly zero becomes: "random" draws its sign, which is what one bit can hold; "kept" shares 0, as sign(0) does in
     code, and gives away the dead units.
-    Errors: ValueError for another scale or another word on zeros. Source: sheet `defenses.md` section 4.6.
+    Errors: ValueError for another scale or another word on zeros. Source: Bernstein et al. 2018 (signSGD).
     """
 
     scale: Scale = "one"
@@ -46,7 +46,7 @@ class SignCompression(Defense):
     def counter(self, model: nn.Module, update: SharedUpdate) -> Observation:
         """Only the side of zero counts: an entry on the wrong side costs its size, in units of its tensor's RMS.
 
-        Without the margin of sheet `defenses.md`, section 7: more than a third of a LeNet's true gradient lies below
+        Without a margin on the right side: more than a third of a LeNet's true gradient lies below
         a tenth of the RMS, so that with the margin wrong images cost less than the right one.
         """
 

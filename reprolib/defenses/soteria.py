@@ -60,7 +60,7 @@ class Soteria(Defense):
     client trains in: samples must not interact.
     Errors: ValueError for a rate outside [0, 100], unknown names, an estimate asked of a score that needs the whole
     Jacobian; when sharing, for a layer that is not there or not linear, and one whose input is no representation.
-    Source: Sun et al. 2021, section 4 and Algorithm 1; sheet `soteria.md`, sections 4 and 5.
+    Source: Sun et al. 2021, section 4 and Algorithm 1; the official code.
     """
 
     pruning_rate: float
@@ -179,7 +179,7 @@ class KeptColumns(Soteria):
 
     It reads the mask off the update, so it holds for one client's update that nothing changed afterwards: noise on top
     fills the zeros, and a mean of clients has columns that some of them left out.
-    Source: Li et al. 2022 (GGL), section 4; sheet `soteria.md`, section 7, A2.
+    Source: Li et al. 2022 (GGL), section 4.
     """
 
     def counter(self, model: nn.Module, update: SharedUpdate) -> Observation:
@@ -241,7 +241,7 @@ def pruned_features(
 def without_layer(update: SharedUpdate, layer: str) -> Observation:
     """The attacker who leaves the defended weight gradient out of the comparison.
 
-    Source: Balunovic et al. 2022, section 5; sheet `soteria.md`, section 7, A1. Errors: ValueError for another layer.
+    Source: Balunovic et al. 2022, section 5. Errors: ValueError for another layer.
     """
     weight = _defended(update, layer)
     return Observation(target=update.as_gradients(), weight={f"{layer}.weight": weight.new_zeros(1)})

@@ -94,7 +94,7 @@ def graddefense(images: ImageSet, **options: Any) -> GradDefense:
 def graddefense_slices(network: torch.nn.Module, images: ImageSet) -> pd.DataFrame:
     """Entries in each of GradDefense's ten slices of a network: a row a slice, cut as here ("fixed") and as released.
 
-    images: public ones, of which the root set is taken. Source: sheet `defenses.md`, section 4.8 (ii).
+    images: public ones, of which the root set is taken. Source: GradDefense's code, perturb.py.
     """
     defense = graddefense(images)
     measured = sensitivity(network, defense.root)
@@ -114,7 +114,7 @@ class RivalReading(GaussianNoise):
     the standard deviation that it allows for, which sets the weight of its prior as the noise's own sets that of the
     maximum a posteriori; it is to be tuned. The squared error with the noise's own is that attacker's.
     Errors: ValueError for another distance and for a trust that is not positive. Source: Balunovic et al. 2022, the
-    rivals of the Bayes optimal adversary (sheet `defenses.md`, section 7).
+    rivals of the Bayes optimal adversary.
     """
 
     distance: Distance = "squared"
@@ -154,7 +154,7 @@ def denoised(
     defense: `OnPublic` of a GradDefense.
     Columns: tensor; before, and after, the denoising, the Euclidean distance to the mean of the clean updates; after
     with the noise's variance in a mean ("fixed"), and with the one that the released demo computes ("official"),
-    clients^2 times as large. Each client has `size` images. Source: sheet `defenses.md`, section 5, GradDefense 4.
+    clients^2 times as large. Each client has `size` images. Source: GradDefense's demo.
     """
     x, y = images.batches(size, clients, seed=seed)
     clean, noisy = (client.share(model, x, y, defense=d, seed=seed).gradients for d in (None, defense))
@@ -270,7 +270,7 @@ def decode_client(
     Returns "scores", a row an image: client; encoding_psnr, mean over its encodings; single_identified, whether its
     first encoding alone identifies it; psnr and identified of the decoded image; and "truth", "encodings" (the first
     reconstructed ones) and "decoded" [private, C, H, W], the better of the two readings of the set.
-    Source: sheet `defenses.md`, section 4.12.
+    Source: Huang et al. 2021 and their code, examples/attack_decode.py.
     """
     x, y = images.batches(private, client_number + 1, seed=seed)
     x, y = x[client_number], y[client_number]
@@ -330,7 +330,7 @@ def attack_after_feedback(
     `earlier`, and the server moves the weights by what it shares; the attacked round has the same image whatever the
     number of rounds. knows: "nothing" of the defense; the "defense", read as in a first round; or the "feedback" too,
     whose bound the attacker reads off the round before (`defenses.AfterFeedback`). options: LeNet's.
-    Source: sheet `defenses.md`, section 4.3.
+    Source: this book.
     """
     x, y = images.batches(1, networks, seed=seed)
     past, past_labels = earlier.batches(1, networks * max(1, rounds), seed=seed)
@@ -369,7 +369,7 @@ def search_policies(
     private first: policy, privacy (low is private), accuracy (high is good) and kept, whether its accuracy score is in
     the better half (the released limit belongs to another network and number of images); and, for attacks on it, the
     weights of the trained network (a ReLU LeNet with torch's initialisation), a tensor a parameter.
-    Source: sheet `defenses.md`, section 4.11.
+    Source: Gao et al. 2021; ATSPrivacy, searchalg/search_best.py.
     """
     untrained, trained = (policy_victim(train_images, seed) for _ in range(2))
     utility.train(trained, train_images, steps, TRAINED_AT, seed=seed)
@@ -399,7 +399,7 @@ def learned_from_other_classes(attack: Any, images: ImageSet, seed: int, **setti
     attack: `LearningToInvert` with auxiliary images of all classes. Those of the second half are taken, and as many
     images with random DCT coefficients, each frequency normal with their mean and deviation, and random labels. The
     pool is a hundred images of the victims' classes. settings: the other arguments of `attack_trials`.
-    Source: Wu et al. 2023, Table 2; sheet `defenses.md`, section 4.13.
+    Source: Wu et al. 2023, Table 2.
     """
     half = images.num_classes // 2
     theirs = images.labels < half

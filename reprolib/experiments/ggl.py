@@ -47,7 +47,7 @@ def planted(
 ) -> pd.DataFrame:
     """Attacks on images that their prior can make: a row an (attack, trial), a drawn LeNet and latent for each trial.
 
-    Columns: attack, trial, mse, psnr, evaluations. Source: sheet `ggl.md`, invariant 8.3.
+    Columns: attack, trial, mse, psnr, evaluations. Source: this book.
     """
     latents = torch.stack([torch.randn(prior.latent_dim, generator=generator(seed, k)) for k in range(count)])
     with torch.no_grad():
@@ -84,7 +84,7 @@ def controls(
     options: LeNet's, for `models.build`. Returns "scores", a row a (control, trial) with mse, psnr, ssim, identified
     (among `images`) and chance, and its first images [n, C, H, W] under each control's name, the client's under
     "truth".
-    Source: sheet `ggl.md`, sections 7 and 9.3 (E5).
+    Source: this book.
     """
     x, y = images.batches(1, count, seed=seed)
     of_class = [public.images[public.labels == label] for label in y[:, 0]]
@@ -292,7 +292,7 @@ def held_out(
     pair: its number; it decides which classes are held out, the images that both priors are trained on, how they start,
     and the networks. The two VAEs have one recipe and as many training images, about `fit_on` of `public`. A row a
     (prior, trial): pair, prior, trial, psnr, and floor, the PSNR of the nearest image that the prior can make.
-    Errors: ValueError for a public set of fewer than three classes. Source: sheet `ggl.md`, section 9.3 (E9).
+    Errors: ValueError for a public set of fewer than three classes. Source: this book.
     """
     present = public.labels.unique()
     if len(present) < 3:

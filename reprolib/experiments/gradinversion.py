@@ -81,7 +81,7 @@ def statistics_from_buffers(
     """How far the statistics computed from a client's buffers are from its batch's own: a row a (batch, layer).
 
     Columns: trial (the batch), layer, error: the largest difference of a channel's mean or variance over the largest of
-    its layer. Source: sheet `gradinversion.md`, sections 3 and 8.
+    its layer. Source: Hatamizadeh et al. 2023 (arXiv:2202.06924).
     """
     x, y = images.batches(size, batches, seed=seed, distinct_labels=True)
     exact, buffers = (
@@ -130,7 +130,7 @@ def mode_mismatch(victim: torch.nn.Module, images: ImageSet, size: int, batches:
 
     Columns: client, attacker, mismatch (|g' - g| / |g| over all parameters); a row a batch and case. An attacker in
     eval mode who loads the client's buffers does not undo a train-mode client: it does not differentiate through the
-    batch's mean and variance. Source: sheet `gradinversion.md`, section 4.6.
+    batch's mean and variance. Source: this book.
     """
     x, y = images.batches(size, batches, seed=seed, distinct_labels=True)
     soft, rows = F.one_hot(y, images.num_classes).to(x.dtype), []

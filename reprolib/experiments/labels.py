@@ -49,7 +49,7 @@ def predict_labels(images: ImageSet, networks: int, each: int, seed: int, levels
     """The share of labels that theory grants to two rules under Gaussian noise: a row a level.
 
     Noise of standard deviation s on every entry is noise of s in the bias rule's scores and of s * sqrt(F) in the row
-    sums'. Columns: level, row_sum, bias. The pairs are those of `read_labels`. Source: sheet `idlg.md`, section 7.
+    sums'. Columns: level, row_sum, bias. The pairs are those of `read_labels`. Source: this book.
     """
     chances = {(level, rule): [] for level in levels for rule in ("row_sum", "bias")}
     for k in range(networks):

@@ -56,7 +56,7 @@ def noise_at_truth(
     A row a (trial, tensors, image, noise), in column `distance`: at the true image and at one of uniform noise; over
     all tensors and over those upstream of the bottleneck; under the client's noise, fresh noise and none. The KL term
     is left out, as the unchanged attack does. Trials are the first of `attack_networks` with one image a network.
-    options: for `models.build`. Source: sheet `precode.md`, sections 4.2 and 4.3.
+    options: for `models.build`. Source: this book.
     """
     rows, told = [], ThreatModel(labels="known", defense_known=True)
     for trial in range(trials):
@@ -84,7 +84,7 @@ def noise_by_layer(
     """How much each parameter's gradient depends on a bottleneck's noise: a row a (trial, parameter).
 
     Columns: share, of the gradient's squared length; cosine, between the gradients of one image under two draws. Trials
-    as `noise_at_truth`'s. Source: sheet `precode.md`, section 4.2.
+    as `noise_at_truth`'s. Source: this book.
     """
     rows = []
     for trial in range(trials):
@@ -220,7 +220,7 @@ def losses_of_training(
     left out, as the official loop does. Runs of one number start from the same weights and see the same batches under
     every defense. Columns: run, epochs, train_loss and test_loss (with the divergence's term where there is a
     bottleneck, one draw of noise an image, as the official notebook prints them), test_entropy (the cross-entropy
-    alone), test_accuracy. options: for `models.build`. Source: sheet `precode.md`, sections 4.4 and 5.6.
+    alone), test_accuracy. options: for `models.build`. Source: the official notebook, PRECODE.ipynb.
     Errors: ValueError for fewer training images than a batch has.
     """
     if len(train_images) < batch_size:

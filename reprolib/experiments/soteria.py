@@ -59,7 +59,7 @@ def cost_of_the_truth(
     defense: its rate is replaced by each of `rates`, in percent. options: LeNet's, for `models.build`.
     Columns: image, rate, shared (of the squared gradient's sum), floor = 1 - sqrt(shared), and one minus the cosine at
     the true image for the attackers plain, dropped (without the tensor) and columns (on kept ones).
-    Source: sheet `soteria.md`, section 8, test 10.
+    Source: this book.
     """
     x, y = images.batches(1, count, seed=seed)
     x, own = x.double(), network_seed(seed, 0)

@@ -57,7 +57,7 @@ class VariationalBottleneck(Bottleneck):
     """PRECODE's bottleneck: a linear encoder to 2k values, a sample of k, a linear decoder; inputs are flattened.
 
     in_shape: of one sample, (F,) or (C, H, W). No activation follows. Source: Scheliga et al. 2022, section 3 and the
-    official `VariationalBottleneck`; sheet `precode.md`, section 4.1.
+    official `VariationalBottleneck`.
     """
 
     def __init__(self, in_shape: tuple[int, ...], k: int = 256, beta: float = 1e-3) -> None:
@@ -73,8 +73,7 @@ class VariationalBottleneck(Bottleneck):
 class ConvolutionalBottleneck(Bottleneck):
     """A sketch of the convolutional bottleneck: 3x3 convolutions to 2k maps and from k maps, noise at every pixel.
 
-    in_shape: (C, H, W). The follow-up's layer sizes are not known to this book. Source: Scheliga et al. 2023, abstract;
-    sheet `precode.md`, section 7 (CVB).
+    in_shape: (C, H, W). The follow-up's layer sizes are not known to this book. Source: Scheliga et al. 2023, abstract.
     """
 
     def __init__(self, in_shape: tuple[int, ...], k: int = 8, beta: float = 1e-3) -> None:

@@ -11,7 +11,7 @@ class ConvBig(nn.Module):
     A 3x3 convolution to w channels and a 1x1 convolution, padded by one, to 2w, each with ReLU and an average over 2x2;
     then linear layers to `features`, to features / 2 and to the classes: `hidden1`, `hidden2` and `head`. Soteria
     defends `hidden2`, whose input is the published representation. width: w, published 32; features: published 2000.
-    Source: Balunovic et al. 2022, `RefConvLarge` of their code (sheet `soteria.md`, section 6).
+    Source: Balunovic et al. 2022, `RefConvLarge` of their code.
     Errors: ValueError for a width below 1, fewer than two features, and images below 2 x 2 pixels.
     """
 

@@ -10,7 +10,7 @@ class ConvNet(nn.Module):
 
     Channels w, 2w, 2w, 4w, 4w, 4w, then a 3x3 max-pooling, two more of 4w, another pooling, and a linear head. width:
     w; the official names ConvNet8 to ConvNet64 all build 64. norm: "batch" or "none".
-    Source: Geiping et al. 2020, the network that the released code builds (sheet `ig.md`, sections 5 and 6.2).
+    Source: Geiping et al. 2020, the network that the released code builds.
     Errors: ValueError for a width below 1, an unknown norm, and images too small for two poolings.
     """
 

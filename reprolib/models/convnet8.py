@@ -10,7 +10,7 @@ class ConvNet8(nn.Module):
 
     Channels w, 2w, 4w with strides 1, 2, 2; the features, [N, 4w * H/4 * W/4] (rounded up), enter the head as they are,
     or averaged over their positions with pooled=True. The eight is the side of the feature map of a CIFAR image: this
-    is not the ConvNet of Inverting Gradients. Source: sheet `fgla.md`, section 6.
+    is not the ConvNet of Inverting Gradients. Source: this book.
     Errors: ValueError for a width below 1.
     """
 

@@ -11,7 +11,7 @@ class DCGAN(nn.Module):
     Five transposed 4x4 convolutions from 1 x 1 to 64 x 64 with batch norm, ReLU and at the end a sigmoid, then a
     max-pooling to 32 x 32. width: of the last hidden layer, doubled towards the row; the released code's is 64.
     trunk: as for `Decoder`.
-    Source: Yang et al. 2023, released code (sheet `fgla.md`, section 4.11).
+    Source: Yang et al. 2023, released code.
     Errors: ValueError for images of other sides and sizes below 1.
     """
 

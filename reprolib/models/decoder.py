@@ -18,7 +18,7 @@ class Decoder(nn.Module):
     convolution and a sigmoid end it, and what is beyond the image is cut off. size: None is the smallest that covers
     the image. trunk: the fingerprint of the victim's trunk whose features it reads ("" for none). data: the set it was
     trained on ("" for none). The defaults are those for CIFAR images.
-    Source: Xue et al. 2023, the released generator (`paper`: widths 1024 to 64, three blocks; sheet `fgla.md`, 4.5).
+    Source: Xue et al. 2023, the released generator (`paper`: widths 1024 to 64, three blocks).
     Errors: ValueError for images that are not square and sizes that do not give images of `image_shape`.
     """
 

@@ -1,8 +1,8 @@
 """The CIFAR ResNet made twice differentiable, as DLG describes its victim: sigmoids for ReLUs, and no strides.
 
-DLG's released ResNet does not run, so this is our own construction after the paper's text: sheet `dlg.md`, sections 5
-(item 1) and 6. He et al. (2016), section 4.2, is the network it starts from: 6n + 2 layers in three stages of 16, 32
-and 64 channels; shortcuts have no parameters, new channels start as zeros (their option A).
+DLG's released ResNet does not run, so this is our own construction after the paper's text (section 4). He et al.
+(2016), section 4.2, is the network it starts from: 6n + 2 layers in three stages of 16, 32 and 64 channels; shortcuts
+have no parameters, new channels start as zeros (their option A).
 """
 
 from __future__ import annotations

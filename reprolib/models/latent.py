@@ -12,7 +12,7 @@ class WGAN(nn.Module):
     kernels do not overlap, with batch norm and ReLU, and tanh, shifted from [-1, 1] to [0, 1]; what is beyond the image
     is cut off. width: of the last hidden layer; the paper's is 128 (1,731,203 parameters at 32 x 32 x 3). data: the set
     it was trained on ("" for none).
-    Source: Li et al. 2022, Fig. 11 and the released notebook (sheet `ggl.md`, section 6.1).
+    Source: Li et al. 2022, Fig. 11 and the released notebook, wgan-gp_celeba.ipynb.
     Errors: ValueError for sizes below 1.
     """
 
@@ -63,7 +63,7 @@ class Critic(nn.Module):
 class VAE(nn.Module):
     """The WGAN's generator as the decoder of a variational autoencoder: latent [N, latent_dim] to images in [0, 1].
 
-    `encode` is its other half. Source: sheet `ggl.md`, section 9.0: what a CPU can train in minutes.
+    `encode` is its other half. Source: Kingma and Welling 2014; the sizes are what a CPU can train in minutes.
     Errors: as `WGAN`.
     """
 

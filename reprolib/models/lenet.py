@@ -1,6 +1,6 @@
 """The LeNet of DLG and iDLG: three 5x5 convolutions without pooling, and a linear head.
 
-Source: mit-han-lab/dlg, models/vision.py; sheet `dlg.md`, section 6.
+Source: mit-han-lab/dlg, models/vision.py.
 """
 
 from __future__ import annotations

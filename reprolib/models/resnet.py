@@ -21,7 +21,7 @@ class ResNet(nn.Module):
     norms start at 1 and 0, the head as torch's. activation: "relu", or "leaky_relu" (slope 0.01), whose features can be
     negative. norm: "batch", or "group" (four groups a layer), which has no statistics to give away. pooled=False leaves
     out the global average: the head reads the whole feature map. Source: He et al. 2016, section 4.2, in the variant
-    of the code released with Geiping et al. 2020 (sheet `ig.md`, section 6.3).
+    of the code released with Geiping et al. 2020.
     Errors: ValueError for a width below 1, one that four groups do not divide, and another activation or norm.
     """
 
@@ -110,6 +110,6 @@ class ResNet18(ResNet):
 
 
 class ResNetBN8(ResNet):
-    """Three stages of one block: the small victim of GradInversion's chapter (sheet `gradinversion.md`, section 6)."""
+    """Three stages of one block: the small victim of GradInversion's chapter."""
 
     blocks = (1, 1, 1)
