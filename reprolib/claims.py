@@ -368,9 +368,7 @@ class Paper(Strict):
             if len(stated) > 1:
                 raise ValueError(f"readings of {name!r}: {stated} are stated, at most one is what the source says")
             if len({claim.origin for claim in claims}) > 1 or any(claim.kind == "setting" for claim in claims):
-                raise ValueError(
-                    f"readings of {name!r}: {ids} differ in origin, or hold a setting, which is not judged"
-                )
+                raise ValueError(f"readings of {name!r}: {ids} differ in origin, or one of them is a setting")
         return self
 
     @model_validator(mode="after")

@@ -220,9 +220,9 @@ def once(verdicts: Iterable[Verdict]) -> list[Verdict]:
     It is that of the reading which the source states, or what all readings come to. Where they differ and the source
     states none, the statement is not decided: which of them is meant could not be read. Their `reading` is None.
     """
-    statements: dict[str, list[Verdict]] = {}
-    for verdict in verdicts:
-        statements.setdefault(verdict.reading.of if verdict.reading else f"claim {verdict.id}", []).append(verdict)
+    statements: dict[str | int, list[Verdict]] = {}
+    for place, verdict in enumerate(verdicts):
+        statements.setdefault(verdict.reading.of if verdict.reading else place, []).append(verdict)
     return [_one(readings) for readings in statements.values()]
 
 
