@@ -122,6 +122,11 @@ class Measure(Strict):
         """Whether the sentence says that it is a share, so in [0, 1]; a difference of shares is none."""
         return self.says.lower().startswith("share of") and not re.search(r"\b(minus|difference)\b", self.says)
 
+    @property
+    def success(self) -> bool:
+        """Whether the sentence says that it is the share of images that an attack identifies, or gets below an MSE."""
+        return self.share and bool(re.search(r"\bidentif|\bMSE <", self.says))
+
 
 class Published(Strict):
     """What the paper prints: a number with its unit, or a short statement such as "no protection"."""

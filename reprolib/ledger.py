@@ -243,7 +243,17 @@ def _weigh(
         return _Outcome("", "few", lack)
     if gate is not None and not gate.open:
         return _Outcome("", "gate", _closed(gate, measures[gate.measure].share))
-    return _exactly(criterion, record.interval) if exact else _interval(claim, criterion, record.interval)
+    if exact:
+        return _exactly(criterion, record.interval)
+    outcome, lower = _interval(claim, criterion, record.interval), (criterion.at_least, criterion.above)
+    if (
+        outcome.word == "fails"
+        and gate is None
+        and measures[criterion.measure].success
+        and any(b is not None for b in lower)
+    ):
+        return _Outcome("", "gate", "that an attack fails is decided behind a control, and the claim names none")
+    return outcome
 
 
 def _few(claim: Claim, interval: Interval) -> str:

@@ -30,7 +30,7 @@ def claim(**changes):
 
 def paper(*made, on=None):
     measures = {
-        "share": Measure(says="share of images identified", on=on or {}),
+        "share": Measure(says="share of images", on=on or {}),
         "error": Measure(says="median error"),
         "control": Measure(says="share of images identified without the defense"),
     }
@@ -313,6 +313,24 @@ def test_images_that_every_run_shares_keep_a_verdict_provisional():
     made.record("share", interval(), 320, "mnist")
     told = made.verdicts()[0].provisional
     assert told.endswith("(it named no attacker); a run on other images, made since, decides: one test set for all")
+
+
+@pytest.mark.parametrize(
+    ("bound", "gate", "word"),
+    [
+        ({"at_least": 0.9}, None, "not decided here"),
+        ({"above": 0.9}, None, "not decided here"),
+        ({"at_least": 0.9}, {"measure": "share", "at_least": 0.5}, "not reproduced"),
+        ({"at_most": 0.5}, None, "not reproduced"),
+    ],
+)
+def test_that_an_attack_fails_takes_a_control(bound, gate, word):
+    made = claim(criterion={"measure": "control"} | bound, gate=gate)
+    found = verdict(made, interval(0.6, 0.8), control=interval(0.6, 0.8))
+    assert found.verdict == word
+    if word == "not decided here":
+        told = "that an attack fails is decided behind a control, and the claim names none"
+        assert (found.reason, found.why) == ("gate", told)
 
 
 def test_an_identity_has_neither_ends_nor_clusters():
