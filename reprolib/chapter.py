@@ -36,7 +36,7 @@ from reprolib import checked, claims, clone, data, figures, opening, records, re
 from reprolib.atomic import write_atomic
 from reprolib.intervals import Interval
 from reprolib.ledger import Ledger, judge
-from reprolib.verdicts import SYMBOLS, Verdict, value_words
+from reprolib.verdicts import SYMBOLS, Verdict, once, value_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -860,7 +860,7 @@ def _in_a_minute(verdicts: list[Verdict], made: str) -> str:
     """How the reference run judged the papers' claims, and below them the book's own; unfolded, which and by what."""
     lines = [f"{html.escape(made)}."]
     for origin, whose in (("paper", "The papers' claims"), ("book", "This book's own claims")):
-        own = [verdict for verdict in verdicts if verdict.origin == origin and verdict.kind != "setting"]
+        own = [verdict for verdict in once(verdicts) if verdict.origin == origin and verdict.kind != "setting"]
         if own:
             lines.append(f"<div style='margin-top:.4rem'>{whose}, {len(own)}:</div>")
         for word, symbol in SYMBOLS.items():

@@ -26,6 +26,7 @@ A file of claims, `claims/<paper>.yml`::
         parts: [{name: "trained", criterion: {...}}, {name: "untrained", criterion: {...}}]   # instead of a criterion
       - ...
         undecidable: {reason: data, says: "needs LFW"}   # instead of a criterion
+        reading: {of: noise of 1e-2, how: the number is a variance, stated: true}   # where it can be read in two ways
 
 Criteria are in the measure's own scale (shares in [0, 1]); tables show them in the published unit. How a run's
 intervals become verdicts: `reprolib.verdicts`.
@@ -120,6 +121,11 @@ class Measure(Strict):
     def share(self) -> bool:
         """Whether the sentence says that it is a share, so in [0, 1]; a difference of shares is none."""
         return self.says.lower().startswith("share of") and not re.search(r"\b(minus|difference)\b", self.says)
+
+    @property
+    def success(self) -> bool:
+        """Whether the sentence says that it is the share of images that an attack identifies, or gets below an MSE."""
+        return self.share and bool(re.search(r"\bidentif|\bMSE <", self.says))
 
 
 class Published(Strict):
@@ -221,11 +227,26 @@ class Undecidable(Strict):
 
 
 class Changed(Strict):
-    """When and why a criterion was written or changed after runs with the seeds `seen` had measured something of it."""
+    """When and why a criterion was written or changed after runs with the seeds `seen` had measured something of it.
+
+    images: what makes the images of a later run no new ones, such as a test set that every run uses whole.
+    """
 
     date: date
     why: Sentence
     seen: tuple[int, ...] = ()
+    images: str = ""
+
+
+class Reading(Strict):
+    """One of the ways to read a statement that the source leaves open. The readings of one statement count once.
+
+    of: the statement, by which its readings find each other. stated: the source's own words say this one.
+    """
+
+    of: Sentence
+    how: Sentence
+    stated: bool = False
 
 
 class Claim(Strict):
@@ -247,6 +268,7 @@ class Claim(Strict):
     criterion: Criterion | None = None
     parts: tuple[Part, ...] = ()
     undecidable: Undecidable | None = None
+    reading: Reading | None = None
     changed: Changed | None = None
 
     @property
@@ -337,6 +359,22 @@ class Paper(Strict):
         if twice := sorted({name for name in ids if ids.count(name) > 1}):
             raise ValueError(f"ids used twice: {twice}")
         return claims
+
+    @model_validator(mode="after")
+    def _readings(self) -> Paper:
+        statements: dict[str, list[Claim]] = {}
+        for claim in self.claims:
+            if claim.reading is not None:
+                statements.setdefault(claim.reading.of, []).append(claim)
+        for name, claims in statements.items():
+            ids, stated = [claim.id for claim in claims], [claim.id for claim in claims if claim.reading.stated]
+            if len(ids) < 2:
+                raise ValueError(f"claim {ids[0]!r}: the only reading of {name!r}; readings are at least two")
+            if len(stated) > 1:
+                raise ValueError(f"readings of {name!r}: {stated} are stated, at most one is what the source says")
+            if len({claim.origin for claim in claims}) > 1 or any(claim.kind == "setting" for claim in claims):
+                raise ValueError(f"readings of {name!r}: {ids} differ in origin, or one of them is a setting")
+        return self
 
     @model_validator(mode="after")
     def _declared(self) -> Paper:
@@ -457,6 +495,7 @@ _MODELS = {
     "criterion": Criterion,
     "parts": Part,
     "undecidable": Undecidable,
+    "reading": Reading,
     "changed": Changed,
 }
 

@@ -142,19 +142,27 @@ def over_chance(hits: Any, chance: Any, clusters: Any = None) -> Interval:
 # --- means ------------------------------------------------------------------------------------------------------------
 
 
-def mean(values: Any, clusters: Any = None) -> Interval:
+def mean(values: Any, clusters: Any = None, within: tuple[float, float] | None = None) -> Interval:
     """Mean of a measure that is not skewed, such as PSNR, with Student's t interval over the clusters.
 
-    values: [n], finite. The standard error is the jackknife's over clusters, for clusters of one size that of their
-    means; t has one degree of freedom less than Kish's effective number of clusters, (sum of sizes)² / sum of squared
-    sizes, so that one cluster with most of the values does not pass for many (MacKinnon, Nielsen and Webb, Journal of
-    Applied Econometrics 38, 2023, call the jackknife CV3). Where nothing varies the width is zero, and decides nothing.
-    For costs and errors use `log_mean` or `median`, for hits `proportion`.
-    Raises ValueError for fewer than two clusters and for values that are not finite.
+    values: [n], finite. within: the least and the largest value that the measure can have, such as -1 and 1 of a
+    correlation; no end lies beyond them. The standard error is the jackknife's over clusters, for clusters of one size
+    that of their means; t has one degree of freedom less than Kish's effective number of clusters, (sum of sizes)² /
+    sum of squared sizes, so that one cluster with most of the values does not pass for many (MacKinnon, Nielsen and
+    Webb, Journal of Applied Econometrics 38, 2023, call the jackknife CV3). Where nothing varies the width is zero, and
+    decides nothing. For costs and errors use `log_mean` or `median`, for hits `proportion`.
+    Raises ValueError for fewer than two clusters and for values that are not finite, or not within the range.
     """
     sample = _sample("values", values, clusters)
     _finite("values", sample.values)
-    return _student(sample, "t")
+    found = _student(sample, "t")
+    if within is None:
+        return found
+    least, most = sample.values.min(), sample.values.max()
+    if not within[0] - 1e-9 <= least <= most <= within[1] + 1e-9:  # rounding may leave a correlation of 1 above 1
+        raise ValueError(f"values lie in [{least:g}, {most:g}], beyond within={list(within)}")
+    ends = {name: float(np.clip(getattr(found, name), *within)) for name in ("low", "high", "low99", "high99")}
+    return replace(found, **ends)
 
 
 def difference(a: Any, b: Any, clusters: Any = None) -> Interval:

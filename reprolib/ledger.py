@@ -174,6 +174,7 @@ def _judge(claim: Claim, paper: Paper, run: _Run) -> Verdict:
 
     at_hand = [record for record in records if record is not None]
     only = at_hand[0] if claim.criterion and at_hand else None
+    exact, clusters = claim.kind == "identity", [record.interval.clusters for record in at_hand]
     return Verdict(
         id=claim.id,
         says=claim.says,
@@ -188,14 +189,15 @@ def _judge(claim: Claim, paper: Paper, run: _Run) -> Verdict:
         reason=outcome.reason,
         why=outcome.why,
         measure=claim.criterion.measure if claim.criterion else None,
-        **_numbers(only),
+        **_numbers(only, exact),
         n=min((record.interval.n for record in at_hand), default=None),
-        clusters=min((r.interval.clusters for r in at_hand if r.interval.clusters is not None), default=None),
-        method=only.interval.method if only else None,
+        clusters=min((c for c in clusters if c is not None), default=None) if not exact else None,
+        method=("every case" if exact else only.interval.method) if only else None,
         scope=claim.scope,
         substitutes=others,
         favours=claim.favours,
         gate=gate,
+        reading=claim.reading,
         provisional=_provisional(claim, run) if outcome.word else "",
         stands_at_99=outcome.at_99,
         parts=[
@@ -241,7 +243,17 @@ def _weigh(
         return _Outcome("", "few", lack)
     if gate is not None and not gate.open:
         return _Outcome("", "gate", _closed(gate, measures[gate.measure].share))
-    return _exactly(criterion, record.interval) if exact else _interval(claim, criterion, record.interval)
+    if exact:
+        return _exactly(criterion, record.interval)
+    outcome, lower = _interval(claim, criterion, record.interval), (criterion.at_least, criterion.above)
+    if (
+        outcome.word == "fails"
+        and gate is None
+        and measures[criterion.measure].success
+        and any(b is not None for b in lower)
+    ):
+        return _Outcome("", "gate", "that an attack fails is decided behind a control, and the claim names none")
+    return outcome
 
 
 def _few(claim: Claim, interval: Interval) -> str:
@@ -303,11 +315,11 @@ def _closed(gate: GateState, percent: bool) -> str:
     return f"its control, {gate.measure}, reaches {number_words(gate.low, percent)} at its lower bound, not {asked}"
 
 
-def _numbers(record: Record | None) -> dict[str, float | None]:
-    """Value and ends for a verdict; no ends of an interval that does not cover."""
+def _numbers(record: Record | None, exact: bool = False) -> dict[str, float | None]:
+    """Value and ends for a verdict; no ends of an interval that does not cover, and none where every case counts."""
     if record is None:
         return {"value": None, "low": None, "high": None}
-    ends = (record.interval.low, record.interval.high) if record.covers else (None, None)
+    ends = (record.interval.low, record.interval.high) if record.covers and not exact else (None, None)
     return {"value": record.interval.value, "low": ends[0], "high": ends[1]}
 
 
@@ -364,13 +376,13 @@ def _provisional(claim: Claim, run: _Run) -> str:
     changed = claim.changed
     if changed is None:
         return ""
-    if run.seed is not None and run.seed not in changed.seen and run.day is not None and run.day >= changed.date:
+    new = run.seed is not None and run.seed not in changed.seen and run.day is not None and run.day >= changed.date
+    if new and not changed.images:
         return ""
     seen = f", after seed {' and '.join(map(str, changed.seen))} had been seen" if changed.seen else ""
-    return (
-        f"provisional: the criterion was set on {changed.date}{seen} ({changed.why}); a run of another seed, "
-        f"made since, decides"
-    )
+    other = "on other images" if changed.images else "of another seed"
+    told = f"provisional: the criterion was set on {changed.date}{seen} ({changed.why})"
+    return f"{told}; a run {other}, made since, decides" + (f": {changed.images}" if changed.images else "")
 
 
 def faults(paper: Paper, payload: Mapping[str, Any]) -> list[str]:

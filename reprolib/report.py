@@ -26,7 +26,7 @@ from reprolib import checked, claims, ledger, results, runner
 from reprolib.atomic import write_atomic
 from reprolib.checked import Stored
 from reprolib.claims import number_words
-from reprolib.verdicts import REASONS, SYMBOLS, UNDECIDED, Verdict, count, count_at_99
+from reprolib.verdicts import REASONS, SYMBOLS, UNDECIDED, Verdict, count, count_at_99, once
 
 REPORT_LIMIT = 5_000_000
 """Bytes of the report: most mail servers let an attachment of this size pass."""
@@ -201,7 +201,7 @@ class Counts:
 
     @classmethod
     def of(cls, verdicts: Iterable[Verdict], origin: str) -> Counts:
-        own = [verdict for verdict in verdicts if verdict.origin == origin]
+        own = [verdict for verdict in once(verdicts) if verdict.origin == origin]
         reasons = Counter(verdict.reason for verdict in own if verdict.reason)
         judged = [verdict for verdict in own if verdict.kind == "result" and verdict.decided]
         return cls(
@@ -356,10 +356,12 @@ class Paper:
 
     @property
     def numbers(self) -> dict[str, int]:
-        """How many claims are the paper's, the book's, and settings."""
+        """How many claims are the paper's, the book's, and settings; the readings of one statement are one."""
         every = self.claims.claims if self.claims else ()
-        judged = Counter(claim.origin for claim in every if claim.kind != "setting")
-        return {"paper": judged["paper"], "book": judged["book"], "settings": len(every) - judged.total()}
+        named = {(c.reading.of if c.reading else f"claim {c.id}", c.origin) for c in every if c.kind != "setting"}
+        judged = Counter(origin for _, origin in named)
+        settings = sum(claim.kind == "setting" for claim in every)
+        return {"paper": judged["paper"], "book": judged["book"], "settings": settings}
 
     def ordered(self, origin: str) -> list[claims.Claim]:
         """The claims of an origin, failures of the reference run first (of this run, where there is none), and of a
@@ -384,9 +386,10 @@ class Paper:
     @property
     def failure(self) -> claims.Claim | None:
         """The first claim of the paper that the reference run contradicts, a central one before others."""
-        first = next(iter(self.ordered("paper")), None) if self.claims else None
-        verdict = (self.reference.verdicts or {}).get(first.id) if first else None
-        return first if verdict and verdict.verdict in FAILURES else None
+        if self.claims is None:
+            return None
+        failed = {v.id for v in once((self.reference.verdicts or {}).values()) if v.verdict in FAILURES}
+        return next((claim for claim in self.ordered("paper") if claim.id in failed), None)
 
     @property
     def changes(self) -> list[Change]:
@@ -439,8 +442,9 @@ def basis(verdict: Verdict) -> str:
 
 def notes(verdict: Verdict, paper: claims.Paper) -> list[str]:
     """What must be said beside the word: why it is not decided, or what stands in, its control, and its limits."""
+    reading = [verdict.read_as] * bool(verdict.reading)
     if verdict.verdict == UNDECIDED:
-        return [f"{verdict.reason}: {verdict.why}"]
+        return [f"{verdict.reason}: {verdict.why}", *reading]
     if not verdict.decided:
         return []
     told = [f"{other.what}: {other.here} in place of {other.paper}" for other in verdict.substitutes]
@@ -452,7 +456,7 @@ def notes(verdict: Verdict, paper: claims.Paper) -> list[str]:
     if verdict.kind == "result":
         told += ["on this network, not of others"] if verdict.scope == "network" else []
         told += ["does not stand at 99 %"] if verdict.stands_at_99 is False else []
-    return [*told, *[verdict.provisional] * bool(verdict.provisional)]
+    return [*told, *reading, *[verdict.provisional] * bool(verdict.provisional)]
 
 
 def _totals(papers: list[Paper]) -> dict[str, dict[str, Counts]]:
@@ -465,7 +469,7 @@ def _totals(papers: list[Paper]) -> dict[str, dict[str, Counts]]:
         [paper.reference for paper in papers],
         [paper.run for paper in papers if not paper.shows_reference],
     ):
-        verdicts = [verdict for run in runs for verdict in (run.verdicts or {}).values()]
+        verdicts = [verdict for run in runs for verdict in once((run.verdicts or {}).values())]
         if verdicts:
             found[runs[0].title] = {origin: Counts.of(verdicts, origin) for origin in ("paper", "book")}
     return found
@@ -982,6 +986,9 @@ provisionally.</p>
 <td data-column="changed"><div>{{ change.changed.date }}
 {% if change.changed.seen %}
 <div class="note">seen: seed {{ change.changed.seen | join(", ") }}</div>
+{% endif %}
+{% if change.changed.images %}
+<div class="note">images: {{ change.changed.images | raw_text }}</div>
 {% endif %}
 </div></td>
 <td data-column="why"><div>{{ change.changed.why | raw_text }}</div></td>

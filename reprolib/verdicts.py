@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, ConfigDict, ValidationError, model_validator
 
-from reprolib.claims import Paper, Strict, number_words
+from reprolib.claims import Paper, Reading, Strict, number_words
 from reprolib.intervals import Interval
 
 SYMBOLS = {
@@ -106,7 +106,8 @@ class Verdict(_Stored):
     verdict: a word of `SYMBOLS`; reason, why: a code and a sentence, where it is not decided. measure to method: of the
     criterion's measure; for a claim of parts, whose numbers stand in `parts`, n and clusters are the least of any.
     published, criterion: in words. stands_at_99: None where nothing was decided or no 99 % interval is known.
-    provisional: why the verdict of a changed criterion waits for another run.
+    reading: of a statement that can be read in several ways, which this one is (`once`). provisional: why the verdict
+    of a changed criterion waits for another run. Identities have neither ends nor clusters: every case counts.
     """
 
     id: str
@@ -132,6 +133,7 @@ class Verdict(_Stored):
     substitutes: list[Substitute]
     favours: str
     gate: GateState | None
+    reading: Reading | None
     provisional: str
     stands_at_99: bool | None
     parts: list[PartVerdict]
@@ -157,13 +159,21 @@ class Verdict(_Stored):
     def note(self) -> str:
         """What must be said beside the word: why it is not decided, or what stands in and what limits it."""
         if not self.decided:
-            return self.why
+            return "; ".join(filter(None, [self.why, self.read_as]))
         notes = [f"{other.what}: {other.here} in place of {other.paper}" for other in self.substitutes]
         notes += [self.favours] if self.substitutes and self.favours else []
         if self.kind == "result":
             notes += ["on this network, not of others"] if self.scope == "network" else []
             notes += ["does not stand at 99 %"] if self.stands_at_99 is False else []
-        return "; ".join([*notes, *[self.provisional] * bool(self.provisional)])
+        return "; ".join(filter(None, [*notes, self.read_as, self.provisional]))
+
+    @property
+    def read_as(self) -> str:
+        """Of a statement that can be read in several ways, which reading this is; "" for others."""
+        if self.reading is None:
+            return ""
+        own = "the source's own words" if self.reading.stated else "which the source leaves open"
+        return f"one reading, {own}: {self.reading.how}; the statement counts once"
 
     def measured(self, percent: bool) -> str:
         """What was measured, in words, or of each part; "" without any. percent: as shares in per cent."""
@@ -204,11 +214,33 @@ def validate_verdicts(verdicts: Iterable[Mapping[str, Any]], paper: Paper) -> No
             raise ValueError(f"verdict of claim {name!r}: stored {found.count(name)} times")
 
 
+def once(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """The verdicts with the readings of one statement put into one, in the place of the first.
+
+    It is that of the reading which the source states, or what all readings come to. Where they differ and the source
+    states none, the statement is not decided: which of them is meant could not be read. Their `reading` is None.
+    """
+    statements: dict[str | int, list[Verdict]] = {}
+    for place, verdict in enumerate(verdicts):
+        statements.setdefault(verdict.reading.of if verdict.reading else place, []).append(verdict)
+    return [_one(readings) for readings in statements.values()]
+
+
+def _one(readings: list[Verdict]) -> Verdict:
+    stated = [verdict for verdict in readings if verdict.reading and verdict.reading.stated]
+    if stated or len({verdict.verdict for verdict in readings}) == 1:
+        return (stated or readings)[0].model_copy(update={"reading": None})
+    told = "; ".join(f"{verdict.reading.how}: {verdict.verdict}" for verdict in readings)
+    open_now = {"verdict": UNDECIDED, "reason": "unreadable", "why": f"it depends on the reading: {told}"}
+    of_one = {"measure": None, "value": None, "low": None, "high": None, "parts": [], "provisional": ""}
+    return readings[0].model_copy(update={"reading": None, "stands_at_99": None, **open_now, **of_one})
+
+
 def count(verdicts: Iterable[Verdict], origin: str, scope: str | None = None) -> dict[str, int]:
     """Word -> how many verdicts on claims of this origin, "paper" or "book", in the order of `SYMBOLS`; no zeros.
 
-    Settings are left out; identities that are decided count under their own words, holds and fails. scope: only those
-    of this scope, for the counts that keep single networks apart.
+    Settings are left out; identities that are decided count under their own words, holds and fails; the readings of
+    one statement count once. scope: only those of this scope, for the counts that keep single networks apart.
     """
     found = Counter(verdict.verdict for verdict in _of(verdicts, origin, scope))
     return {word: found[word] for word in SYMBOLS if found[word] and word != "setting"}
@@ -222,7 +254,7 @@ def count_at_99(verdicts: Iterable[Verdict], origin: str, scope: str | None = No
 def _of(verdicts: Iterable[Verdict], origin: str, scope: str | None) -> list[Verdict]:
     if origin not in ("paper", "book"):
         raise ValueError(f"origin={origin!r}: expected paper or book")
-    return [v for v in verdicts if v.origin == origin and scope in (None, v.scope)]
+    return [v for v in once(verdicts) if v.origin == origin and scope in (None, v.scope)]
 
 
 def value_words(interval: Interval, percent: bool = False) -> str:

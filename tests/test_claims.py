@@ -286,6 +286,39 @@ def test_a_finding_holds_the_measured_values_in_their_own_scale(write):
     assert paper.found({"label_accuracy": 0.5}) == "", "a finding with a gap is none"
 
 
+READINGS = """
+  - id: text-tokens
+    says: text leaks too, token by token
+    where: Table 2
+    published: {value: all tokens}
+    provenance: read
+    undecidable: {reason: missing, says: the chapter on text is not written}
+    reading: {of: text, how: every token}
+"""
+
+
+def test_readings_are_at_least_two(write):
+    with pytest.raises(ValueError, match="claim 'text-tokens': the only reading of 'text'; readings are at least two"):
+        claims.load(write(FILE + READINGS))
+    with pytest.raises(ValueError, match="claim 'text-tokens', reading, how: missing"):
+        claims.load(write(FILE + READINGS.replace(", how: every token", "")))
+
+
+def test_at_most_one_reading_is_what_the_source_says(write):
+    stated = READINGS.replace("every token", "every token, stated: true")
+    other = stated.replace("text-tokens", "words")
+    paper = claims.load(write(FILE + READINGS + other))
+    assert [claim.reading.stated for claim in paper.claims if claim.reading] == [False, True]
+    with pytest.raises(ValueError, match="readings of 'text': .'text-tokens', 'words'. are stated, at most one"):
+        claims.load(write(FILE + stated + other))
+
+
+def test_readings_are_of_one_origin(write):
+    other = READINGS.replace("text-tokens", "words").replace("provenance: read", "provenance: own\n    origin: book")
+    with pytest.raises(ValueError, match="readings of 'text': .* differ in origin, or one of them is a setting"):
+        claims.load(write(FILE + READINGS + other))
+
+
 def test_a_finding_names_only_measures(write):
     titled = "title: Improved DLG\n"
     path = write(FILE.replace(titled, titled + 'finding: "{stesp.__class__} it is."\n'))

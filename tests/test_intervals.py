@@ -273,6 +273,15 @@ def test_a_mean_over_clusters_of_one_size_is_students_over_their_means():
     assert alone.high == pytest.approx(0.2 + 4.302653 * 0.1 / 3**0.5, rel=1e-5) and alone.method == "t over 3 values"
 
 
+def test_no_end_lies_beyond_the_range_of_a_bounded_measure():
+    values = [0.9, 0.2, 0.95, 0.8, 0.1]
+    free, bounded = intervals.mean(values), intervals.mean(values, within=(-1, 1))
+    assert free.high > 1 and (bounded.high, bounded.high99) == (1, 1)
+    assert (bounded.value, bounded.low, bounded.method) == (free.value, free.low, free.method)
+    with pytest.raises(ValueError, match=r"values lie in .0.1, 0.95., beyond within=.0, 0.5."):
+        intervals.mean(values, within=(0, 0.5))
+
+
 def test_a_mean_without_variation_has_no_width_whatever_rounding_leaves():
     assert intervals.mean([0.1] * 8, [0, 0, 0, 1, 1, 2, 2, 2]).width == 0
 

@@ -30,7 +30,7 @@ def claim(**changes):
 
 def paper(*made, on=None):
     measures = {
-        "share": Measure(says="share of images identified", on=on or {}),
+        "share": Measure(says="share of images", on=on or {}),
         "error": Measure(says="median error"),
         "control": Measure(says="share of images identified without the defense"),
     }
@@ -305,6 +305,45 @@ def test_a_changed_criterion_waits_for_another_seed(seed, time, provisional):
     found = run.verdicts()[0]
     assert found.verdict == "reproduced" and bool(found.provisional) is provisional
     assert not provisional or ("set on 2026-11-28, after seed 0 had been seen (it named no attacker)" in str(found))
+
+
+def test_images_that_every_run_shares_keep_a_verdict_provisional():
+    changed = {"date": "2026-11-28", "why": "it named no attacker", "seen": [0], "images": "one test set for all"}
+    made = ledger.Ledger(paper(claim(changed=changed)), "gpu", seed=7, time="2026-12-24T00:00:00+00:00")
+    made.record("share", interval(), 320, "mnist")
+    told = made.verdicts()[0].provisional
+    assert told.endswith("(it named no attacker); a run on other images, made since, decides: one test set for all")
+
+
+@pytest.mark.parametrize(
+    ("bound", "gate", "word"),
+    [
+        ({"at_least": 0.9}, None, "not decided here"),
+        ({"above": 0.9}, None, "not decided here"),
+        ({"at_least": 0.9}, {"measure": "share", "at_least": 0.5}, "not reproduced"),
+        ({"at_most": 0.5}, None, "not reproduced"),
+    ],
+)
+def test_that_an_attack_fails_takes_a_control(bound, gate, word):
+    made = claim(criterion={"measure": "control"} | bound, gate=gate)
+    found = verdict(made, interval(0.6, 0.8), control=interval(0.6, 0.8))
+    assert found.verdict == word
+    if word == "not decided here":
+        told = "that an attack fails is decided behind a control, and the claim names none"
+        assert (found.reason, found.why) == ("gate", told)
+
+
+def test_an_identity_has_neither_ends_nor_clusters():
+    made = claim(kind="identity", needs=None, criterion={"measure": "share", "at_least": 1.0})
+    found = verdict(made, interval(1.0, 1.0, 2))
+    assert (found.low, found.high, found.clusters) == (None, None, None)
+    assert (found.method, found.value, found.n) == ("every case", 1.0, 320)
+
+
+def test_a_verdict_keeps_how_its_claim_is_read():
+    pair = [claim(id=name, reading={"of": "noise", "how": name}) for name in ("std", "variance")]
+    run = ledger.Ledger(paper(*pair), "gpu", seed=1)
+    assert [one.reading.how for one in run.verdicts()] == ["std", "variance"]
 
 
 def test_a_verdict_that_is_none_is_not_provisional():

@@ -303,6 +303,46 @@ def test_counts_keep_apart_what_is_not_alike(root):
     assert "of 3 decided results 1 on one network only" in words(written(root))
 
 
+READINGS = """
+  - id: scale
+    says: noise of 1e-2 protects, read as a scale
+    where: Section 5
+    published: {value: null}
+    provenance: read
+    needs: {profile: cpu, images: 1}
+    criterion: {measure: label_accuracy, at_least: 0.5}
+    reading: {of: noise of 1e-2, how: the number is a <scale>}
+  - id: square
+    says: noise of 1e-2 protects, read as a variance
+    where: Section 5
+    published: {value: null}
+    provenance: read
+    needs: {profile: cpu, images: 1}
+    criterion: {measure: protected, at_least: 0.5}
+    reading: {of: noise of 1e-2, how: the number is a variance}
+"""
+
+
+def test_the_readings_of_a_statement_are_shown_and_count_once(root):
+    write_claims(root, "dlg", "Deep Leakage", further=READINGS)
+    add_run(root, "dlg", "gpu", "reference")
+    assert "4 claims of the paper, 1 of the book" in words(page(root, "summary"))
+    assert "○ 2 not decided here 1 unreadable, 1 out of scope" in words(page(root, "summary"))
+    assert "Contradicted" not in page(root, "glance"), "one of two readings contradicts nothing"
+    board = page(root, "scoreboard")
+    first, second = (words(row(board, name)) for name in ("scale", "square"))
+    assert "✔ reproduced" in first and "which the source leaves open: the number is a &lt;scale&gt;" in first
+    assert "✘ not reproduced" in second and "the statement counts once" in second
+    write_claims(root, "dlg", "Deep Leakage", further=READINGS.replace("a variance}", "a variance, stated: true}"))
+    assert "1 not reproduced" in words(page(root, "summary")) and "Contradicted" in page(root, "glance")
+
+
+def test_images_that_every_run_shares_stand_in_the_list(root):
+    changed = CHANGED.format(date="2026-11-20").replace("seen: [0]", "seen: [0], images: one <set>")
+    write_claims(root, "dlg", "Deep Leakage", further=changed.replace("{{", "{").replace("}}", "}"))
+    assert "images: one &lt;set&gt;" in page(root, "exceptions")
+
+
 def test_counts_in_words():
     counts = report.Counts({"reproduced": 3, "not decided here": 2, "holds": 2}, {"data": 2}, 3, 1, 1, 1, 2)
     assert report._listed(counts) == (

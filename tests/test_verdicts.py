@@ -31,6 +31,7 @@ STORED = {
     "substitutes": [],
     "favours": "",
     "gate": None,
+    "reading": None,
     "provisional": "",
     "stands_at_99": True,
     "parts": [],
@@ -159,3 +160,44 @@ def test_counts_keep_kinds_origins_and_single_networks_apart():
     assert verdicts.count_at_99(made, "paper") == 2 and verdicts.count_at_99(made, "paper", scope="network") == 0
     with pytest.raises(ValueError, match="origin='papers': expected paper or book"):
         verdicts.count(made, "papers")
+
+
+def read(how, stated=False, **changes):
+    return verdict(id=how, reading={"of": "noise of 1e-2", "how": how, "stated": stated}, **changes)
+
+
+FAILED = {"verdict": "not reproduced"}
+
+
+@pytest.mark.parametrize(
+    ("readings", "word"),
+    [
+        ([read("std"), read("variance")], "reproduced"),
+        ([read("std", **FAILED), read("variance", stated=True)], "reproduced"),
+        ([read("std"), read("variance", stated=True, **UNDECIDED)], "not decided here"),
+        ([read("std"), read("variance", **FAILED)], "not decided here"),
+        ([read("std"), read("variance", **UNDECIDED)], "not decided here"),
+    ],
+)
+def test_the_readings_of_one_statement_count_once(readings, word):
+    assert verdicts.count([verdict(), *readings], "paper") == {"reproduced": 1} | {word: 1 + (word == "reproduced")}
+    assert verdicts.count_at_99(readings, "paper") == (word == "reproduced")
+    found = verdicts.once(readings)
+    assert [one.verdict for one in found] == [word] and verdicts.once(found) == found
+    Verdict.model_validate(found[0].model_dump())
+
+
+def test_readings_that_differ_say_how():
+    found = verdicts.once([read("std"), read("variance", **FAILED)])[0]
+    assert found.reason == "unreadable" and found.value is None
+    assert found.why == "it depends on the reading: std: reproduced; variance: not reproduced"
+
+
+def test_claims_without_a_reading_are_never_put_together():
+    assert len(verdicts.once([verdict(), verdict()])) == 2
+
+
+def test_a_reading_says_that_it_is_one():
+    assert read("std").note == "one reading, which the source leaves open: std; the statement counts once"
+    told = read("variance", stated=True, **UNDECIDED).note
+    assert told.endswith("; one reading, the source's own words: variance; the statement counts once")
