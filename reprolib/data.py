@@ -460,6 +460,14 @@ def load(
     side is resized, the centre kept), in place of the papers' own resolution.
     Raises ValueError for unknown names and splits, unreadable or ill-sized pictures, impossible counts and sizes,
     FileNotFoundError for a set or data root that is not there.
+
+    >>> from reprolib import data
+    >>> photos = data.load("photos", count=100)
+    >>> len(photos), photos.image_shape, photos.classes[:2]
+    (100, (3, 32, 32), ('astronaut', 'camera'))
+    >>> images, labels = photos.batches(size=4, count=2)
+    >>> images.shape, labels.shape
+    (torch.Size([2, 4, 3, 32, 32]), torch.Size([2, 4]))
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
