@@ -5,12 +5,15 @@
 # make clean   remove what was built; results/reference and the environment stay
 #
 # Each target makes .venv when it is missing. PYTHON names the interpreter, 3.11 or later, that makes it.
+# CONSTRAINTS names the versions to install, TESTS adds options for pytest, such as --cov=reprolib.
 
 PYTHON  ?= python3
 PROFILE ?= reference
 DEVICE  ?= auto
 JOBS    ?= 2
 PORT    ?= 8000
+CONSTRAINTS ?= constraints.txt
+TESTS   ?=
 
 # DATA, the folder of the image sets, goes through the environment as it is: a shell would read quotes, spaces and
 # backticks in its name, and make itself dollars.
@@ -27,7 +30,7 @@ book: .venv/.done
 # be many times slower than one.
 test: .venv/.done
 	.venv/bin/ruff check .
-	OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(TESTS)
 
 serve: .venv/.done
 	.venv/bin/reprolib serve --port $(PORT)
@@ -39,11 +42,11 @@ clean:
 	rm -rf _build book/chapters book/_generated results/runs results/parts report.html
 
 # .done is written last: a set-up that was interrupted starts anew, a finished one is only brought up to date.
-.venv/.done: pyproject.toml constraints.txt
+.venv/.done: pyproject.toml $(CONSTRAINTS)
 	@command -v "$(PYTHON)" >/dev/null || { echo "$(PYTHON) is not there; name a Python 3.11 or later: make PYTHON=..." >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit("Python 3.11 or later is needed, $(PYTHON) is %d.%d; name another: make PYTHON=..." % v if v < (3, 11) else 0)'
 	@echo "Setting up .venv: a few minutes, once"
 	@test -f $@ || "$(PYTHON)" -m venv --clear .venv
 	@rm -f $@
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	@touch $@

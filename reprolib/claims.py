@@ -444,6 +444,13 @@ def load(path: str | os.PathLike) -> Paper:
 
     Raises FileNotFoundError, and ValueError naming the file, the claim and the key for malformed YAML, unknown or
     missing keys, keys given twice, measures that are not declared, and criteria that cannot decide.
+
+    >>> from reprolib import claims, clone
+    >>> paper = claims.load(clone.repository() / "claims" / "idlg.yml")
+    >>> paper.title
+    'iDLG: Improved Deep Leakage from Gradients'
+    >>> paper.claim("i6-certain").kind
+    'identity'
     """
     path = Path(path)
     try:

@@ -57,6 +57,11 @@ def generator(seed: Seed, trial: int, *stream: int) -> torch.Generator:
     seed may also be a sequence with a pair (seed, trial) for each trial of the call: trial t then draws what that pair
     alone would, whatever company it is attacked in.
     Errors: ValueError for a negative number or one that is no integer, and for a trial that has no pair.
+
+    >>> import torch
+    >>> from reprolib import client
+    >>> torch.rand(1, generator=client.generator(7, 3)) == torch.rand(1, generator=client.generator([(7, 3)], 0))
+    tensor([True])
     """
     if isinstance(seed, Sequence):
         if not trial < len(seed):
@@ -80,6 +85,10 @@ class ThreatModel:
     defense_known: the server knows the client's defense and its settings, never its random numbers.
     observes: "one client", or "mean of N" (secure aggregation: only the mean of N clients' updates is seen).
     Errors: ValueError for any other value, listing the known ones. Source: the developer guide, "Contracts".
+
+    >>> from reprolib.client import ThreatModel
+    >>> ThreatModel(labels="known", observes="mean of 10").clients
+    10
     """
 
     mode: Mode = "eval"
@@ -207,6 +216,18 @@ class SharedUpdate:
         What was assumed is in `assumed`. Buffers, such as batch norm's statistics, are left aside.
         Errors: ValueError for numbers of another model, of another dtype, weights in place of an update, the opposite
         sign, a scale that no mean loss has, and parameters without a gradient.
+
+        >>> import torch
+        >>> from reprolib import labels, models
+        >>> from reprolib.client import SharedUpdate
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 10))
+        >>> torch.nn.functional.cross_entropy(net(torch.rand(1, 3, 8, 8)), torch.tensor([7])).backward()
+        >>> victim = models.adapt(net, image_shape=(3, 8, 8), num_classes=10)
+        >>> gradients = [parameter.grad for parameter in net.parameters()]
+        >>> update = SharedUpdate.of(victim, gradients, batch_size=1)
+        >>> labels.from_update(update)
+        tensor([7])
         """
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of images >= 1, got {batch_size!r}")
@@ -503,6 +524,17 @@ def share(
     batch-norm buffers included. With batch_norm "exact", the statistics are those of the client's images at the weights
     that the server sent; "buffers" needs mode "train" and a single step.
     Errors: ValueError, before any work, for every input that does not fit these lines.
+
+    >>> from reprolib import client, data, defenses, models
+    >>> images, labels = data.load("photos", count=8).batches(size=4, count=2)
+    >>> victim = models.build("lenet", num_classes=10, image_shape=(3, 32, 32), seed=0)
+    >>> update = client.share(victim, images, labels, defense=defenses.TopK(0.9))
+    >>> update.trials, update.batch_size, update.gradients["head.weight"].shape
+    (2, 4, torch.Size([2, 10, 768]))
+    >>> round((update.gradients["head.weight"] == 0).float().mean().item(), 2)  # what the defense left out
+    0.9
+    >>> update.labels is None, update.defense is None  # the threat model grants neither
+    (True, True)
     """
     threat = ThreatModel() if threat is None else threat
     sizes = _sizes(images, threat, clients)

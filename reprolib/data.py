@@ -468,6 +468,14 @@ def load(
     resolution, by their shorter side, and the centre kept. grey: pictures of a folder get 1 channel and not 3.
     Raises ValueError for unknown names and splits, unreadable or ill-sized pictures, impossible counts and sizes, and a
     data root that is a set itself; FileNotFoundError for a set or data root that is not there.
+
+    >>> from reprolib import data
+    >>> photos = data.load("photos", count=100)
+    >>> len(photos), photos.image_shape, photos.classes[:2]
+    (100, (3, 32, 32), ('astronaut', 'camera'))
+    >>> images, labels = photos.batches(size=4, count=2)
+    >>> images.shape, labels.shape
+    (torch.Size([2, 4, 3, 32, 32]), torch.Size([2, 4]))
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")

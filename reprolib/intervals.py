@@ -83,6 +83,12 @@ def proportion(hits: Any, clusters: Any = None) -> Interval:
     0.9 is held in 88 % of cases. With one cluster that least effect is all there is to go by, and the interval says
     nothing of other clusters: the method names it "one network".
     Raises ValueError for no hits, and for values other than 0 and 1.
+
+    >>> from reprolib import intervals
+    >>> intervals.proportion([1] * 50).ends()
+    '[0.929, 1]'
+    >>> intervals.proportion([1] * 50, clusters=[network for network in range(5) for _ in range(10)]).ends()
+    '[0.765, 1]'
     """
     sample = _sample("hits", hits, clusters)
     _only_hits("hits", sample.values)
@@ -103,6 +109,11 @@ def below(errors: Any, threshold: float, clusters: Any = None) -> Interval:
     """Share of errors below the threshold with the interval of `proportion`; NaN and inf are failures.
 
     errors: [n], for instance mean squared errors. The threshold itself is not below the threshold.
+
+    >>> from reprolib import intervals
+    >>> found = intervals.below([1e-4, 2e-4, 0.3, float("nan")], threshold=1e-3)
+    >>> found.value, found.ends()
+    (0.5, '[0.0676, 0.932]')
     """
     errors = np.asarray(errors, dtype=np.float64)
     return proportion((errors < threshold).astype(float), clusters)
@@ -152,6 +163,11 @@ def mean(values: Any, clusters: Any = None, within: tuple[float, float] | None =
     Webb, Journal of Applied Econometrics 38, 2023, call the jackknife CV3). Where nothing varies the width is zero, and
     decides nothing. For costs and errors use `log_mean` or `median`, for hits `proportion`.
     Raises ValueError for fewer than two clusters and for values that are not finite, or not within the range.
+
+    >>> from reprolib import intervals
+    >>> found = intervals.mean([20.0, 22.0, 21.0, 23.0], clusters=["a", "a", "b", "b"])
+    >>> found.value, found.clusters, found.method
+    (21.5, 2, 'cluster t over 2 clusters')
     """
     sample = _sample("values", values, clusters)
     _finite("values", sample.values)

@@ -198,6 +198,17 @@ def score(reconstruction: Any, images: Tensor, labels: Tensor, pool: Tensor | Im
     Columns: trial, image, label, label_inferred, label_correct, mse (raw pixels), mse_clamped, psnr and ssim (clamped),
     objective, evaluations, diverged; lost, from attacks that count it; with a pool also rank, identified, chance. A
     diverged trial is a row like any other, with mse = +inf where its pixels are not finite.
+
+    >>> import torch
+    >>> from reprolib import attacks, metrics
+    >>> truth, labels, none = torch.rand(2, 1, 3, 8, 8), torch.tensor([[3], [5]]), torch.zeros(2)
+    >>> grey = attacks.Reconstruction(
+    ...     raw=torch.full_like(truth, 0.5), labels=labels, objective=none, evaluations=none, starts=none,
+    ...     diverged=none.bool(), seconds=0.0,
+    ... )
+    >>> scores = metrics.score(grey, truth, labels, pool=torch.rand(99, 3, 8, 8))
+    >>> scores.label_correct.tolist(), scores.chance.tolist()
+    ([True, True], [0.01, 0.01])
     """
     raw = reconstruction.raw.detach().cpu()
     images, labels = images.detach().cpu(), labels.detach().cpu()

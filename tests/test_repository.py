@@ -52,14 +52,22 @@ def test_the_dependencies_are_what_the_library_imports():
     assert imported == {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]} - UNSEEN
 
 
-def test_constraints_hold_names_and_versions_only():
-    for line in (ROOT / "constraints.txt").read_text().splitlines():
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-oldest.txt"])
+def test_constraints_hold_names_and_versions_only(name):
+    for line in (ROOT / name).read_text().splitlines():
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*==\d[0-9a-z.]*", line), line
 
 
 def test_every_dependency_is_pinned_within_its_range(pins):
     for requirement in map(Requirement, REQUIREMENTS):
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+
+
+def test_the_oldest_versions_are_the_lower_bounds():
+    bounds = [
+        f"{r.name}=={s.version}" for r in map(Requirement, REQUIREMENTS) for s in r.specifier if s.operator == ">="
+    ]
+    assert (ROOT / "constraints-oldest.txt").read_text().splitlines() == sorted(bounds)
 
 
 def test_torch_and_torchvision_are_of_one_release(pins):
@@ -117,6 +125,20 @@ def test_every_chapter_is_in_the_table_of_contents_and_in_the_readme():
     toc = re.findall(r"book/chapters/(\S+)", (ROOT / "_toc.yml").read_text())
     assert toc == stems
     assert re.findall(r"\(notebooks/(\S+)\.ipynb\)", (ROOT / "README.md").read_text()) == stems
+
+
+def test_every_chapter_can_be_cited_and_so_can_its_paper():
+    entries = (ROOT / "book" / "chapters.bib").read_text()
+    papers = (ROOT / "book" / "references.bib").read_text()
+    cited = re.findall(r"chapter   = \{(\d+)\}", entries)
+    assert [int(number) for number in cited] == [runner.Chapter(ROOT, path.stem).number for path in NOTEBOOKS]
+    for path in NOTEBOOKS:
+        title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
+        assert f"title     = {{{title}}}" in entries
+    for key in re.findall(r"\w+\d{4}\w+", " ".join(re.findall(r"Re-runs ([^;]+);", entries))):
+        assert f"{{{key}," in papers
+    version = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
+    assert version == PROJECT["version"] and f"version {version}" in entries
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

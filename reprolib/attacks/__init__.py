@@ -1,4 +1,21 @@
-"""The attacks, one file each, and `build` for those with presets by name."""
+"""The attacks, one file each, and `build` for those with presets by name.
+
+An attack is called with the victim and the update, and returns a `Reconstruction`. Here an image is read off the first
+layer, exactly; an attack that searches is called in the same way:
+
+>>> from reprolib import attacks, client, data, metrics, models
+>>> photos = data.load("photos", count=3)
+>>> images, labels = photos.batches(size=1, count=3)
+>>> victim = models.build("mlp", num_classes=10, image_shape=(3, 32, 32), seed=0)
+>>> update = client.share(victim, images, labels)
+>>> found = attacks.AnalyticRecovery()(victim, update)
+>>> scores = metrics.score(found, images, labels, pool=photos)
+>>> scores[["label_correct", "identified"]].all().tolist(), scores.psnr.tolist()  # 60 dB is the most that counts
+([True, True], [60.0, 60.0, 60.0])
+>>> searched = attacks.DLG(iterations=2)(victim, update, seed=1, progress=False)
+>>> searched.images.shape, searched.labels.shape
+(torch.Size([3, 1, 3, 32, 32]), torch.Size([3, 1]))
+"""
 
 from __future__ import annotations
 

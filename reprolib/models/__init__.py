@@ -101,6 +101,11 @@ def build(
     random state is left as it was.
     Raises ValueError for unknown names, options and values, impossible sizes, and any checkpoint that is not exactly
     what its card says; FileNotFoundError for a missing one.
+
+    >>> from reprolib import models
+    >>> victim = models.build("lenet", num_classes=10, image_shape=(3, 32, 32), seed=0)
+    >>> sum(parameter.numel() for parameter in victim.parameters())
+    15826
     """
     if not isinstance(num_classes, Integral) or num_classes < 2:
         raise ValueError(f"num_classes={num_classes!r}: expected an integer of at least 2")
