@@ -125,7 +125,8 @@ class Measure(Strict):
     @property
     def success(self) -> bool:
         """Whether the sentence says that it is the share of images that an attack identifies, or gets below an MSE."""
-        return self.share and bool(re.search(r"\bidentif|\bMSE <", self.says))
+        images = re.match(r"share of ([\w-]+ )*images\b", self.says.lower())
+        return self.share and images is not None and bool(re.search(r"\bidentif|\bMSE <", self.says))
 
 
 class Published(Strict):

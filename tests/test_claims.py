@@ -200,6 +200,21 @@ def test_bounds_of_shares_are_no_percentages(write):
         claims.load(write(FILE.replace("at_least: 0.99", "at_least: 99.0")))
 
 
+@pytest.mark.parametrize(
+    ("says", "success"),
+    [
+        ("share of images identified under noise", True),
+        ("share of 64 x 64 images with MSE < 1e-3", True),
+        ("share of images that the plain attacker identifies", True),
+        ("share of the variance of success (MSE < 1e-3) that lies between networks", False),
+        ("share of images identified under pruning minus without, paired", False),
+        ("share of labels inferred", False),
+    ],
+)
+def test_what_an_attack_gets_is_told_from_other_shares(says, success):
+    assert claims.Measure(says=says).success is success
+
+
 def test_a_difference_of_shares_may_be_held_to_zero(write):
     paper = claims.load(write(FILE.replace("above: 0.0", "at_least: 0.0")))
     assert paper.claim("stages").parts[1].criterion.at_least == 0
