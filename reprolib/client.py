@@ -229,15 +229,19 @@ class SharedUpdate:
         >>> labels.from_update(update)
         tensor([7])
         """
-        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of images >= 1, got {batch_size!r}")
+        batch_size = int(batch_size)
+        for name, value, kind in (("local", local, LocalTraining), ("threat", threat, ThreatModel)):
+            if value is not None and not isinstance(value, kind):
+                raise ValueError(f"{name} must be a client.{kind.__name__}(...), got {value!r}")
         _check_victim(model)
         threat = ThreatModel(labels="known" if labels is not None else "unknown") if threat is None else threat
         if threat.batch_norm != "none":
             raise ValueError(f"batch_norm={threat.batch_norm!r}: an update of one's own numbers carries no statistics")
-        found, assumed = _brought(model, gradients, before, after, local)
+        found, assumed = _brought(model, gradients, before, after, local, threat, batch_size)
         if labels is not None:
-            labels = torch.as_tensor(labels, device=next(model.parameters()).device)[None]
+            labels = _labels(labels).to(next(model.parameters()).device)[None]
             task.of(model).check(labels, 1, batch_size, model.num_classes, next(model.parameters()).dtype)
         if (labels is None) != (threat.labels == "unknown"):
             raise ValueError(f"threat.labels={threat.labels!r}, but labels={labels!r}: give both or neither")
@@ -412,6 +416,8 @@ def _brought(
     before: incoming.Numbers | None,
     after: incoming.Numbers | None,
     local: LocalTraining | None,
+    threat: ThreatModel,
+    batch_size: int,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Somebody's numbers as name -> [1, *param] of what the model's client trains, and what was assumed of them."""
     if (gradients is None) == (after is None):
@@ -420,9 +426,10 @@ def _brought(
         )
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    called = incoming.called(model)
     if before is not None:
         sent, _ = incoming.named(model, before, "before")
-        if other := [n for n, p in parameters.items() if sent.get(n) is None or not torch.allclose(sent[n], p)]:
+        if other := [called[n] for n, p in parameters.items() if sent.get(n) is None or not torch.allclose(sent[n], p)]:
             raise ValueError(
                 f"before: {other[:3]} are not the model's weights; give it those that the server sent: "
                 "models.adapt(..., weights=before)"
@@ -437,12 +444,12 @@ def _brought(
                 "after: weights need local=LocalTraining(epochs, batch_size, learning_rate), as the client trained"
             )
         found, assumed = incoming.named(model, after, what)
-        if missing := [name for name in parameters if found.get(name) is None]:
+        if missing := [called[name] for name in parameters if found.get(name) is None]:
             raise ValueError(
                 f"after: no weights for {missing}; expected all of the module's, as `state_dict()` holds them"
             )
     named = {name: found[name] for name in parameters if name in found}
-    if bad := [name for name, value in named.items() if value is not None and not value.isfinite().all()]:
+    if bad := [called[name] for name, value in named.items() if value is not None and not value.isfinite().all()]:
         raise ValueError(f"{what}: {bad} hold NaN or infinite values")
     if after is not None:
         named = {name: value - parameters[name] for name, value in named.items()}
@@ -450,22 +457,71 @@ def _brought(
             raise ValueError(
                 "after: the weights are those that the model has: nothing was trained, or it was loaded twice"
             )
-    elif all(v is not None and torch.allclose(v, parameters[n], rtol=0.2, atol=1e-8) for n, v in named.items()):
+    elif named and all(v is None or not v.any() for v in named.values()):
+        raise ValueError("gradients: all are zero or None: read them after loss.backward() and before zero_grad()")
+    elif named and all(
+        v is not None and torch.allclose(v, parameters[n], rtol=0.2, atol=1e-8) for n, v in named.items()
+    ):
         raise ValueError("gradients: these are weights, near the model's own: give them as after=")
-    if frozen := [n for n, v in named.items() if n not in trained and v is not None and v.any()]:
+    if frozen := [called[n] for n, v in named.items() if n not in trained and v is not None and v.any()]:
         raise ValueError(
             f"{what}: {frozen} changed, but the model's do not require a gradient: unfreeze them, or leave them out"
         )
-    if unused := [name for name in trained if name in named and named[name] is None]:
+    if unused := [called[name] for name in trained if name in named and named[name] is None]:
         assumed.append(f"{what}: None for {unused} was taken as zero, a parameter that the loss does not depend on")
-    if missing := [name for name in trained if name not in named]:
+    if missing := [called[name] for name in trained if name not in named]:
         raise ValueError(
             f"{what}: nothing for {missing}; where the client does not train them, freeze them: "
             "parameter.requires_grad_(False)"
         )
+    assumed += _of_the_buffers(model, found if after is not None else {}, local, threat, batch_size)
     return {
         name: (torch.zeros_like(parameters[name]) if named[name] is None else named[name])[None] for name in trained
     }, assumed
+
+
+def _of_the_buffers(
+    model: nn.Module,
+    after: dict[str, Tensor | None],
+    local: LocalTraining | None,
+    threat: ThreatModel,
+    batch_size: int,
+) -> list[str]:
+    """What batch norm's statistics after the round say against what was said of the client: in words, or refused.
+
+    Errors: ValueError for statistics that moved under mode "eval".
+    """
+    norms = {
+        n: layer
+        for n, layer in model.named_modules()
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+    }
+    sent = {name: layer for name, layer in norms.items() if after.get(f"{name}.running_mean") is not None}
+    if not sent:
+        return [f"batch norm was taken to run in mode={threat.mode!r}, as `threat` has it"] if norms else []
+    if all(torch.allclose(after[f"{name}.running_mean"], layer.running_mean) for name, layer in sent.items()):
+        still = "after: mode='train', though batch norm's running statistics did not move"
+        return [still] if threat.mode == "train" else []
+    if threat.mode == "eval":
+        raise ValueError(
+            "after: the running statistics of batch norm moved, so the client trained in training mode: give "
+            "threat=ThreatModel(mode='train')"
+        )
+    first = next(iter(sent))
+    counted, steps = after.get(f"{first}.num_batches_tracked"), local.most_steps(batch_size)
+    passed = steps if counted is None else int(counted - sent[first].num_batches_tracked)
+    said = (
+        f"after: batch norm counted {passed} passes, but a client of {batch_size} images takes {steps} steps by `local`"
+    )
+    return [said] if passed not in (0, steps) and threat.clients == 1 else []
+
+
+def _labels(labels: Sequence[int] | Tensor) -> Tensor:
+    try:
+        found = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"labels must be numbers, got {labels!r}") from error
+    return found if found.is_floating_point() or found.dtype == torch.bool else found.long()
 
 
 def _check_direction(update: SharedUpdate) -> list[str]:
@@ -475,7 +531,8 @@ def _check_direction(update: SharedUpdate) -> list[str]:
     are images are negative and sum to -1 at least. Returns what was not checked: where it does not sum to 0, nothing.
     """
     bias = None
-    if update.task.loss == "cross-entropy" and "head.bias" in update.gradients and not update.task.smoothing:
+    whole = {"head.weight", "head.bias"} <= update.gradients.keys()
+    if update.task.loss == "cross-entropy" and whole and not update.task.smoothing:
         bias = update.of_the_head()[1]
     if bias is None or (update.local is not None and not update.local.is_one_gradient(update.batch_size)):
         return [
@@ -484,13 +541,17 @@ def _check_direction(update: SharedUpdate) -> list[str]:
         ]
     total = float(bias.abs().sum())
     if abs(float(bias.sum())) > 1e-3 * total:
-        return ["sign and scale could not be checked: the last bias's gradient does not sum to 0, as after added noise"]
+        return [
+            "sign and scale could not be checked: the last bias's gradient does not sum to 0, as after noise or "
+            "rounding"
+        ]
     negative, positive = (int((side > 1e-3 * total).sum()) for side in (-bias, bias))
     if negative > update.batch_size >= positive:
         what = "after - before" if update.local else "the gradient of the loss"
+        hint = "" if update.local else ", or give local=LocalTraining(...) if it is a weight difference"
         raise ValueError(
             f"the update points the other way: {negative} entries of the last bias's gradient are negative, of "
-            f"{update.batch_size} image(s) at most so many can be; expected {what}: change its sign"
+            f"{update.batch_size} image(s) at most so many can be; expected {what}: change its sign{hint}"
         )
     if (size := total / 2) > 1.01:
         raise ValueError(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import UninitializedTensorMixin
 
 from reprolib.models import incoming
@@ -19,7 +24,8 @@ CROSS_ENTROPY = Task()
 class Adapted(nn.Module):
     """Somebody's network with its normalisation in front and its last layer apart, as every victim of the book.
 
-    names: the name in their module -> the name here, for everything in its `state_dict()`.
+    names: the name in their module -> the name here, for everything in its `state_dict()`. unsteady: buffers, besides
+    those of normalisation, that a pass in training mode writes, as spectral norm's: such a pass cannot be repeated.
     """
 
     def __init__(
@@ -31,14 +37,24 @@ class Adapted(nn.Module):
         names: dict[str, str],
         task: Task,
         label: str,
+        unsteady: Sequence[str],
     ) -> None:
         super().__init__()
-        self.normalize, self.body, self.head = normalize, body, head
+        self.normalize, self.body, self.head, self.unsteady = normalize, body, head, unsteady
         self.image_shape, self.num_classes, self.names, self.task = image_shape, head.out_features, names, task
         self.architecture = {"name": label, "num_classes": self.num_classes, "image_shape": image_shape}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(self.normalize(x)))
+
+    def train(self, mode: bool = True) -> Adapted:
+        """As every module's. Errors: ValueError for training mode where it would write buffers that are `unsteady`."""
+        if mode and self.unsteady:
+            raise ValueError(
+                f"mode='train' would write the buffers {self.unsteady} in every pass, so that no pass could be "
+                "repeated: use 'eval'"
+            )
+        return super().train(mode)
 
 
 def adapt(
@@ -53,7 +69,9 @@ def adapt(
 ) -> Adapted:
     """A copy of anybody's `nn.Module` in evaluation mode that every attack and defense of the book takes.
 
-    module: takes images [N, C, H, W] and returns logits [N, num_classes], which its last linear layer computed.
+    module: takes images [N, C, H, W] and returns logits [N, num_classes], which its last linear layer computed; also as
+    the entry or attribute `logits`, alone in a tuple or mapping, or as [N] for one output. What data-parallel training
+    and torch.compile wrap around a module is taken off.
     image_shape: (C, H, W). head: that layer's name; found where it is None. normalize: applied to images in [0, 1]
     before the module, as `models.Normalize(mean, std)`; leave it out where the module normalises by itself. task: what
     it is trained for; num_classes are its outputs, one at least where these are no classes. weights: those that the
@@ -62,20 +80,19 @@ def adapt(
     """
     if not isinstance(module, nn.Module):
         raise ValueError(f"module must be an nn.Module, got {type(module).__name__}")
-    problems = []
+    module, problems = _unwrapped(module), []
     shape = tuple(image_shape) if isinstance(image_shape, Sequence) else ()
     if len(shape) != 3 or not all(isinstance(size, Integral) and size >= 1 for size in shape):
         problems.append(f"image_shape={image_shape!r}: expected (channels, height, width), each at least 1")
     least = 2 if task.loss == "cross-entropy" else 1
     if not isinstance(num_classes, Integral) or isinstance(num_classes, bool) or num_classes < least:
-        problems.append(f"num_classes={num_classes!r}: expected an integer of at least {least}")
-    problems += _of_its_tensors(module)
-    if recurrent := [name for name, layer in module.named_modules() if isinstance(layer, nn.RNNBase)]:
-        problems.append(f"the layers {recurrent} are recurrent: torch cannot differentiate them twice or in batches")
+        of_one = "; for one output give task=Task('bce') or Task('squared error')" if num_classes == 1 else ""
+        problems.append(f"num_classes={num_classes!r}: expected an integer of at least {least}{of_one}")
+    problems += [*_of_its_tensors(module), *_of_its_layers(module)]
     if problems:
         raise ValueError(_told(module, problems))
     shape = tuple(map(int, shape))
-    body = copy.deepcopy(module).eval()
+    body = _copied(module)
     first = next(body.parameters())
     normalize = nn.Identity() if normalize is None else copy.deepcopy(normalize).to(first)
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(first)
@@ -84,6 +101,7 @@ def adapt(
         _check_logits(logits, found, int(num_classes))
     except _NotFittingError as error:
         raise ValueError(_told(module, error.args)) from error
+    unsteady = _written_in_training(body, normalize(images))
     last = body.get_submodule(found)
     theirs = list(body.state_dict())
     body.set_submodule(found, nn.Identity())
@@ -91,13 +109,11 @@ def adapt(
         name: f"head.{name.removeprefix(found + '.')}" if name.startswith(found + ".") else f"body.{name}"
         for name in theirs
     }
-    adapted = Adapted(body, last, normalize, shape, names, task, type(module).__name__).eval()
-    with torch.no_grad():
-        same = torch.equal(adapted(images), logits)
-    if not same:
-        raise ValueError(
-            _told(module, [f"its output is not what {found!r} computes from what comes before it: it is no last layer"])
-        )
+    adapted = Adapted(body, last, normalize, shape, names, task, type(module).__name__, unsteady).eval()
+    try:
+        _check_runs(adapted, images, logits, found)
+    except _NotFittingError as error:
+        raise ValueError(_told(module, error.args)) from error
     if weights is not None:
         _load(adapted, weights)
     return adapted
@@ -107,12 +123,78 @@ class _NotFittingError(ValueError):
     """What is wrong with a module, a line an argument."""
 
 
+def _unwrapped(module: nn.Module) -> nn.Module:
+    while isinstance(inner := getattr(module, "_orig_mod", None), nn.Module) or (
+        isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel) and (inner := module.module)
+    ):
+        module = inner
+    return module
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy in evaluation mode that returns logits alone, its Hardsigmoid written out.
+
+    torch has no second derivative of its own Hardsigmoid, which every MobileNetV3 has.
+    """
+    try:
+        body = copy.deepcopy(module).eval()
+    except Exception as error:  # the module is the reader's: whatever it raises is told in one line
+        raise ValueError(
+            _told(
+                module,
+                [
+                    f"it cannot be copied ({_first_line(error)}). torch.nn.utils.weight_norm, spectral_norm and prune "
+                    "are the usual reasons: use torch.nn.utils.parametrizations, and prune.remove"
+                ],
+            )
+        ) from error
+    for name, layer in list(body.named_modules()):
+        if type(layer) is nn.Hardsigmoid and name:
+            body.set_submodule(name, _Hardsigmoid())
+    body.register_forward_hook(_logits)
+    return body
+
+
+class _Hardsigmoid(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu6(x + 3) / 6
+
+
+def _logits(_: nn.Module, __: object, out: object) -> object:
+    """The logits [N, K] in what somebody's module returns; what it returns where they cannot be told."""
+    if isinstance(out, Mapping):
+        out = out["logits"] if "logits" in out else next(iter(out.values())) if len(out) == 1 else out
+    elif not isinstance(out, Tensor):
+        out = getattr(out, "logits", out[0] if isinstance(out, tuple | list) and len(out) == 1 else out)
+    return out[:, None] if isinstance(out, Tensor) and out.ndim == 1 else out
+
+
+def _of_its_layers(module: nn.Module) -> list[str]:
+    layers, problems = dict(module.named_modules()), []
+    if recurrent := [name for name, layer in layers.items() if isinstance(layer, nn.RNNBase)]:
+        problems.append(f"the layers {recurrent} are recurrent: torch cannot differentiate them twice or in batches")
+    if compiled := [name for name, layer in layers.items() if isinstance(getattr(layer, "_orig_mod", None), nn.Module)]:
+        problems.append(f"torch.compile wraps its layers {compiled}: give it as it was before")
+    for kind in (nn.LayerNorm, _BatchNorm, _InstanceNorm):
+        own = {n: x for n, x in layers.items() if isinstance(x, kind) and type(x).forward is not kind.forward}
+        if own := [f"{n!r} ({type(x).__name__})" for n, x in own.items() if not isinstance(x, nn.SyncBatchNorm)]:
+            problems.append(
+                f"{incoming.few(own, str)} are normalisation with a forward of their own in place of "
+                f"{kind.__name__.strip('_')}'s: its second derivative in batches would be wrong"
+            )
+    return problems
+
+
 def _of_its_tensors(module: nn.Module) -> list[str]:
+    if any(isinstance(layer, torch.jit.ScriptModule) for layer in module.modules()):
+        return ["torch.jit compiled it: give the nn.Module that it was made from"]
     parameters = dict(module.named_parameters())
     if not parameters:
         return ["it has no parameters: a client that trains nothing shares nothing"]
     if lazy := [name for name, p in parameters.items() if isinstance(p, UninitializedTensorMixin)]:
         return [f"the parameters {lazy} have no values yet: run the module once on an image"]
+    if meta := [name for name, p in parameters.items() if p.is_meta]:
+        return [f"the parameters {meta} have no values (device 'meta'): use module.to_empty, and load its weights"]
     problems = []
     dtypes, devices = {p.dtype for p in parameters.values()}, {p.device for p in parameters.values()}
     if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
@@ -131,29 +213,45 @@ def _last_layer(body: nn.Module, images: Tensor, head: str | None) -> tuple[str,
     linear = {name: layer for name, layer in body.named_modules() if name and isinstance(layer, nn.Linear)}
     if head is not None and head not in linear:
         raise _NotFittingError(f"head={head!r} is none of its linear layers: {', '.join(linear) or 'it has none'}")
-    seen: dict[str, list[Tensor]] = {name: [] for name in linear}
+    seen: dict[str, list[object]] = {name: [] for name, _ in body.named_modules() if name}
     handles = [
         layer.register_forward_hook(lambda _, __, out, name=name: seen[name].append(out))
-        for name, layer in linear.items()
+        for name, layer in body.named_modules()
+        if name
     ]
     try:
         with torch.no_grad():
             out = body(images)
-    except Exception as error:  # the module is the reader's: whatever it raises is told in one line
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise _NotFittingError(f"it does not take images of shape {list(images.shape)}: {first[:200]}") from error
+    except Exception as error:
+        raise _NotFittingError(
+            f"it does not take images of shape {list(images.shape)}: {_first_line(error)}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
     if not isinstance(out, Tensor):
-        raise _NotFittingError(f"it returns a {type(out).__name__}: wrap it in a module that returns the logits alone")
-    candidates = [name for name, outputs in seen.items() if any(o is out for o in outputs)]
-    if not candidates:
-        like = [name for name, outputs in seen.items() if outputs and outputs[-1].shape == out.shape]
         raise _NotFittingError(
-            f"its output [N, {', '.join(map(str, out.shape[1:]))}] is no linear layer's"
-            + (f": something follows {like[-1]!r}. " if like else ". ")
-            + "Let it return logits: no softmax, log-softmax, sigmoid, scaling or reshaping after the last nn.Linear"
+            f"it returns a {type(out).__name__} without an entry or attribute 'logits': wrap it in a module that "
+            "returns the logits alone"
+        )
+    with torch.no_grad():
+        if not torch.equal(out, body(images)) and out.isfinite().all():
+            raise _NotFittingError(
+                "two passes over the same images differ, also in evaluation mode: it draws random numbers or keeps "
+                "a state; F.dropout needs training=self.training"
+            )
+    # the very tensor, or a view of one output [N, 1], which came back as [N]
+    last = {
+        n: [o for o in seen[n] if o is out or (o.shape == out.shape and o.data_ptr() == out.data_ptr())] for n in linear
+    }
+    candidates = [name for name, outputs in last.items() if outputs]
+    if not candidates:
+        like = [name for name in linear if seen[name] and seen[name][-1].shape == out.shape]
+        by = [f": {name!r}, a {_kind(body.get_submodule(name))}" for name in seen if any(o is out for o in seen[name])]
+        follows = f"something follows {like[-1]!r}" if like else "no nn.Linear gives that shape"
+        raise _NotFittingError(
+            f"its output [N, {', '.join(map(str, out.shape[1:]))}] is no linear layer's: {follows}{''.join(by[-1:])}. "
+            "Let it return the logits of an nn.Linear: no softmax, log-softmax, sigmoid, scaling or reshaping after it"
         )
     (name,) = candidates
     if head is not None and head != name:
@@ -177,16 +275,72 @@ def _check_logits(logits: Tensor, head: str, num_classes: int) -> None:
         raise _NotFittingError("its logits for an image in [0, 1] are NaN or infinite")
 
 
+def _check_runs(adapted: Adapted, images: Tensor, logits: Tensor, found: str) -> None:
+    """Refuse what does not give the same logits with its last layer apart, and what torch cannot match in batches."""
+    network = copy.deepcopy(adapted)  # torch.nn.utils.spectral_norm leaves the weights of a pass behind
+    trained = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
+
+    def distance(image: Tensor) -> Tensor:
+        of = grad(lambda weights: functional_call(network, weights, (image,)).square().sum())(trained)
+        return sum(value.square().sum() for value in of.values())
+
+    no_last_layer = f"its output is not what {found!r} computes from what comes before it: it is no last layer"
+    try:
+        with torch.no_grad():
+            both, one = network(images), network(images[:1])
+    except Exception as error:
+        raise _NotFittingError(
+            f"{no_last_layer}, or it takes two images and not one alone ({_first_line(error)}): squeeze(1), not "
+            "squeeze(), keeps a batch of one"
+        ) from error
+    if not torch.equal(both, logits) or one.shape != logits[:1].shape:
+        raise _NotFittingError(no_last_layer)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):  # the only kernel of attention that has a second derivative
+            vmap(grad(distance))(images[:1, None])
+    except Exception as error:
+        layers = sorted({type(layer).__name__ for layer in adapted.body.modules()} - {"Identity"})
+        raise _NotFittingError(
+            f"torch cannot differentiate it twice in batches of one image ({_first_line(error)}); its layers: "
+            f"{', '.join(layers)}. Branches on values, buffers that a forward pass writes, changes in place and random "
+            "numbers are the usual reasons"
+        ) from error
+
+
+def _written_in_training(body: nn.Module, images: Tensor) -> list[str]:
+    """The buffers that a pass in training mode writes, besides those of normalisation, which the engine writes out."""
+    copied = copy.deepcopy(body).train()
+    norms = {name for name, layer in copied.named_modules() if isinstance(layer, _BatchNorm | _InstanceNorm)}
+    buffers = {name: b.clone() for name, b in copied.named_buffers() if name.rpartition(".")[0] not in norms}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copied(images)
+    except Exception:  # it has no training mode on two such images, as batch norm over single pixels
+        return []
+    now = dict(copied.named_buffers())
+    return [name for name, before in buffers.items() if not torch.equal(before, now[name])]
+
+
 def _load(model: Adapted, weights: incoming.Numbers) -> None:
     found, _ = incoming.named(model, weights, "weights")
-    state = model.state_dict()
-    if missing := [name for name in dict(model.named_parameters()) if found.get(name) is None]:
+    state, own = model.state_dict(), incoming.called(model)
+    if missing := [own[name] for name, _ in model.named_parameters() if found.get(name) is None]:
         raise ValueError(f"weights: nothing for {missing}; expected all of the module's, as `state_dict()` holds them")
+    if bad := [own[name] for name, value in found.items() if value is not None and not value.isfinite().all()]:
+        raise ValueError(f"weights: {bad} hold NaN or infinite values")
     with torch.no_grad():
         for name, value in found.items():
-            state[name].copy_(value)
-    if bad := [name for name, value in found.items() if not value.isfinite().all()]:
-        raise ValueError(f"weights: {bad} hold NaN or infinite values")
+            if value is not None:
+                state[name].copy_(value)
+
+
+def _kind(layer: nn.Module) -> str:
+    return f"{type(layer).__module__}.{type(layer).__name__}"
+
+
+def _first_line(error: Exception) -> str:
+    """Whatever a reader's module raises, in one line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
 def _told(module: nn.Module, problems: Sequence[str]) -> str:
