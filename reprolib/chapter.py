@@ -401,25 +401,28 @@ class Chapter:
             caption,
         )
 
-    def table(self, table: pd.DataFrame, caption: str, folded: str = "", saved: str = "") -> None:
+    def table(
+        self, table: pd.DataFrame, caption: str, folded: str = "", saved: str = "", anchors: Sequence[str] = ()
+    ) -> None:
         """Show a numbered table, which scrolls sideways on a narrow screen. The index is not shown.
 
         Columns `low` and `high` join the column before them, as the ends of its interval. folded: for long tables, the
-        line that unfolds them. saved: the name under which the results file keeps it too (`save_table`). A smaller
-        run's table stands folded behind the reference run's.
+        line that unfolds them. saved: the name under which the results file keeps it too (`save_table`).
+        anchors: names of its rows, which links can lead to. A smaller run's table stands folded behind the reference
+        run's.
         """
         if saved:
             self.save_table(saved, table)
         shown = _in_words(table)
         self._shown.append({"caption": caption, "table": shown})
         number = len(self._shown)
-        body = _table(shown, number, caption, folded, self._origin())
+        body = _table(shown, number, caption, folded, self._origin(), anchors)
         stored = [] if self._reference is None else self._reference.get("shown", [])
         if not self.replays and number <= len(stored):
             old = stored[number - 1]
             note = f"<i>(reference run, {html.escape(self._made())})</i>"
             front = _table(old["table"], number, old["caption"], folded, note)
-            body = front + _folded("The same table from this run", _table(shown, number, caption, "", ""))
+            body = front + _folded("The same table from this run", _table(shown, number, caption, "", "", anchors))
         self.show(body, f"Table {number}. {caption}\n{shown.to_string(index=False)}")
 
     def claims_table(self) -> None:
@@ -469,6 +472,7 @@ class Chapter:
             self.ledger.table(None if self.replays else self._reference),
             "The ledger: every claim with its verdict, the published value, what was measured with its 95 % interval, "
             "the criterion, and the place in the paper.",
+            anchors=[f"claim-{claim.id}" for claim in self.ledger.paper.claims],
         )
         if self._twice:
             names = html.escape(", ".join(sorted(self._twice)))
@@ -894,9 +898,12 @@ def _in_words(table: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-def _table(shown: pd.DataFrame, number: int, caption: str, folded: str, note: str) -> str:
+def _table(shown: pd.DataFrame, number: int, caption: str, folded: str, note: str, anchors: Sequence[str] = ()) -> str:
     label = html.escape(f"Table {number}. {caption}")
     body = shown.to_html(index=False, border=0, classes="dataframe", justify="left")
+    body = body.replace("<th>", '<th scope="col">')
+    for anchor in anchors:  # row by row: the heading's is none of these, its class stands in it
+        body = body.replace("<tr>", f'<tr id="{html.escape(anchor, quote=True)}">', 1)
     body = f'<div style="overflow-x:auto;font-size:.85rem" tabindex="0" role="region" aria-label="{label}">{body}</div>'
     if folded:
         body = _folded(html.escape(folded), body)

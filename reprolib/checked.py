@@ -26,7 +26,9 @@ class _Checked(BaseModel):
     model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
 
-class _Measure(_Checked):
+class Measured(_Checked):
+    """A measure of a results file: its value with its 95 % interval, and on how much it rests."""
+
     value: float
     low: float
     high: float
@@ -99,7 +101,7 @@ class Stored(_Checked):
 
     paper: str
     profile: Literal[claims.PROFILES]
-    measures: dict[str, _Measure]
+    measures: dict[str, Measured]
     skipped: dict[str, _Skipped | str]
     figures: list[Figure]
     provenance: _Made

@@ -351,6 +351,46 @@ def forest(
     return figure
 
 
+def dumbbells(table: pd.DataFrame, broken: float = 0.5, protects: float = 0.2) -> Figure:
+    """A line a row from the attacker who ignores a defense to the one who knows it, and its cost at the right.
+
+    table: columns defense; static and adaptive, shares in [0, 1], each with _low and _high (NaN: not measured); cost, a
+    text ("" for none measured). broken, protects: where the two zones begin that say what an interval means.
+    """
+    ends = [f"{who}{end}" for who in ("static", "adaptive") for end in ("", "_low", "_high")]
+    _columns(table, "defense", "cost", *ends)
+    figure, axes = _plain(1.25 + 0.36 * len(table))
+    axes.axvspan(-0.02, protects, color="#0b5a94", alpha=0.10, linewidth=0)
+    axes.axvspan(broken, 1.02, color="#9b2c12", alpha=0.08, linewidth=0)
+    for x, name, place in ((-0.015, "protects", "left"), (1.015, "broken", "right")):
+        axes.annotate(name, (x, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
+                      ha=place, va="bottom", fontsize=9.5, style="italic")  # fmt: skip
+    looks = {"static": ("ignores the defense", "white", -0.1), "adaptive": ("knows the defense", "#9b2c12", 0.1)}
+    for line, (_, row) in enumerate(table.iterrows()):
+        axes.plot([row.static, row.adaptive], [line, line], color="0.55", linewidth=1.4, zorder=1)
+        for who, (_, fill, shift) in looks.items():
+            if np.isnan(row[who]):
+                continue
+            axes.plot([row[f"{who}_low"], row[f"{who}_high"]], [line + shift] * 2, color="0.3", linewidth=1, zorder=2)
+            axes.plot(row[who], line, "o", color="0.15", markerfacecolor=fill, markersize=8, zorder=3, clip_on=False)
+        if np.isnan(row[["static", "adaptive"]].astype(float)).any():
+            missing = "static" if np.isnan(row.static) else "adaptive"
+            text = f"{looks[missing][0]}: not measured"
+            axes.annotate(text, (1.0, line), ha="right", va="center", fontsize=8.5, color="0.35")
+        axes.annotate(row.cost or "not measured", (1.04, line), xycoords=("axes fraction", "data"), va="center",
+                      fontsize=9, color="0.1" if row.cost else "0.45", annotation_clip=False)  # fmt: skip
+    axes.annotate("accuracy lost (points)", (1.04, 1.0), xycoords="axes fraction", xytext=(0, 3), va="bottom",
+                  textcoords="offset points", fontsize=9, style="italic", annotation_clip=False)  # fmt: skip
+    for label, fill, _ in looks.values():
+        axes.plot([], [], "o", color="0.15", markerfacecolor=fill, markersize=8, label=label)
+    axes.set_yticks(range(len(table)), ["\n".join(textwrap.wrap(str(name), 30)) for name in table.defense])
+    axes.set(xlim=(-0.02, 1.02), ylim=(len(table) - 0.5, -0.5), xlabel="share of images identified")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(False, axis="y")
+    _legend(figure, axes, "attacker")
+    return figure
+
+
 def fidelity(
     table: pd.DataFrame, published: pd.DataFrame | None = None, hue: str | None = None, panel: str | None = None
 ) -> Figure:

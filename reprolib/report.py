@@ -17,12 +17,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib as mpl
 import yaml
 from docutils.nodes import make_id
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from reprolib import checked, claims, ledger, results, runner
+from reprolib import checked, claims, figures, ledger, matrix, results, runner
 from reprolib.atomic import write_atomic
 from reprolib.checked import Stored
 from reprolib.claims import number_words
@@ -105,11 +106,17 @@ def write_pages(root: str | os.PathLike) -> list[str]:
     """
     root = Path(root)
     papers = _papers(root)
-    content = {"papers": papers, "pictures": _pictures(papers), "totals": _totals(papers)}
+    attacks = _attacks(root, papers)
+    drawn = dumbbells(attacks)
+    content = {"papers": papers, "pictures": _pictures(papers), "totals": _totals(papers), "board": _board(papers)}
+    content |= {"attacks": attacks, "drawn": drawn}
     generated = root / "book" / "_generated"
-    for name, template in _PAGES.items():
-        text = _TEMPLATES.from_string(template).render(content)
-        _write(generated / f"{name}.md", text)
+    for name in _PAGES:
+        _write(
+            generated / f"{name}.md", _TEMPLATES.get_template(f"{name}.md.j2").render(content).encode(errors="replace")
+        )
+    if drawn is not None:
+        _write(generated / "dumbbells.png", drawn.png)
     for paper in papers:
         if paper.stem is None:
             continue
@@ -117,7 +124,8 @@ def write_pages(root: str | os.PathLike) -> list[str]:
         if paper.has_page:
             placeholder.unlink(missing_ok=True)  # Sphinx takes one source a page
         else:
-            _write(placeholder, _TEMPLATES.from_string(_PLACEHOLDER).render(paper=paper))
+            text = _TEMPLATES.get_template("placeholder.md.j2").render(paper=paper)
+            _write(placeholder, text.encode(errors="replace"))
     pages = [f"book/chapters/{paper.stem}.ipynb" for paper in papers if paper.stem and not paper.has_page]
     return [page for page in pages if (root / page).exists()]
 
@@ -133,12 +141,13 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike) -> None:
     if out.is_dir():
         raise ValueError(f"out={str(out)!r} is a folder: name a file in it, for example {out.name}/report.html")
     papers = _papers(Path(root))
-    template, totals = _TEMPLATES.from_string(_REPORT), _totals(papers)
+    template, attacks = _TEMPLATES.get_template("report.html.j2"), _attacks(Path(root), papers)
+    content = {"papers": papers, "totals": _totals(papers), "board": _board(papers), "drawn": dumbbells(attacks)}
     everything = {paper.key: [*paper.reference.figures, *paper.further_figures] for paper in papers}
-    bare = template.render(papers=papers, totals=totals, figures={}, left_out=everything)
-    figures = _chosen(papers, REPORT_LIMIT - len(bare.encode()))
-    left_out = {key: [figure for figure in every if figure not in figures[key]] for key, every in everything.items()}
-    text = template.render(papers=papers, totals=totals, figures=figures, left_out=left_out)
+    bare = template.render(content, figures={}, left_out=everything)
+    chosen = _chosen(papers, REPORT_LIMIT - len(bare.encode()))
+    left_out = {key: [figure for figure in every if figure not in chosen[key]] for key, every in everything.items()}
+    text = template.render(content, figures=chosen, left_out=left_out)
     write_atomic(out, text.encode(errors="replace"))
 
 
@@ -257,6 +266,11 @@ class Run:
         return Counts.of((self.verdicts or {}).values(), origin)
 
     @property
+    def tiny(self) -> bool:
+        """Whether its numbers mean nothing: a test's sizes."""
+        return self.stored is not None and self.stored.profile == "smoke"
+
+    @property
     def made(self) -> str:
         """Devices, threads and time: "cpu: AMD EPYC, 1 thread, 1.5 hours"."""
         return _made_on(self.stored)
@@ -316,6 +330,7 @@ class Paper:
     """A paper's claims with the two runs. stem: of the chapter's file, None for claims without a chapter.
 
     claims: the file of claims, None where it cannot be read. ledger: id of the section with the ledger on the page.
+    anchors: the claims whose rows on the page can be linked to.
     """
 
     key: str
@@ -326,6 +341,7 @@ class Paper:
     run: Run
     has_page: bool
     ledger: str
+    anchors: frozenset[str]
     stale: str
     problems: list[str]
 
@@ -338,6 +354,16 @@ class Paper:
     def page_ledger(self) -> str | None:
         """Address of the chapter's ledger; of the chapter where it has no section for it."""
         return f"{self.page}#{self.ledger}" if self.ledger else self.page
+
+    def page_claim(self, claim: str) -> str | None:
+        """Address of a claim's row in its chapter; of the ledger, where the page has no name for the row."""
+        return f"{self.page}#claim-{claim}" if claim in self.anchors else self.page_ledger
+
+    @property
+    def short(self) -> str:
+        """Number and name of the chapter, as the command line takes them: "6 soteria"."""
+        number, _, name = (self.stem or self.key).partition("-")
+        return f"{int(number)} {name.replace('-', ' ')}" if number.isdecimal() and name else self.key
 
     @property
     def all_problems(self) -> list[str]:
@@ -366,14 +392,13 @@ class Paper:
     def ordered(self, origin: str) -> list[claims.Claim]:
         """The claims of an origin, failures of the reference run first (of this run, where there is none), and of a
         verdict the central ones."""
-        verdicts = self.reference.verdicts or self.run.verdicts or {}
+        return sorted((claim for claim in self.claims.claims if claim.origin == origin), key=self.place)
 
-        def place(claim: claims.Claim) -> tuple[int, int, bool]:
-            verdict = verdicts.get(claim.id)
-            word, reason = (verdict.verdict, verdict.reason) if verdict else (UNDECIDED, "")
-            return FAILURES_FIRST.index(word), REASONS.index(reason) if reason else 0, not claim.central
-
-        return sorted((claim for claim in self.claims.claims if claim.origin == origin), key=place)
+    def place(self, claim: claims.Claim) -> tuple[int, int, bool]:
+        """What claims of one origin are ordered by."""
+        verdict = (self.reference.verdicts or self.run.verdicts or {}).get(claim.id)
+        word, reason = (verdict.verdict, verdict.reason) if verdict else (UNDECIDED, "")
+        return FAILURES_FIRST.index(word), REASONS.index(reason) if reason else 0, not claim.central
 
     @property
     def finding(self) -> str:
@@ -416,7 +441,7 @@ def criterion_lines(claim: claims.Claim, paper: claims.Paper) -> list[str]:
         return ["a setting, which is not judged"]
     if claim.undecidable:
         return ["no criterion"]
-    names = [f"{part.name}: " for part in claim.parts] or [""]
+    names = [f"{part.name}: " for part in claim.parts] or ["criterion: "]
     return [
         f"{name}{paper.measures[criterion.measure].says}: {criterion.words(claim.published.percent)}"
         for name, criterion in zip(names, claim.criteria, strict=True)
@@ -447,8 +472,8 @@ def notes(verdict: Verdict, paper: claims.Paper) -> list[str]:
         return [f"{verdict.reason}: {verdict.why}", *reading]
     if not verdict.decided:
         return []
-    told = [f"{other.what}: {other.here} in place of {other.paper}" for other in verdict.substitutes]
-    told += [verdict.favours] if verdict.substitutes and verdict.favours else []
+    told = substituted(verdict)
+    told += [verdict.favours] if told and verdict.favours else []
     if gate := verdict.gate:
         measure = paper.measures[gate.measure]
         low, asked = (number_words(bound, measure.share) for bound in (gate.low, gate.at_least))
@@ -457,6 +482,100 @@ def notes(verdict: Verdict, paper: claims.Paper) -> list[str]:
         told += ["on this network, not of others"] if verdict.scope == "network" else []
         told += ["does not stand at 99 %"] if verdict.stands_at_99 is False else []
     return [*told, *reading, *[verdict.provisional] * bool(verdict.provisional)]
+
+
+def short(verdict: Verdict) -> str:
+    """What stands folded beside a verdict, in a word or two: the reason, or what is a substitute."""
+    return verdict.reason or ", ".join(other.what for other in verdict.substitutes) or "criterion"
+
+
+def substituted(verdict: Verdict) -> list[str]:
+    """What stands in for what: "data: cifar10 in place of cifar100"."""
+    return [f"{other.what}: {other.here} in place of {other.paper}" for other in verdict.substitutes]
+
+
+def cause(verdict: Verdict) -> str:
+    """What may explain a failure: what stood in for what and whom it favours, or that nothing did."""
+    if verdict.kind == "identity":
+        return "by algebra: some case does not satisfy it"
+    told = [*substituted(verdict), *[verdict.favours] * bool(verdict.substitutes and verdict.favours)]
+    told += ["on this network, not of others"] if verdict.scope == "network" else []
+    return "; ".join(told) if verdict.substitutes else "; ".join(["on the paper's own setting", *told])
+
+
+def setting_of(verdict: Verdict | None) -> str:
+    """Where a decided result was measured: on the paper's "own" setting or on a "substitute"; "" for all others."""
+    if verdict is None or verdict.kind != "result" or not verdict.decided:
+        return ""
+    return "substitute" if verdict.substitutes else "own"
+
+
+def _board(papers: list[Paper]) -> list[tuple[Paper, claims.Claim]]:
+    """Every claim of every paper: the papers' before the book's own, failures first, chapter by chapter."""
+    known = [paper for paper in papers if paper.claims]
+    rows = [(paper, claim) for origin in _WHOSE for paper in known for claim in paper.ordered(origin)]
+    return sorted(rows, key=lambda row: (list(_WHOSE).index(row[1].origin), row[0].place(row[1])))
+
+
+@dataclass(frozen=True)
+class Met:
+    """An attack of the matrix with its rows. paper: the chapter that measures it."""
+
+    attack: matrix.Attack
+    paper: Paper
+    rows: list[matrix.Row]
+
+    @property
+    def control(self) -> checked.Measured | None:
+        """What the attack reaches without a defense."""
+        stored = self.paper.reference.stored
+        return stored.measures.get(self.attack.control or "") if stored else None
+
+    @property
+    def older(self) -> bool:
+        """Whether the numbers come from a run without records, which the chapter is to replace."""
+        return self.paper.reference.stored is not None and not self.paper.reference.stored.records
+
+    def of(self, defense: str) -> list[matrix.Row]:
+        return [row for row in self.rows if row.level.defense == defense]
+
+
+def _attacks(root: Path, papers: list[Paper]) -> list[Met]:
+    """The matrix, as far as its chapters are in the book. Raises ValueError for a file that is none."""
+    by_key, found = {paper.key: paper for paper in papers}, []
+    for attack in matrix.load(root / "book" / "matrix.yml"):
+        if attack.paper in by_key:
+            paper = by_key[attack.paper]
+            measures = paper.reference.stored.measures if paper.reference.stored else {}
+            found.append(Met(attack, paper, matrix.rows(attack, paper.claims, measures)))
+    return found
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The dumbbells, with the sentence that they show. run: of which run they are."""
+
+    png: bytes
+    sentence: str
+    run: str
+
+    @property
+    def source(self) -> str:
+        return f"data:image/png;base64,{b64encode(self.png).decode()}"
+
+
+def dumbbells(attacks: list[Met]) -> Drawn | None:
+    """Each defense from the attacker who ignores it to the one who knows it; None where nothing was measured."""
+    for met in attacks:
+        table = matrix.table(met.rows)
+        if met.attack.figure and len(table):
+            with mpl.rc_context():
+                figures.style()
+                drawn = figures.png(figures.dumbbells(table, matrix.BROKEN, matrix.PROTECTED))
+            sentence = matrix.sentence(met.rows)
+            sentence += " These are an older run's numbers, which are to be measured again." if met.older else ""
+            return Drawn(drawn, sentence, f"reference run, {met.paper.reference.made}")
+    return None
 
 
 def _totals(papers: list[Paper]) -> dict[str, dict[str, Counts]]:
@@ -504,11 +623,11 @@ def _paper(root: Path, key: str, stem: str | None) -> Paper:
     except (ValueError, OSError, RecursionError) as error:
         problems.append(str(error))
     page = root / "book" / "chapters" / f"{stem}.ipynb"
-    has_page, stale, heading = _page_notes(page) if stem else (False, "", "")
+    has_page, stale, heading, anchors = _page_notes(page) if stem else (False, "", "", frozenset())
     folder = root / "results"
     reference = _run("reference run", [folder / "reference" / key / f"{key}.json"], key, loaded)
     run = _run("this run", [folder / "runs" / name / f"{key}.json" for name in runner.PROFILES], key, loaded, reference)
-    return Paper(key, stem, title, loaded, reference, run, has_page, heading, stale, problems)
+    return Paper(key, stem, title, loaded, reference, run, has_page, heading, anchors, stale, problems)
 
 
 def _run(title: str, paths: list[Path], key: str, paper: claims.Paper | None, reference: Run | None = None) -> Run:
@@ -555,21 +674,38 @@ def _figures(entries: list[checked.Figure], folder: Path, run: str) -> tuple[tup
     return tuple(figures), refused
 
 
-def _page_notes(page: Path) -> tuple[bool, str, str]:
-    """Whether a chapter has a page, why it is out of date ("" where it is not), and the id of its section's ledger."""
+def _page_notes(page: Path) -> tuple[bool, str, str, frozenset[str]]:
+    """Whether a chapter has a page, why it is out of date ("" where it is not), the id of its section's ledger, and the
+    claims whose rows have a name there."""
     try:
         notebook = runner.read_notebook(page)
         stale = notebook.metadata.get("reprolib", {}).get("stale")
         reason = f"last run failed: {stale['reason']}" if stale else ""
     except FileNotFoundError:
-        return False, "", ""
+        return False, "", "", frozenset()
     except OSError as error:
-        return False, f"book/chapters/{page.name} cannot be read ({error.strerror}): run the chapter again", ""
+        return (
+            False,
+            f"book/chapters/{page.name} cannot be read ({error.strerror}): run the chapter again",
+            "",
+            frozenset(),
+        )
     except (ValueError, LookupError, TypeError, AttributeError):
-        return False, f"book/chapters/{page.name} is not a complete notebook: delete it and run the chapter again", ""
+        return (
+            False,
+            f"book/chapters/{page.name} is not a complete notebook: delete it and run the chapter again",
+            "",
+            frozenset(),
+        )
     texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     headings = [match[1] for text in texts for match in re.finditer(r"^##+ (.+)$", text, re.MULTILINE)]
-    return True, reason, next((make_id(heading) for heading in headings if "ledger" in heading.lower()), "")
+    ledger = next((make_id(heading) for heading in headings if "ledger" in heading.lower()), "")
+    return (
+        True,
+        reason,
+        ledger,
+        frozenset(re.findall(r'id=\\?"claim-([a-z0-9.-]+)\\?"', page.read_text(encoding="utf-8"))),
+    )
 
 
 FIRST_PAGE = {"strip": claims.PROFILES, "every-attack": ("gpu", "paper")}
@@ -589,8 +725,8 @@ def _pictures(papers: list[Paper]) -> list[Figure]:
     return found
 
 
-def _write(path: Path, text: str) -> None:
-    content = text.encode(errors="replace")  # a name of a file may hold what is no character
+def _write(path: Path, content: bytes) -> None:
+    """Replace a generated file if its content changes. Text is encoded with what is no character replaced."""
     if not path.is_file() or path.read_bytes() != content:
         write_atomic(path, content)
 
@@ -638,6 +774,11 @@ def _in_raw(text: str) -> Markup:
     return Markup(str(Markup.escape(one_line)).replace("`", "&#96;"))
 
 
+def _lines(texts: Iterable[str]) -> Markup:
+    """Texts in a raw block, one below the other: the style of `.lines` keeps the breaks, without a node for each."""
+    return Markup("\n").join(_in_raw(text) for text in texts)
+
+
 def _root_path(path: Path) -> str:
     """A picture's address from the book's root, as Sphinx reads it."""
     parts = path.parts
@@ -647,9 +788,23 @@ def _root_path(path: Path) -> str:
 _NOTES = {"recalled": "recalled, unverified", "plot": "off the plot"}
 _WHOSE = {"paper": "The paper's claims", "book": "This book's own claims"}
 
-_TEMPLATES = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+FILTERS = (
+    ("whose", "whose claim", {"paper": "the papers'", "book": "the book's own"}),
+    ("verdict", "verdict", {word: word for word in SYMBOLS}),
+    ("reason", "why open", {reason: reason for reason in REASONS}),
+    ("setting", "measured on", {"own": "the paper's setting", "substitute": "a substitute"}),
+)
+"""The scoreboard's filters besides the chapter: name, title, and value -> word of each choice. A row has each value."""
+
+_TEMPLATES = Environment(
+    loader=PackageLoader("reprolib"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
 _TEMPLATES.globals |= {
+    "FAILURES": FAILURES,
+    "FILTERS": FILTERS,
     "NOTES": _NOTES,
+    "WHO": matrix.WHO,
+    "ZONES": matrix.ZONES,
     "WHOSE": _WHOSE,
     "KINDS": KINDS,
     "SHOWN": {"verdict", "value", "low", "high", "parts", "why", "substitutes", "provisional"},
@@ -657,6 +812,7 @@ _TEMPLATES.globals |= {
     "MEANINGS": MEANINGS,
     "REASON_MEANINGS": REASON_MEANINGS,
     "badge": _badge,
+    "cause": cause,
     "basis": basis,
     "criterion_lines": criterion_lines,
     "linked": _linked,
@@ -667,515 +823,21 @@ _TEMPLATES.globals |= {
     "many": _many,
     "measured_lines": measured_lines,
     "notes": notes,
+    "setting_of": setting_of,
+    "short": short,
+    "substituted": substituted,
 }
-_TEMPLATES.filters |= {"markdown": _markdown, "raw_text": _in_raw, "root_path": _root_path}
+_TEMPLATES.filters |= {"lines": _lines, "markdown": _markdown, "raw_text": _in_raw, "root_path": _root_path}
 
-_PICTURE = """\
-{% for picture in pictures %}
-```{figure} {{ picture.path | root_path }}
-:alt: {{ picture.caption | tojson }}
-
-{{ picture.caption | markdown }} ({{ picture.run | markdown }})
-```
-{% else %}
-<!-- No run has a strip of a reconstruction yet. -->
-{% endfor %}
-"""
-
-_COUNTS = """\
-{% macro badges(counts, words) %}
-{% for verdict, number in counts.some(words).items() %}
-{{ badge(verdict, number) }}
-{% endfor %}
-{% endmacro %}
-{% macro counts(run) %}
-{% set papers_claims, own = run.counts("paper"), run.counts("book") %}
-<div>
-{% for words in KINDS.values() if papers_claims.some(words) %}
-<div>{{ badges(papers_claims, words) }}
-{% if UNDECIDED in words %}
-<span class="note">{{ papers_claims.why_open }}</span>
-{% endif %}
-</div>
-{% endfor %}
-{% for line in papers_claims.limits %}
-<div class="note">{{ line }}</div>
-{% endfor %}
-{% if own.total %}
-<div class="note">the book's own: {{ listed(own) }}</div>
-{% elif not papers_claims.total %}
-none yet
-{% endif %}
-</div>
-{% endmacro %}
-{% macro of_this_run(paper) %}
-{% if paper.shows_reference %}
-<span class="note">shows the reference run from its records</span>
-{% else %}
-{{ counts(paper.run) }}
-{% endif %}
-{% endmacro %}
-{% macro how_many(paper) %}
-<div class="note">{{ many(paper.numbers.paper, "claim") }} of the paper
-{%- if paper.numbers.book %}, {{ paper.numbers.book }} of the book{% endif %}
-{%- if paper.numbers.settings %}, and {{ many(paper.numbers.settings, "setting") }}{% endif %}
-</div>
-{% endmacro %}
-{% macro totals_table(run, by_origin) %}
-<table class="ledger cards totals" aria-label="{{ run | capitalize }}, all chapters">
-<thead><tr><th>{{ run }}, all chapters</th>
-{% for origin, counts in by_origin.items() %}
-<th>{{ "the papers' " if origin == "paper" else "the book's own " }}{{ many(counts.total, "claim") }}</th>
-{% endfor %}
-</tr></thead>
-<tbody>
-{% for title, words in KINDS.items() %}
-<tr><td>{{ title }}</td>
-{% for origin, counts in by_origin.items() %}
-<td data-column="{{ "the papers'" if origin == "paper" else "the book's own" }}"><div>
-{{ badges(counts, words) if counts.some(words) else "none" }}
-{% if UNDECIDED in words %}
-<div class="note">{{ counts.why_open }}</div>
-{% endif %}
-</div></td>
-{% endfor %}
-</tr>
-{% endfor %}
-<tr><td>limits</td>
-{% for origin, counts in by_origin.items() %}
-<td data-column="{{ "the papers'" if origin == "paper" else "the book's own" }}"><div>
-{% for line in counts.limits %}
-<div class="note">{{ line }}</div>
-{% else %}
-none
-{% endfor %}
-</div></td>
-{% endfor %}
-</tr>
-</tbody></table>
-{% endmacro %}
-{% macro totals_of(totals) %}
-{% for run, by_origin in totals.items() %}
-{% if loop.first %}
-{{ totals_table(run, by_origin) }}
-{% else %}
-<details><summary>The same of {{ run }}, where it is another</summary>
-{{ totals_table(run, by_origin) }}
-</details>
-{% endif %}
-{% endfor %}
-{% endmacro %}
-"""
-
-_GLANCE = """\
-{% macro bar(counts) %}
-<div class="bar" role="img" aria-label="{{ in_words(counts) or "no claims" }}">
-{% for verdict, number in counts.words.items() %}
-<span class="{{ CLASSES[verdict] }}" style="flex:{{ number }}" title="{{ counted(verdict, number) }}"></span>
-{% endfor %}
-</div>
-<div class="note">{{ in_words(counts) }}</div>
-{% endmacro %}
-{% for every in (totals.values() | map(attribute="paper") | list)[:1] %}
-Of the {{ every.total }} claims of {{ papers | length }} papers: **{{ in_words(every) }}**.
-Why those are open: {{ every.why_open or "none is" }}.
-{% endfor %}
-
-`````{raw} html
-<table class="ledger cards glance">
-<thead><tr><th>paper, and the verdicts on its claims</th><th>what the reference run found</th></tr></thead>
-<tbody>
-{% for paper in papers %}
-<tr><td>{{ linked(paper.title, paper.page) }}{{ bar(paper.reference.counts("paper")) }}</td>
-<td data-column="found">
-{% if paper.finding %}
-<div>{{ paper.finding | raw_text }}</div>
-{% endif %}
-{% if not (paper.reference.stored and paper.reference.stored.records) %}
-<div class="note">{{ "These numbers are an older run's. " if paper.finding }}
-The record is missing: this chapter is yet to be run in full under its present criteria.</div>
-{% elif not paper.finding %}
-<div>No finding in a sentence yet.</div>
-{% endif %}
-{% if paper.failure %}
-{% set row = "scoreboard.html#" ~ paper.key ~ "-" ~ paper.failure.id %}
-<div class="failure">Contradicted: {{ linked(paper.failure.says, row) }}</div>
-{% endif %}
-</td></tr>
-{% else %}
-<tr><td colspan="2">There are no claims yet.</td></tr>
-{% endfor %}
-</tbody></table>
-`````
-"""
-
-_SUMMARY = (
-    _COUNTS
-    + """\
-`````{raw} html
-{{ totals_of(totals) }}
-<table class="ledger cards">
-<thead><tr><th>chapter</th><th>reference run</th><th>this run</th></tr></thead>
-<tbody>
-{% for paper in papers %}
-<tr><td>{{ linked(paper.title, paper.page) }}{{ how_many(paper) }}
-{% if paper.page and not paper.has_page and not paper.stale %}
-<div class="note">not run here yet</div>
-{% endif %}
-{% if paper.stale %}
-<div class="note">out of date: {{ paper.stale | raw_text }}</div>
-{% endif %}
-</td>
-<td data-column="reference run">{{ counts(paper.reference) }}</td>
-<td data-column="this run">{{ of_this_run(paper) }}</td></tr>
-{% else %}
-<tr><td colspan="3">There are no claims yet.</td></tr>
-{% endfor %}
-</tbody></table>
-`````
-"""
+_PAGES = (
+    "picture",
+    "glance",
+    "summary",
+    "scoreboard",
+    "matrix",
+    "words",
+    "reasons",
+    "exceptions",
+    "machines",
 )
-
-_LEDGER = """\
-{% macro verdict_cell(verdict, paper) %}
-<div>{{ badge(verdict.verdict) }}
-{% for line in notes(verdict, paper.claims) %}
-<div class="note">{{ line | raw_text }}</div>
-{% endfor %}
-</div>
-{% endmacro %}
-{% macro measured_cell(verdict, claim) %}
-<div class="measured">
-{% for line in measured_lines(verdict, claim.published.percent) %}
-<div>{{ line | raw_text }}</div>
-{% else %}
-—
-{% endfor %}
-{% if basis(verdict) %}
-<div class="note">{{ basis(verdict) | raw_text }}</div>
-{% endif %}
-</div>
-{% endmacro %}
-{% macro problems(paper) %}
-{% for problem in paper.all_problems %}
-<p class="problem">{{ problem | raw_text }}</p>
-{% endfor %}
-{% if paper.stale %}
-<p class="problem">Out of date: {{ paper.stale | raw_text }}</p>
-{% endif %}
-{% endmacro %}
-{% macro ledger(paper, link) %}
-{% if paper.claims %}
-<table class="counts"><tbody>
-<tr><th>reference run</th><td>{{ counts(paper.reference) }}</td></tr>
-<tr><th>this run</th><td>{{ of_this_run(paper) }}</td></tr>
-</tbody></table>
-{% set both = not paper.shows_reference %}
-<table class="ledger cards">
-<thead><tr><th>claim</th><th>published</th><th>measured</th><th>verdict</th>
-{% if both %}
-<th>this run</th>
-{% endif %}
-</tr></thead>
-{% for origin in WHOSE if paper.ordered(origin) %}
-<tbody>
-<tr class="group"><th colspan="{{ 5 if both else 4 }}" scope="rowgroup">{{ WHOSE[origin] }}</th></tr>
-{% for claim in paper.ordered(origin) %}
-{% set verdict = paper.reference.verdicts[claim.id] if paper.reference.verdicts else none %}
-{% set here = paper.run.verdicts[claim.id] if paper.run.verdicts else none %}
-<tr id="{{ paper.key | raw_text }}-{{ claim.id }}"><td><div>{{ claim.says | raw_text }}</div>
-<div class="where">{{ claim.where | raw_text if claim.origin == "paper" else "this book" }} ·
-{{ linked(claim.id, link) }}{{ " · central" if claim.central }}</div>
-{% for line in criterion_lines(claim, paper.claims) %}
-<div class="where">{{ "criterion: " if loop.first and not line.startswith(("no ", "a ")) }}{{ line | raw_text }}</div>
-{% endfor %}
-</td>
-<td data-column="published"><div{% if claim.provenance == "recalled" %} class="recalled"{% endif %}>
-{{ claim.published | string | raw_text }}
-{% if claim.provenance in NOTES %}
-<div class="note">{{ NOTES[claim.provenance] }}</div>
-{% endif %}
-</div></td>
-{% if verdict %}
-<td data-column="measured">{{ measured_cell(verdict, claim) }}</td>
-<td data-column="verdict">{{ verdict_cell(verdict, paper) }}</td>
-{% else %}
-<td data-column="measured">—</td>
-<td data-column="verdict"><span class="note">no reference run yet</span></td>
-{% endif %}
-{% if both %}
-<td data-column="this run">
-{% if here and verdict and here.model_dump(include=SHOWN) == verdict.model_dump(include=SHOWN) %}
-<span class="note">the same</span>
-{% elif here %}
-<div>{{ verdict_cell(here, paper) }}
-{% if here.n %}
-{{ measured_cell(here, claim) }}
-{% endif %}
-</div>
-{% else %}
-<span class="note">none yet</span>
-{% endif %}
-</td>
-{% endif %}
-</tr>
-{% endfor %}
-</tbody>
-{% endfor %}
-</table>
-{% endif %}
-<p class="provenance">Reference run: {{ paper.reference.provenance | raw_text }}.<br>
-This run: {{ paper.run.provenance | raw_text }}.</p>
-{% endmacro %}
-"""
-
-_SCOREBOARD = (
-    _COUNTS
-    + _LEDGER
-    + """\
-{% for paper in papers %}
-## {{ paper.title | markdown }}
-
-`````{raw} html
-{{ problems(paper) }}
-{{ ledger(paper, paper.page_ledger) }}
-`````
-
-{% else %}
-There are no claims yet: `claims/` holds no file.
-{% endfor %}
-"""
-)
-
-_WORDS = """\
-{% macro words() %}
-<table class="legend">
-<tbody>
-{% for word, meaning in MEANINGS.items() %}
-<tr><td>{{ badge(word) }}</td><td>{{ meaning }}</td></tr>
-{% endfor %}
-</tbody></table>
-{% endmacro %}
-{% macro reasons() %}
-<table class="legend">
-<tbody>
-{% for reason, meaning in REASON_MEANINGS.items() %}
-<tr><td><b>{{ reason }}</b></td><td>{{ meaning }}</td></tr>
-{% endfor %}
-</tbody></table>
-{% endmacro %}
-"""
-
-_EXCEPTIONS = """\
-{% set every = papers | map(attribute="changes") | sum(start=[]) %}
-`````{raw} html
-<p>{{ many(every | map(attribute="ids") | map("length") | sum, "claim") }} in all; the reference run decides
-{{ every | selectattr("state", "equalto", "provisional") | map(attribute="ids") | map("length") | sum }} of them
-provisionally.</p>
-<table class="ledger cards exceptions">
-<thead><tr><th>claims</th><th>changed</th><th>why</th><th>provisional?</th></tr></thead>
-{% for paper in papers if paper.changes or not paper.claims %}
-<tbody>
-<tr class="group"><th colspan="4" scope="rowgroup">{{ paper.title | raw_text }}</th></tr>
-{% for change in paper.changes %}
-<tr><td><div>
-{% for id in change.ids %}
-<a href="scoreboard.html#{{ paper.key | raw_text }}-{{ id }}">{{ id }}</a>{{ "" if loop.last else ", " }}
-{% endfor %}
-</div></td>
-<td data-column="changed"><div>{{ change.changed.date }}
-{% if change.changed.seen %}
-<div class="note">seen: seed {{ change.changed.seen | join(", ") }}</div>
-{% endif %}
-{% if change.changed.images %}
-<div class="note">images: {{ change.changed.images | raw_text }}</div>
-{% endif %}
-</div></td>
-<td data-column="why"><div>{{ change.changed.why | raw_text }}</div></td>
-<td data-column="provisional?"><div>{{ change.state }}</div></td></tr>
-{% endfor %}
-{% if not paper.claims %}
-<tr><td colspan="4">The claims of this paper cannot be read: see the scoreboard.</td></tr>
-{% endif %}
-</tbody>
-{% endfor %}
-</table>
-`````
-"""
-
-_MACHINES = """\
-`````{raw} html
-<table class="ledger cards machines">
-<thead><tr><th>chapter</th><th>made on</th><th>images</th><th>made with</th></tr></thead>
-<tbody>
-{% for paper in papers %}
-<tr><td>{{ linked(paper.title, paper.page) }}</td>
-{% if paper.reference.stored %}
-{% set made = paper.reference.stored.provenance %}
-<td data-column="made on"><div>{{ paper.reference.made | raw_text }}</div></td>
-<td data-column="images"><div>{{ (made.data | join(", ") or "none") | raw_text }}</div></td>
-<td data-column="made with"><div>seed {{ made.seed }}, commit {{ paper.reference.commits | raw_text }},
-{{ made.time[:10] | raw_text }}; {{ many(paper.reference.stored.records | length, "record") }}</div></td></tr>
-{% else %}
-<td colspan="3">no reference run yet</td></tr>
-{% endif %}
-{% endfor %}
-</tbody></table>
-{% if papers | map(attribute="reference") | selectattr("stored") | rejectattr("stored.records") | list %}
-<p>A chapter of 0 records was run before there were any: its measures and pictures are committed, its rows are not.</p>
-{% endif %}
-`````
-"""
-
-_PAGES = {
-    "picture": _PICTURE,
-    "glance": _GLANCE,
-    "summary": _SUMMARY,
-    "scoreboard": _SCOREBOARD,
-    "words": _WORDS + "`````{raw} html\n{{ words() }}\n`````\n",
-    "reasons": _WORDS + "`````{raw} html\n{{ reasons() }}\n`````\n",
-    "exceptions": _EXCEPTIONS,
-    "machines": _MACHINES,
-}
-"""Name of a file in book/_generated -> its template."""
-
-_PLACEHOLDER = """\
-# {{ paper.title | markdown }}
-
-{% if paper.stale %}
-:::{admonition} The page of this chapter cannot be shown
-:class: warning
-
-{{ paper.stale | markdown }}. In a clone of the repository:
-{% else %}
-:::{admonition} This chapter has not been run here
-:class: warning
-
-Its page appears once the notebook has been executed. In a clone of the repository:
-{% endif %}
-
-    reprolib run {{ paper.stem }}
-    jupyter-book build .
-
-or `make book`, which runs every chapter that is missing. The notebook is `notebooks/{{ paper.stem }}.ipynb`.
-:::
-
-The [scoreboard](../scoreboard.md) has its claims, with what the reference run measured.
-"""
-
-_REPORT = (
-    _COUNTS
-    + _LEDGER
-    + _WORDS
-    + """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Leaky Gradients: report</title>
-<style>
-:root { --text: #1d2329; --back: #fff; --line: #d5dae0; --grey: #525a63; --blue: #0b5a94; --blue-soft: #e3f0fa;
-  --amber: #7a4a00; --amber-soft: #fdf0d2; --red: #9b2c12; --red-soft: #fbe5de; color-scheme: light dark; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #dfe4ea; --back: #14181c; --line: #424a53; --grey: #b4bcc6; --blue: #8cc8f5; --blue-soft: #12324a;
-    --amber: #f3c566; --amber-soft: #43310b; --red: #f5a48d; --red-soft: #4a2016; }
-}
-body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; background: var(--back); color: var(--text);
-  font: 1rem/1.55 system-ui, "Segoe UI", "Noto Sans", "Liberation Sans", sans-serif; overflow-wrap: break-word; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; }
-h2 { margin: 2.6rem 0 .6rem; }
-a { color: var(--blue); }
-table { border-collapse: collapse; width: 100%; margin: .7rem 0; font-size: .92rem; line-height: 1.45; }
-th, td { border-bottom: 1px solid var(--line); padding: .45rem .6rem; text-align: left; vertical-align: top; }
-thead th { border-bottom-width: 2px; }
-.ledger thead th:first-child { width: 34%; }
-.ledger tr.group th { padding-top: 1.1rem; }
-.counts { width: auto; }
-.counts th, .counts td { border: 0; padding: .15rem .8rem .15rem 0; }
-.counts th { font-weight: 500; white-space: nowrap; }
-.where, .note, .provenance, figcaption, .recalled { color: var(--grey); font-size: .9em; }
-.recalled { font-style: italic; }
-.measured { font-variant-numeric: tabular-nums; }
-.verdict { display: inline-block; padding: 0 .6em; border: 1px solid currentcolor; border-radius: 1em; font-size: .9em;
-  font-weight: 600; white-space: nowrap; }
-.verdict.reproduced { color: var(--blue); background: var(--blue-soft); }
-.verdict.partly { color: var(--amber); background: var(--amber-soft); }
-.verdict.not-reproduced { color: var(--red); background: var(--red-soft); }
-.verdict.holds-on-a-substitute { color: var(--blue); }
-.verdict.partly-on-a-substitute { color: var(--amber); }
-.verdict.fails-on-a-substitute { color: var(--red); }
-.verdict.holds, .verdict.fails { border-radius: .25em; }
-.verdict.holds { color: var(--blue); }
-.verdict.fails { color: var(--red); }
-.verdict.undecided { color: var(--grey); border-style: dashed; font-weight: 500; }
-.verdict.setting { color: var(--grey); border-color: transparent; padding-left: 0; font-weight: 500; }
-.problem { border-left: .3rem solid var(--red); background: var(--red-soft); padding: .5rem .8rem; }
-figure { margin: 1.2rem 0; }
-figure img { display: block; box-sizing: border-box; max-width: 100%; height: auto; padding: .3rem;
-  border-radius: .3rem; background: #fff; }
-@media (max-width: 640px) {
-  table.cards thead { display: none; }
-  table.cards, table.cards tbody { display: block; }
-  table.cards tr { display: block; margin-bottom: .8rem; padding: .4rem 0; border: 1px solid var(--line);
-    border-radius: .5rem; }
-  table.cards tr.group { border: 0; margin: 0; }
-  table.cards tr.group th { display: block; border: 0; }
-  table.cards td { display: flex; gap: .8rem; border: 0; padding: .2rem .6rem; }
-  table.cards td:not([data-column]) { display: block; }
-  table.cards td[data-column]::before { content: attr(data-column); flex: 0 0 6.2rem; color: var(--grey);
-    font-size: .9em; }
-}
-@media print { body { max-width: none; } tr, figure { break-inside: avoid; } }
-</style>
-</head>
-<body>
-<h1>Leaky Gradients</h1>
-<p>The gradient-inversion papers, re-run and judged: the results in one file. Each claim has a criterion, fixed before
-the run that judges it (the book's page <em>How to read and rerun</em> lists the exceptions); a verdict compares the
-95&nbsp;% interval of what was measured with it. Coloured labels count the claims of the papers; the book's own
-(controls, attackers who know a defense, steps of an argument) are counted beside them. What was measured on the paper's
-own setting is counted apart from what was measured on a substitute.</p>
-
-{{ totals_of(totals) }}
-<table class="cards">
-<thead><tr><th>paper</th><th>reference run</th><th>this run</th></tr></thead>
-<tbody>
-{% for paper in papers %}
-<tr><td><a href="#{{ paper.key }}">{{ paper.title }}</a>{{ how_many(paper) }}</td>
-<td data-column="reference run">{{ counts(paper.reference) }}</td>
-<td data-column="this run">{{ of_this_run(paper) }}</td></tr>
-{% else %}
-<tr><td colspan="3">There are no claims yet: the folder claims holds no file.</td></tr>
-{% endfor %}
-</tbody></table>
-
-<h2>How to read a verdict</h2>
-{{ words() }}
-<p>A verdict that is not decided has one of these reasons:</p>
-{{ reasons() }}
-<p><em>provisional</em>: the criterion was written or changed after something of it had been measured; a run of another
-seed, made since, decides. The <em>reference run</em> is committed with the book; <em>this run</em> is the one on the
-machine that wrote this file, where other images may stand in for a paper's. A published value in
-<span class="recalled">grey italics</span> could not be checked against its source; no verdict rests on it.</p>
-
-{% for paper in papers %}
-<h2 id="{{ paper.key }}">{{ paper.title }}</h2>
-{{ problems(paper) }}
-{{ ledger(paper, none) }}
-{% for figure in figures.get(paper.key, []) %}
-<figure><img src="{{ figure.source }}" alt="{{ figure.caption }}">
-<figcaption>{{ figure.caption }} ({{ figure.run }})</figcaption></figure>
-{% endfor %}
-{% if left_out.get(paper.key) %}
-<p class="note">Left out to keep this file small, but shown in the book:
-{% for figure in left_out[paper.key] %}
-{{ figure.path.stem }} ({{ figure.run }}){{ "," if not loop.last else "." }}
-{% endfor %}
-</p>
-{% endif %}
-{% endfor %}
-</body>
-</html>
-"""
-)
+"""The files in book/_generated, each from the template of its name."""

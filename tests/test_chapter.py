@@ -346,7 +346,7 @@ def test_an_interval_is_one_cell_and_a_long_table_is_folded(shown):
     ch = _start()
     rates = pd.DataFrame({"preset": ["official"], "success": [0.5], "low": [0.25], "high": [0.75], "images": [8]})
     ch.table(rates, "Rates.")
-    assert "0.5 [0.25, 0.75]" in shown[-1] and "<th>low</th>" not in shown[-1] and "<details>" not in shown[-1]
+    assert "0.5 [0.25, 0.75]" in shown[-1] and ">low</th>" not in shown[-1] and "<details>" not in shown[-1]
     ch.claims_table()
     assert "<details><summary>1 claims of the paper and 1 of this book</summary>" in shown[-1]
     assert "images are recovered" in shown[-1] and "<b>Table 2.</b>" in shown[-1]
@@ -392,6 +392,8 @@ def test_closing_writes_the_results_and_shows_verdicts(shown, tmp_path):
     assert stored["tables"]["kept"]["rate"].tolist() == [0.25]
     assert stored["provenance"]["seed"] == 1 and "photos (test)" in stored["provenance"]["data"]
     assert "✔ reproduced" in shown[-2] and "seed 1" in shown[-1]
+    ids = [f'<tr id="claim-{claim.id}">' for claim in ch.ledger.paper.claims]
+    assert len(ids) == 2 and all(shown[-2].count(name) == 1 for name in ids), "where the scoreboard's links lead"
     assert str(tmp_path) not in json.dumps(shown) and str(tmp_path) not in json.dumps(stored, default=str)
 
 

@@ -181,7 +181,7 @@ def put_chapter(root, stem, heading="The ledger, at last", **metadata):
 
 def row(text, claim, paper="dlg"):
     """The row of a claim in a ledger."""
-    return re.search(rf'<tr id="{paper}-{claim}">.*?</tr>', text, re.DOTALL)[0]
+    return re.search(rf'<tr id="{paper}-{claim}" .*?</tr>', text, re.DOTALL)[0]
 
 
 def badges(text):
@@ -191,7 +191,7 @@ def badges(text):
 
 def words(text):
     """Text of HTML, without tags and line breaks."""
-    return " ".join(re.sub(r"<[^>]+>", "", text).split()).replace("&#39;", "'")
+    return " ".join(re.sub(r"<[^>]+>", "", text.replace("</summary>", " ")).split()).replace("&#39;", "'")
 
 
 # --- the book's pages -------------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_a_row_shows_published_measured_and_verdict_with_what_they_rest_on(root)
     assert "100 % of labels" in first and "99.2 % [95.7, 100]" in first and "✔ reproduced" in first
     assert "share of labels inferred: at least 90 %" in first and "Table 1 · label-accuracy" in first
     assert "Clopper-Pearson; n = 128, 128 clusters" in first
-    assert "○ not decided here data: needs cifar10, this run has photos, a stand-in for cifar10" in first
+    assert "This run: ○ not decided here data data: needs cifar10, this run has photos, a stand-in for cifar10" in first
     noise = words(row(text, "noise"))
     assert "recalled, unverified" in noise
     assert "control: share of images that leak without a defense, at its lower end 95.7 %, where 50 % is asked" in noise
@@ -270,14 +270,14 @@ def test_substitutes_parts_scope_and_99_percent_stand_beside_the_verdict(root):
     assert "labels: share of labels inferred: at least 0.5" in both and "of the parts, the least; n = 128" in both
     write_claims(root, "dlg", "Deep Leakage", model="ResNet-18", bound=0.885)
     first = words(row(page(root, "scoreboard"), "label-accuracy"))
-    assert "(✔) holds on a substitute model: LeNet in place of ResNet-18" in first
+    assert "(✔) holds on a substitute model model: LeNet in place of ResNet-18" in first
     assert "does not stand at 99 %" in first
 
 
 def test_the_papers_claims_come_first_and_failures_before_the_rest(root):
     write_claims(root, "dlg", "Deep Leakage", further=FURTHER)
     add_run(root, "dlg", "gpu", "reference", right=20)
-    found = re.findall(r'<tr id="dlg-([a-z-]+)">', page(root, "scoreboard"))
+    found = re.findall(r'<tr id="dlg-([a-z-]+)" ', page(root, "scoreboard"))
     assert found == ["label-accuracy", "both", "one-network", "algebra", "noise", "text", "optimiser", "own"]
 
 
@@ -356,7 +356,7 @@ def test_counts_in_words():
 def test_one_table_a_run_counts_all_chapters(root):
     assert "all chapters" not in page(root, "summary")
     add_run(root, "dlg", "gpu", "reference")
-    assert page(root, "summary").count("<th>reference run, all chapters") == 1
+    assert page(root, "summary").count('<th scope="col">reference run, all chapters') == 1
     assert "this run, all chapters" not in page(root, "summary"), "this run has judged nothing yet"
     add_run(root, "idlg", "cpu")
     for text in (page(root, "summary"), written(root)):
@@ -369,7 +369,7 @@ def test_text_of_claims_and_captions_is_escaped(root):
     assert r"noise \`becomes\` an image" in page(root, "picture")
     write_claims(root, "dlg", "``````{raw} html")
     (root / "results" / "runs" / "cpu" / "dlg.json").unlink()
-    assert r"## \`\`\`\`\`\`\{raw\} html" in page(root, "scoreboard")
+    assert "<summary>&#96;&#96;&#96;&#96;&#96;&#96;{raw} html" in page(root, "scoreboard")
     assert "&#96;&#96;&#96;" in page(root, "summary")
 
 
@@ -421,12 +421,13 @@ def test_a_run_that_shows_the_reference_is_this_run(root):
     edit(made, lambda payload: payload.update(records={"success": part, "labels": part | {"commit": "def"}}))
     again = add_run(root, "dlg", "gpu", folder="reference")
     text = page(root, "scoreboard")
-    assert '<th>this run</th><td><span class="note">shows the reference run from its records</span>' in text.replace(
-        "\n", ""
+    assert (
+        '<th scope="row">this run</th><td><span class="note">shows the reference run from its records</span>'
+        in text.replace("\n", "")
     )
     assert "cuda: NVIDIA H100, 1 thread, 1.5 hours, seed 0" in text and "commit abc and def" in text
-    dlg = text.split("## iDLG")[0]
-    assert "<th>this run</th></tr>" not in dlg.replace("\n", "") and len(badges(row(dlg, "noise"))) == 1
+    dlg = text.split("<summary>iDLG")[0]
+    assert len(badges(row(dlg, "noise"))) == 1
     assert "This run: shows the reference run from its records.</p>" in dlg
     assert words(page(root, "summary")).count("all chapters") == 1, "and is not counted again"
     assert written(root).count("data:image/png;base64,") == 1
@@ -500,6 +501,11 @@ def test_links_lead_to_the_ledger_of_the_chapter(root):
     text = page(root, "scoreboard")
     assert '<a href="chapters/01-dlg.html#the-ledger-at-last">label-accuracy</a>' in text
     assert '<a href="chapters/02-idlg.html">label-accuracy</a>' in text, "not run yet: to the placeholder"
+    page_path = put_chapter(root, "01-dlg")
+    page_path.write_text(page_path.read_text().replace("# Title", '<tr id=\\"claim-noise\\">'))
+    text = page(root, "scoreboard")
+    assert '<a href="chapters/01-dlg.html#claim-noise">noise</a>' in text, "to the claim's own row"
+    assert '<a href="chapters/01-dlg.html#the-ledger-at-last">label-accuracy</a>' in text
     put_chapter(root, "01-dlg", "Verdict")
     assert '<a href="chapters/01-dlg.html">label-accuracy</a>' in page(root, "scoreboard"), "no such section: its top"
 
@@ -526,7 +532,7 @@ def test_unchanged_pages_are_not_written_again(root):
     files = [path for path in (root / "book").rglob("*.md")]
     before = {path: path.stat().st_mtime_ns for path in files}
     report.write_pages(root)
-    assert before == {path: path.stat().st_mtime_ns for path in files} and len(files) == 10
+    assert before == {path: path.stat().st_mtime_ns for path in files} and len(files) == 11
 
 
 # --- what is missing or damaged ---------------------------------------------------------------------------------------
@@ -666,7 +672,7 @@ def test_figures_that_are_no_png_of_the_run_are_refused(root, file, line, kind):
 def test_malformed_claims_become_a_line(root):
     (root / "claims" / "dlg.yml").write_text("paper: [")
     text = page(root, "scoreboard")
-    assert "dlg.yml is not valid YAML" in text and "## iDLG" in text
+    assert "dlg.yml is not valid YAML" in text and "<summary>iDLG" in text
 
 
 def test_missing_claims_become_a_line(root):
@@ -709,7 +715,7 @@ def test_a_page_that_cannot_be_read_becomes_a_line(root):
 def test_claims_that_are_none_become_a_line(root, text):
     (root / "claims" / "dlg.yml").write_text(text, errors="surrogateescape")
     found = re.findall(r'<p class="problem">(.*?)</p>', page(root, "scoreboard"), re.DOTALL)
-    assert len(found) == 1 and found[0].startswith("dlg.yml ") and "## iDLG" in page(root, "scoreboard")
+    assert len(found) == 1 and found[0].startswith("dlg.yml ") and "<summary>iDLG" in page(root, "scoreboard")
 
 
 def test_a_notebook_of_no_text_stops_no_page(root):
@@ -800,7 +806,7 @@ def test_chapters_take_turns_where_there_is_no_room_for_all_figures(root, monkey
     monkeypatch.setattr(report, "REPORT_LIMIT", len(written(root).encode()) - int(3.5 * picture))
     text = written(root)
     assert len(text.encode()) <= report.REPORT_LIMIT
-    dlg, idlg = text.split('<h2 id="idlg">')
+    dlg, idlg = text.split('<details class="chapter" id="idlg">')
     assert dlg.count("<img") == 2 and idlg.count("<img") == 2
     for chapter in (dlg, idlg):
         made = "cpu: AMD EPYC, 1 thread, 1.5 hours"
@@ -812,7 +818,7 @@ def test_a_chapter_without_a_reference_run_shows_this_runs_first_figure(root, mo
     add_run(root, "idlg", "cpu", side=60, names=["first", "second"])
     whole = len(written(root).encode())
     monkeypatch.setattr(report, "REPORT_LIMIT", whole - 30_000)  # two pictures
-    dlg, idlg = written(root).split('<h2 id="idlg">')
+    dlg, idlg = written(root).split('<details class="chapter" id="idlg">')
     assert "<img" in dlg and "<img" in idlg
 
 

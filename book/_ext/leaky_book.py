@@ -1,9 +1,9 @@
-"""What this book adds to Jupyter Book: pages generated from the results, and launch buttons for the clean notebooks."""
+"""What this book adds to Jupyter Book: pages generated from the results, light pages, buttons for clean notebooks."""
 
 import re
 from pathlib import Path
 
-from reprolib import report
+from reprolib import report, site
 
 
 def hide_buttons_without_repository(app, config):
@@ -35,12 +35,29 @@ def plain_words(app, what, name, thing, options, lines):
     lines[:] = "".join(pieces).split("\n")
 
 
+def lighten(app, pagename, templatename, context, doctree):
+    """Take the pictures out of a page, and tags without a look; give the scoreboard its filters."""
+    if context.get("body") and app.builder.format == "html":
+        images, pathto = Path(app.outdir) / app.builder.imagedir, context["pathto"]
+        out = site.pictures_out(context["body"], images, lambda name: pathto(f"{app.builder.imagedir}/{name}", 1))
+        context["body"] = site.lighter(out)
+    if pagename == "book/scoreboard":
+        app.add_css_file("datatables.css", priority=100)  # before the book's own, which has the last word
+        app.add_js_file("datatables.js")
+        app.add_js_file("board.js")
+
+
 def setup(app):
     # Before Sphinx looks for documents: a chapter that has not been run needs its placeholder to be found.
     # A page that is no notebook would end the build: its placeholder stands in.
-    damaged = report.write_pages(Path(app.srcdir))
+    root = Path(app.srcdir)
+    damaged = report.write_pages(root)
+    shipped = root / "book" / "_generated" / "static"
+    site.datatables(shipped)
     app.connect("config-inited", lambda app, config: config.exclude_patterns.extend(damaged))
+    app.connect("config-inited", lambda app, config: config.html_static_path.append(str(shipped)))
     app.connect("config-inited", hide_buttons_without_repository)
     app.connect("autodoc-process-docstring", plain_words)
     app.connect("html-page-context", open_clean_notebooks, priority=600)  # after the theme's own, at 501
+    app.connect("html-page-context", lighten, priority=600)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

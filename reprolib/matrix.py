@@ -1,0 +1,225 @@
+"""Which attack met which defense: what `book/matrix.yml` names, with the reference run's numbers.
+
+Nothing is measured here. An attack is one attacker on one kind of victim. Shares of different victims or pools are
+never laid on one scale: a cell says in a word what its interval says, and only beside its own control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+import yaml
+from pydantic import Field, ValidationError
+
+from reprolib.claims import Paper, Strict
+
+BROKEN, PROTECTED = 0.5, 0.2
+"""A defense is broken if the whole interval lies above the one, and protects if it lies below the other."""
+
+ZONES = {
+    "broken": ("●", "at least half of the images are identified, by the whole interval"),
+    "between": ("◐", "the interval reaches neither bound, or lies between them"),
+    "protects": ("○", "at most a fifth are, where the same attack without the defense identifies at least half"),
+    "no control": (
+        "?",
+        "few are, but the attack does not identify half without the defense either, or that was not measured",
+    ),
+    "not measured": ("·", "the book has no number for it yet"),
+}
+"""Every word of a cell: its sign and what it means."""
+
+STATIC = {"broken": "leaks anyway", "protects": "attack stopped"}
+"""Zone -> what it means where the attacker ignores the defense: no defense is judged by him."""
+
+WHO = {"static": "who ignores the defense", "adaptive": "who knows the defense"}
+"""The two attackers that each defense meets."""
+
+
+class Level(Strict):
+    """A defense at one strength, and the measures that say what became of it; None: not measured.
+
+    control: of this row, where it is another than the attack's.
+    """
+
+    defense: str = Field(min_length=1)
+    level: str = Field(min_length=1)
+    static: str | None = None
+    adaptive: str | None = None
+    cost: str | None = None
+    control: str | None = None
+
+
+class Attack(Strict):
+    """An attack on one kind of victim. paper: the chapter that measures it. figure: whether the dumbbells show it."""
+
+    id: str = Field(pattern=r"^[a-z0-9-]+$")
+    name: str
+    paper: str
+    victims: str
+    control: str | None = None
+    figure: bool = False
+    levels: tuple[Level, ...] = Field(min_length=1)
+
+    @property
+    def measures(self) -> set[str]:
+        """The names of all measures that the attack's cells come from."""
+        named = {self.control}
+        for level in self.levels:
+            named |= {level.static, level.adaptive, level.cost, level.control}
+        return named - {None}
+
+
+class _Plan(Strict):
+    attacks: tuple[Attack, ...]
+
+
+class Measured(Protocol):
+    """A measure of a results file."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one attacker makes of one defense. zone: a word of `ZONES`. claim: the id of one that rests on it."""
+
+    who: str
+    found: Measured | None
+    zone: str
+    claim: str | None
+
+    @property
+    def sign(self) -> str:
+        return ZONES[self.zone][0]
+
+    @property
+    def word(self) -> str:
+        """The zone, in words that say no more of a defense than this attacker can."""
+        return STATIC.get(self.zone, self.zone) if self.who == "static" else self.zone
+
+    @property
+    def words(self) -> str:
+        """ "72 % [55, 84], broken"."""
+        return f"{self.share} {self.interval}, {self.word}" if self.found else self.word
+
+    @property
+    def share(self) -> str:
+        """ "72 %"; "" where nothing was measured."""
+        return "" if self.found is None else f"{100 * self.found.value:.0f} %"
+
+    @property
+    def interval(self) -> str:
+        return "" if self.found is None else f"[{100 * self.found.low:.0f}, {100 * self.found.high:.0f}]"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A defense at one strength with its cells by attacker, its control, and what it costs."""
+
+    level: Level
+    cells: Mapping[str, Cell]
+    control: Measured | None
+    cost: Measured | None
+
+    @property
+    def price(self) -> str:
+        """Points of accuracy lost by training with the defense: "7.6 [1.0, 14.1]"; "" where it was not measured."""
+        if self.cost is None:
+            return ""
+        return f"{100 * self.cost.value:.1f} [{100 * self.cost.low:.1f}, {100 * self.cost.high:.1f}]"
+
+
+def load(path: Path) -> tuple[Attack, ...]:
+    """The attacks of a matrix file; none without a file. Raises ValueError saying what is wrong with it."""
+    if not path.is_file():
+        return ()
+    try:
+        plan = _Plan.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ", ".join(map(str, fault["loc"])) or "the whole"
+        raise ValueError(f"{path.name}: {where}: {fault['msg']}") from error
+    ids = [attack.id for attack in plan.attacks]
+    if twice := {name for name in ids if ids.count(name) > 1}:
+        raise ValueError(f"{path.name}: used twice as an id: {', '.join(sorted(twice))}")
+    return plan.attacks
+
+
+def rows(attack: Attack, paper: Paper | None, measures: Mapping[str, Measured]) -> list[Row]:
+    """The rows of an attack. measures: of the reference run, by name.
+
+    Raises ValueError naming a measure that the paper's claims do not declare: a misspelt one would read as unmeasured.
+    """
+    if paper is not None and (unknown := sorted(attack.measures - paper.measures.keys())):
+        raise ValueError(f"matrix.yml: {attack.id}: claims/{attack.paper}.yml has no measures {', '.join(unknown)}")
+    found = []
+    for level in attack.levels:
+        control = measures.get(level.control or attack.control or "")
+        cells = {}
+        for who in WHO:
+            name = getattr(level, who)
+            measured = measures.get(name) if name else None
+            cells[who] = Cell(who, measured, zone(measured, control), _claim(paper, name) if measured else None)
+        found.append(Row(level, cells, control, measures.get(level.cost or "")))
+    return found
+
+
+def zone(found: Measured | None, control: Measured | None) -> str:
+    """What an interval says of a defense, beside what the same attack reaches without it."""
+    if found is None:
+        return "not measured"
+    if found.low >= BROKEN:
+        return "broken"
+    if control is None or control.low < BROKEN:
+        return "no control"
+    return "protects" if found.high <= PROTECTED else "between"
+
+
+def table(attack_rows: list[Row]) -> pd.DataFrame:
+    """The rows that were measured, as `figures.dumbbells` reads them; what is not known is NaN or ""."""
+    lines = []
+    for row in attack_rows:
+        line: dict[str, Any] = {"defense": f"{row.level.defense}, {row.level.level}", "cost": row.price}
+        for who, cell in row.cells.items():
+            ends = (cell.found.value, cell.found.low, cell.found.high) if cell.found else (float("nan"),) * 3
+            line |= dict(zip((who, f"{who}_low", f"{who}_high"), ends, strict=True))
+        lines.append(line)
+    every = pd.DataFrame(
+        lines, columns=["defense", "cost", *(f"{who}{end}" for who in WHO for end in ("", "_low", "_high"))]
+    )
+    return every[every[list(WHO)].notna().any(axis=1)].sort_values(["adaptive", "static"], ascending=False)
+
+
+def sentence(attack_rows: list[Row]) -> str:
+    """What the rows show, with its numbers."""
+    met = [row for row in attack_rows if row.cells["adaptive"].found]
+    by_zone = {word: [row for row in met if row.cells["adaptive"].zone == word] for word in ZONES}
+    stopped = [row for row in by_zone["broken"] if row.cells["static"].zone == "protects"]
+    told = [
+        f"Of {len(met)} {'defense' if len(met) == 1 else 'defenses'} {len(by_zone['broken'])} "
+        f"{'is' if len(by_zone['broken']) == 1 else 'are'} broken by an attacker who knows them "
+        f"({len(stopped)} of these stop one who does not), {len(by_zone['between'])} lie between, and "
+        f"{len(by_zone['protects'])} {'protects' if len(by_zone['protects']) == 1 else 'protect'}"
+    ]
+    for row in by_zone["protects"]:
+        cell = row.cells["adaptive"]
+        price = f"{row.price} points of accuracy" if row.price else "a price that was not measured"
+        told.append(f"{row.level.defense} ({row.level.level}): {cell.share} {cell.interval} identified, for {price}")
+    return f"{told[0]}{': ' if told[1:] else ''}{'; '.join(told[1:])}."
+
+
+def _claim(paper: Paper | None, measure: str) -> str | None:
+    """The id of the first claim that is judged by a measure, else of one whose control it is; None without any."""
+    every = paper.claims if paper else ()
+    judged = [claim.id for claim in every if any(criterion.measure == measure for criterion in claim.criteria)]
+    gated = [claim.id for claim in every if claim.gate is not None and claim.gate.measure == measure]
+    return next(iter([*judged, *gated]), None)

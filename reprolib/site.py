@@ -1,0 +1,90 @@
+"""What Sphinx' pages become before they are written: pictures in files, fewer nodes, and DataTables beside them.
+
+A chapter's outputs hold their pictures as base64, so that the notebook is whole by itself. A site has files: each
+picture is one, once, packed without loss.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import io
+import re
+from base64 import b64decode
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+from PIL import Image
+
+from reprolib.atomic import write_atomic
+
+INLINE = 6_000
+"""Bytes up to which a picture stays in the page: a file of its own would cost more than it saves."""
+
+PLAIN = ("n", "nn", "o", "p", "w")
+"""Classes of code tokens that are shown as plain text: names, operators, punctuation, white space."""
+
+_PICTURE = re.compile(r'src="data:image/png;base64,([A-Za-z0-9+/=\s]+)"')
+_TOKEN = re.compile(rf'<span class="(?:{"|".join(PLAIN)})">([^<]*)</span>')
+_SAME = re.compile(r'<span class="(\w+)">([^<]*)</span><span class="\1">')
+_HIGHLIGHTED = re.compile(r'<div class="highlight">.*?</div>', re.DOTALL)
+_EXPORTS = re.compile(r"\bexport\s*\{([^}]*)\}\s*;?")
+
+
+def pictures_out(page: str, folder: Path, address: Callable[[str], str]) -> str:
+    """The page with its base64 pictures as files in `folder`, each once. address: name -> what the page calls it."""
+
+    def moved(match: re.Match) -> str:
+        content = b64decode(match[1])
+        if len(content) <= INLINE:
+            return match[0]
+        stem, (packed, kind) = sha256(content).hexdigest()[:20], _packed(content)
+        if not (path := folder / f"{stem}.{kind}").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, packed)
+        return f'src="{address(path.name)}"'
+
+    return _PICTURE.sub(moved, page)
+
+
+def _packed(content: bytes) -> tuple[bytes, str]:
+    """A PNG without loss as WebP where that is smaller, and what it is."""
+    image, buffer = Image.open(io.BytesIO(content)), io.BytesIO()
+    if image.mode == "RGBA" and image.getextrema()[3][0] == 255:
+        image = image.convert("RGB")
+    image.save(buffer, format="webp", lossless=True, method=1, quality=10)
+    return (buffer.getvalue(), "webp") if len(buffer.getvalue()) < len(content) else (content, "png")
+
+
+def lighter(page: str) -> str:
+    """The page without the tags around code tokens that look like plain text, half of a chapter's nodes.
+
+    Neighbours of one class become one: a string comes as three.
+    """
+
+    def joined(block: re.Match) -> str:
+        code, before = _TOKEN.sub(r"\1", block[0]), ""
+        while code != before:
+            before, code = code, _SAME.sub(r'<span class="\1">\2', code)
+        return code
+
+    return _HIGHLIGHTED.sub(joined, page)
+
+
+def datatables(folder: Path) -> None:
+    """Write datatables.js and datatables.css out of the package itables, as a script that sets `window.DataTable`.
+
+    The package holds a JavaScript module, and a browser loads no module from a folder (`file://`).
+    Raises ValueError where the module does not end as expected.
+    """
+    shipped = importlib.resources.files("itables") / "html"
+    module = (shipped / "dt_bundle.js").read_text(encoding="utf-8")
+    exports = _EXPORTS.search(module)
+    named = dict(reversed(entry.split(" as ")) for entry in exports[1].split(",")) if exports else {}
+    if "default" not in named or "import.meta" in module or len(_EXPORTS.findall(module)) != 1:
+        raise ValueError("the package itables ships DataTables in another form than this book reads: use itables 2.9")
+    before, after, name = module[: exports.start()], module[exports.end() :], named["default"].strip()
+    script = f"(()=>{{{before};globalThis.DataTable={name};\n{after}\n}})();"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "datatables.js", script.encode())
+    write_atomic(folder / "datatables.css", (shipped / "dt_bundle.css").read_bytes())

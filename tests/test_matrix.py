@@ -1,0 +1,122 @@
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from test_report import add_run, page, root, written  # noqa: F401  (a fixture and helpers)
+
+from reprolib import claims, figures, matrix, report
+
+PLAN = """
+attacks:
+  - id: search
+    name: A search
+    paper: dlg
+    victims: one image
+    control: undefended
+    figure: true
+    levels:
+      - {defense: Noise, level: std 1, static: protected, adaptive: label_accuracy, cost: undefended}
+      - {defense: Noise, level: std 2}
+  - id: absent
+    name: Of a chapter that is not there
+    paper: nobody
+    victims: none
+    levels: [{defense: Noise, level: std 1}]
+"""
+
+
+@dataclass
+class Found:
+    value: float
+    low: float
+    high: float
+    n: int = 32
+
+
+def put_plan(home, text=PLAN):
+    (home / "book").mkdir(exist_ok=True)
+    (home / "book" / "matrix.yml").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("found", "control", "word"),
+    [
+        (None, Found(1, 0.9, 1), "not measured"),
+        (Found(0.6, 0.5, 0.7), None, "broken"),
+        (Found(0.1, 0.0, 0.2), Found(1, 0.9, 1), "protects"),
+        (Found(0.1, 0.0, 0.2), Found(0.6, 0.49, 0.7), "no control"),
+        (Found(0.1, 0.0, 0.2), None, "no control"),
+        (Found(0.1, 0.0, 0.21), Found(1, 0.9, 1), "between"),
+        (Found(0.6, 0.49, 0.7), Found(1, 0.9, 1), "between"),
+    ],
+)
+def test_an_interval_says_a_word_only_beside_its_control(found, control, word):
+    assert matrix.zone(found, control) == word
+
+
+def test_an_attacker_who_ignores_the_defense_never_says_that_it_protects():
+    cells = [matrix.Cell(who, Found(0.1, 0, 0.2), "protects", None) for who in matrix.WHO]
+    assert [cell.words for cell in cells] == ["10 % [0, 20], attack stopped", "10 % [0, 20], protects"]
+
+
+def test_the_page_shows_numbers_and_says_what_was_not_measured(root):  # noqa: F811
+    put_plan(root)
+    assert "Without a defense it identifies\na share that was not measured." in page(root, "matrix")
+    add_run(root, "dlg", "gpu", "reference")
+    text = page(root, "matrix")
+    cell = 'href="scoreboard.html#dlg-label-accuracy">● 99 %</a> [96, 100]<br><span class="note">broken</span>'
+    assert cell in text and 'href="scoreboard.html#dlg-noise">○ 0 %</a>' in text and "attack stopped" in text
+    assert text.count("not measured</span></td>") >= 2 and "99.2 [95.7, 100.0]</td>" in text
+    assert "Of a chapter that is not there" not in text
+    assert "Of 1 defense 1 is broken" in text and (root / "book/_generated/dumbbells.png").exists()
+    assert 'class="drawn"' in written(root)
+
+
+def test_a_book_without_a_matrix_says_so(root):  # noqa: F811
+    assert "There is no matrix" in page(root, "matrix")
+    assert 'class="drawn"' not in written(root)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("attacks: [", "matrix.yml is not valid YAML"),
+        ("attacks: 3", "matrix.yml: attacks: Input should be a valid tuple"),
+        (PLAN.replace("victims: one image", "victim: one"), "matrix.yml: attacks, 0, victims: Field required"),
+        (PLAN.replace("id: absent", "id: search"), "used twice as an id: search"),
+        (PLAN.replace("static: protected", "static: protect"), "claims/dlg.yml has no measures protect"),
+    ],
+)
+def test_a_matrix_that_is_none_is_refused(root, text, says):  # noqa: F811
+    put_plan(root, text)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        report.write_pages(root)
+
+
+def test_the_books_own_matrix_names_measures_that_exist_and_every_defended_share_once():
+    home = Path(__file__).parents[1]
+    attacks = matrix.load(home / "book" / "matrix.yml")
+    for attack in attacks:
+        paper = claims.load(home / "claims" / f"{attack.paper}.yml")
+        assert matrix.rows(attack, paper, {}), attack.id
+    names = [name for attack in attacks for level in attack.levels for name in (level.static, level.adaptive) if name]
+    assert len(names) == len(set(names))
+    assert sum(attack.figure for attack in attacks) == 1
+    assert yaml.safe_load((home / "_toc.yml").read_text())["parts"][0]["chapters"] == [{"file": "book/matrix"}]
+
+
+def test_dumbbells_leave_out_what_nobody_measured():
+    levels = [matrix.Level(defense="Noise", level=f"std {i}") for i in range(3)]
+    full = {who: matrix.Cell(who, Found(0.1, 0, 0.2), "protects", None) for who in matrix.WHO}
+    half = full | {"static": matrix.Cell("static", None, "not measured", None)}
+    none = {who: matrix.Cell(who, None, "not measured", None) for who in matrix.WHO}
+    rows = [matrix.Row(level, cells, None, None) for level, cells in zip(levels, (full, half, none), strict=True)]
+    table = matrix.table(rows)
+    assert table.defense.tolist() == ["Noise, std 0", "Noise, std 1"]
+    drawn = figures.dumbbells(table.assign(cost=["7.6 [1.0, 14.1]", ""]))
+    words = [text.get_text() for text in drawn.axes[0].texts]
+    assert "7.6 [1.0, 14.1]" in words and "not measured" in words and "ignores the defense: not measured" in words
+    with pytest.raises(ValueError, match="the table has no columns"):
+        figures.dumbbells(table.drop(columns="adaptive_low"))
