@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from reprolib import gradients, models, task
 from reprolib.gradients import LocalTraining, Mode, loss, worker
-from reprolib.models import Victims, fingerprint, incoming
+from reprolib.models import Victim, Victims, fingerprint, incoming
 from reprolib.task import Task
 
 if TYPE_CHECKING:  # defenses stand to the left of this file: it calls their hooks and never imports them
@@ -901,12 +901,10 @@ def _sizes(images: Tensor, threat: ThreatModel, clients: Sequence[int]) -> tuple
 
 
 def _check_victim(model: nn.Module) -> None:
-    """Refuse what is no victim: attacks read its last layer, its normalisation and its shapes by these names."""
-    lacks = [name for name in ("image_shape", "num_classes", "normalize") if not hasattr(model, name)]
-    if not isinstance(getattr(model, "head", None), nn.Linear):
-        lacks.insert(0, "a linear last layer 'head'")
-    if lacks or model.head.out_features != model.num_classes:
-        what = f"it lacks {', '.join(lacks)}" if lacks else f"its head gives {model.head.out_features} classes"
+    """Refuse what is no victim: attacks read its last layer, its normalisation and its shapes."""
+    known = isinstance(model, Victim)
+    if not known or model.head.out_features != model.num_classes:
+        what = f"its head gives {model.head.out_features} classes" if known else "it is no models.Victim"
         raise ValueError(
             f"{type(model).__name__} is no victim as it is ({what}): models.adapt(module, image_shape, num_classes) "
             "makes anybody's network one, models.build one of the book's"

@@ -36,8 +36,9 @@ class Observation:
     image prior. of_each_image: name -> [N, *param] to the same; of_the_mean: that, and the targets, to the same.
 
     What the attacker puts in place of the client's noise where the model has a bottleneck: noise is "resample" (drawn
-    anew at every pass, the model as it was sent), "joint" (optimised with the images) or its values, buffer name ->
-    [T, B, *shape]. draws: passes whose gradients are averaged. penalty: its loss has the bottleneck's penalty too.
+    anew at every pass, the model as it was sent), "fixed" (drawn once, before the first), "joint" (optimised with the
+    images) or its values, buffer name -> [T, B, *shape]. draws: passes whose gradients are averaged. penalty: its loss
+    has the bottleneck's penalty too.
     Source: the developer guide, "Contracts".
     """
 
@@ -49,7 +50,7 @@ class Observation:
     noise_std: float = 0.0
     of_each_image: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
     of_the_mean: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]] | None = None
-    noise: dict[str, Tensor] | Literal["resample", "joint"] = "resample"
+    noise: dict[str, Tensor] | Literal["resample", "fixed", "joint"] = "resample"
     draws: int = 1
     penalty: bool = False
 
@@ -206,20 +207,20 @@ def dummy_noise(
         return None
     if not isinstance(observation.noise, str):
         return lambda _, trials: [{name: values[trials] for name, values in observation.noise.items()}]
-    if observation.noise != "resample":
+    if observation.noise == "joint":
         raise ValueError(
             f"noise={observation.noise!r} is optimised with the images, which this attack does not do: use "
             "attacks.InvertingGradients"
         )
 
-    def draw(_: Tensor, trials: Tensor) -> list[dict[str, Tensor]]:
-        passes = []
-        for _ in range(observation.draws):
-            drawn = [models.draw_noise(network, batch, streams[trial]) for trial in trials.tolist()]
-            passes.append({name: torch.stack([own[name] for own in drawn]) for name in drawn[0]})
-        return passes
+    def drawn(trials: Sequence[int]) -> dict[str, Tensor]:
+        each = [models.draw_noise(network, batch, streams[trial]) for trial in trials]
+        return {name: torch.stack([own[name] for own in each]) for name in each[0]}
 
-    return draw
+    if observation.noise == "fixed":
+        once = drawn(range(len(streams)))
+        return lambda _, trials: [{name: values[trials] for name, values in once.items()}]
+    return lambda _, trials: [drawn(trials.tolist()) for _ in range(observation.draws)]
 
 
 def _average(passes: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -192,12 +192,14 @@ def identify_in_class(
 def score(reconstruction: Any, images: Tensor, labels: Tensor, pool: Tensor | ImageSet | None = None) -> pd.DataFrame:
     """One row an image: how well it, its label and its identity were recovered.
 
-    reconstruction: a `Reconstruction`; images: [T, B, C, H, W] in [0, 1]; labels: [T, B].
+    reconstruction: a `Reconstruction`; images: [T, B, C, H, W] in [0, 1]; labels: [T, B], classes from 0 on; in the
+    reconstruction's a negative one is a class that was not found.
     Batches are matched once (`match_batches`), and every column uses that assignment.
 
     Columns: trial, image, label, label_inferred, label_correct, mse (raw pixels), mse_clamped, psnr and ssim (clamped),
     objective, evaluations, diverged; lost, from attacks that count it; with a pool also rank, identified, chance. A
     diverged trial is a row like any other, with mse = +inf where its pixels are not finite.
+    Errors: ValueError for other shapes, and for labels that are no classes: soft targets, fractions, negative ones.
 
     >>> import torch
     >>> from reprolib import attacks, metrics
@@ -216,8 +218,16 @@ def score(reconstruction: Any, images: Tensor, labels: Tensor, pool: Tensor | Im
         raise ValueError(
             f"images has shape {tuple(images.shape)}, the reconstruction {tuple(raw.shape)}: both are [T, B, C, H, W]"
         )
-    if labels.shape != images.shape[:2]:
-        raise ValueError(f"labels has shape {tuple(labels.shape)}, expected [T, B] = {tuple(images.shape[:2])}")
+    for name, given in (("labels", labels), ("the reconstruction's labels", reconstruction.labels)):
+        if given.shape != images.shape[:2]:
+            soft = ": these are targets of every class; give the classes" if given.ndim == 3 else ""
+            raise ValueError(
+                f"{name} has shape {tuple(given.shape)}, expected [T, B] = {tuple(images.shape[:2])}{soft}"
+            )
+        if given.dtype == torch.bool or given.is_floating_point() or given.is_complex():
+            raise ValueError(f"{name} is of dtype {given.dtype}, expected classes as integers")
+    if (labels < 0).any():
+        raise ValueError(f"labels holds {labels.min()}, expected classes from 0 on")
     trials, size = labels.shape
     order = match_batches(raw, images)
     raw = raw[torch.arange(trials)[:, None], order].flatten(0, 1)

@@ -88,16 +88,14 @@ def victim(name="lenet", dtype=torch.float64, seed=0, **options):
     return models.build(name, CLASSES, SHAPE, seed=seed, normalize=NORMAL, **options).to(dtype)
 
 
-class Normed(nn.Module):
+class Normed(models.Victim):
     """A convolution, batch norm with running statistics of its own, and the head."""
 
-    image_shape, num_classes = SHAPE, CLASSES
-
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(CLASSES, SHAPE, models.Normalize(*NORMAL))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.normalize, self.conv = models.Normalize(*NORMAL), nn.Conv2d(3, 4, 3, stride=2)
+            self.conv = nn.Conv2d(3, 4, 3, stride=2)
             self.norm, self.head = nn.BatchNorm2d(4), nn.Linear(36, CLASSES)
             nn.init.uniform_(self.norm.running_var, 0.5, 2)
         self.eval().double()

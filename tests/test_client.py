@@ -15,14 +15,11 @@ from reprolib.defenses import CastPrecision, Defense, GaussianNoise, TopK
 SHAPE, CLASSES = (2, 6, 6), 5
 
 
-class Net(nn.Module):
+class Net(models.Victim):
     """A victim of two convolutions, with batch norm or without, in float64 so that equality can be asked for."""
 
-    image_shape, num_classes = SHAPE, CLASSES
-    normalize = nn.Identity()
-
     def __init__(self, norm: bool = False, dropout: float = 0.0):
-        super().__init__()
+        super().__init__(CLASSES, SHAPE, nn.Identity())
         torch.manual_seed(0)
         self.body = nn.Sequential(
             nn.Conv2d(2, 4, 3, padding=1),
@@ -429,7 +426,7 @@ def test_share_refuses_settings_that_do_not_fit():
 
 
 def test_share_refuses_models_that_are_not_victims():
-    lacks = r"Linear is no victim as it is \(it lacks a linear last layer 'head', image_shape, num_classes, normalize\)"
+    lacks = r"Linear is no victim as it is \(it is no models.Victim\)"
     with pytest.raises(ValueError, match=f"{lacks}: models.adapt"):
         share(nn.Linear(2, 2), *private())
     wrong = Net()

@@ -17,14 +17,12 @@ from reprolib.task import Task
 SHAPE = (2, 8, 8)
 
 
-class Net(nn.Module):
+class Net(models.Victim):
     """A network with a normalisation layer to choose, a layer that nothing uses, and one that may be frozen."""
 
-    image_shape, num_classes = SHAPE, 3
-
     def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.normalize, self.activation = nn.Identity(), nn.Sigmoid()
+        super().__init__(3, SHAPE, nn.Identity())
+        self.activation = nn.Sigmoid()
         self.trunk, self.norm = nn.Conv2d(2, 4, 3, stride=2, padding=1), norm
         self.unused, self.head = nn.Linear(2, 2), nn.Linear(64, 3)
 
@@ -186,12 +184,10 @@ def test_second_derivatives_are_right(norm, mode, trials):
     torch.testing.assert_close(slope, differences, rtol=1e-6, atol=1e-9)
 
 
-class Attending(nn.Module):
-    image_shape, num_classes = SHAPE, 3
-
+class Attending(models.Victim):
     def __init__(self) -> None:
-        super().__init__()
-        self.normalize, self.mix = nn.Identity(), nn.MultiheadAttention(8, 2, batch_first=True)
+        super().__init__(3, SHAPE, nn.Identity())
+        self.mix = nn.MultiheadAttention(8, 2, batch_first=True)
         self.norm, self.head = nn.LayerNorm(8), nn.Linear(128, 3)
 
     def forward(self, x):
@@ -313,12 +309,10 @@ def test_local_training_that_cannot_be_is_refused(options, message):
         LocalTraining(1, 1, 0.1, **options)
 
 
-class Recurrent(nn.Module):
-    image_shape, num_classes = SHAPE, 3
-
+class Recurrent(models.Victim):
     def __init__(self) -> None:
-        super().__init__()
-        self.normalize, self.cell, self.head = nn.Identity(), nn.LSTM(8, 4, batch_first=True), nn.Linear(4, 3)
+        super().__init__(3, SHAPE, nn.Identity())
+        self.cell, self.head = nn.LSTM(8, 4, batch_first=True), nn.Linear(4, 3)
 
     def forward(self, x):
         return self.head(self.cell(x.flatten(1, 2))[0][:, -1])

@@ -302,16 +302,14 @@ def test_the_victim_stays_as_it_was_and_runs_repeat():
     torch.testing.assert_close(agreed.raw, agreed.candidates.mean(1))
 
 
-class SmoothNet(nn.Module):
+class SmoothNet(models.Victim):
     """Two convolutions with batch norm and softplus, so that finite differences apply."""
 
     def __init__(self):
-        super().__init__()
-        self.normalize = nn.Identity()
+        super().__init__(CLASSES, (3, 6, 6), nn.Identity())
         self.conv1, self.norm1 = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
         self.conv2, self.norm2 = nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4)
         self.head = nn.Linear(4, CLASSES)
-        self.normalize, self.image_shape, self.num_classes = nn.Identity(), (3, 6, 6), CLASSES
 
     def forward(self, x):
         x = F.softplus(self.norm1(self.conv1(self.normalize(x))))

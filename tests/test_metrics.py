@@ -227,6 +227,21 @@ def test_the_mean_image_baseline_is_the_pixel_variance():
         (lambda x: metrics.mse(x, x[:, :2]), r"reconstructed has shape .* expected that of images"),
         (lambda x: metrics.score(Outcome(x[:2], _labels()), x, _labels()), r"images has shape .*\[T, B, C, H, W\]"),
         (lambda x: metrics.score(Outcome(x, _labels()), x, _labels()[:, 0]), r"labels has shape \(4,\), expected"),
+        (
+            lambda x: metrics.score(Outcome(x, _labels()), x, torch.zeros(4, 3, 10)),
+            r"labels has shape \(4, 3, 10\), .* targets of every class",
+        ),
+        (lambda x: metrics.score(Outcome(x, _labels()), x, _labels().float()), "labels is of dtype torch.float32, exp"),
+        (lambda x: metrics.score(Outcome(x, _labels()), x, _labels() > 7), "labels is of dtype torch.bool"),
+        (lambda x: metrics.score(Outcome(x, _labels()), x, _labels() - 8), "labels holds -1, expected classes from 0"),
+        (
+            lambda x: metrics.score(Outcome(x, _labels() / 2), x, _labels()),
+            "the reconstruction's labels is of dtype torch.float32",
+        ),
+        (
+            lambda x: metrics.score(Outcome(x, _labels()[:2]), x, _labels()),
+            r"the reconstruction's labels has shape \(2, 3\)",
+        ),
         (lambda x: metrics.identify(x[0], x[0], x[0, :0]), r"pool has shape .*expected \[M, 3, 16, 16\]"),
         (lambda x: metrics.baselines(x, Auxiliary(x[0, :, :1])), r"auxiliary holds images of \(1, 16, 16\)"),
         (lambda x: metrics.label_overlap(_labels(), _labels()[:, :1]), "expected that of labels"),

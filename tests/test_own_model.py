@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
@@ -60,6 +61,27 @@ def test_adapt_keeps_what_the_module_computes_and_leaves_it_alone():
     module = nn.Sequential(models.Normalize([0.5] * 3, [0.25] * 3).double(), module)
     for (name, _), own in zip(module.named_parameters(), gradient(module, x, y), strict=True):
         assert torch.allclose(shared[model.names[name.removeprefix("1.")]][0], own, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda: ([0.5] * 3, [0.25] * 3),
+        lambda: torchvision.transforms.Normalize([0.5] * 3, [0.25] * 3),
+        lambda: models.Normalize([0.5] * 3, [0.25] * 3).double(),
+    ],
+)
+def test_a_normalisation_in_any_form_is_the_victims_own_field(given):
+    model = models.adapt(plain(), SHAPE, CLASSES, normalize=given())
+    assert model.mean.flatten().tolist() == [0.5] * 3 and model.std.shape == (3, 1, 1)
+    assert isinstance(model.normalize, models.Normalize) and model.std.dtype == torch.float64
+    assert torch.equal(model(batch()[0]), plain()((batch()[0] - 0.5) / 0.25))
+
+
+def test_without_a_normalisation_of_the_books_an_attacker_searches_in_pixels():
+    for normalize in (None, nn.BatchNorm2d(3).double()):
+        model = models.adapt(plain(), SHAPE, CLASSES, normalize=normalize)
+        assert model.mean.tolist() == [0.0] and model.std.tolist() == [1.0]
 
 
 class Tied(nn.Module):
@@ -133,6 +155,9 @@ class Recurrent(nn.Module):
         (plain, {"num_classes": 7}, r"'out' gives \[2, 5\] for two images, expected \[2, 7\]"),
         (plain, {"num_classes": 1}, "num_classes=1: expected an integer of at least 2"),
         (plain, {"num_classes": True}, "num_classes=True"),
+        (plain, {"normalize": ([0.5], [0.25])}, "expected .mean, std. with 3 numbers each"),
+        (plain, {"normalize": ([0.5] * 3, [0] * 3)}, "std positive"),
+        (plain, {"normalize": "imagenet"}, "normalize='imagenet'"),
         (plain, {"image_shape": (8, 8)}, r"image_shape=\(8, 8\): expected"),
         (plain, {"image_shape": (1, 8, 8)}, r"does not take images of shape \[2, 1, 8, 8\]"),
         (lambda: Tied(False).double(), {}, r"shares its weight with \['embed.weight'\]"),
@@ -464,7 +489,7 @@ def test_added_noise_is_said_and_not_refused():
 
 
 def test_a_model_that_is_no_victim_is_named():
-    with pytest.raises(ValueError, match=r"Plain is no victim as it is \(it lacks .*\): models.adapt"):
+    with pytest.raises(ValueError, match=r"Plain is no victim as it is \(it is no models.Victim\): models.adapt"):
         client.SharedUpdate.of(plain(), [], batch_size=1)
 
 

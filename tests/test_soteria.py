@@ -22,12 +22,11 @@ KNOWN = ThreatModel(labels="known", defense_known=True)
 NORMALIZE = ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 
 
-class Flat(nn.Module):
+class Flat(models.Victim):
     """A linear representation r = A x, and a head."""
 
     def __init__(self, matrix: torch.Tensor) -> None:
-        super().__init__()
-        self.normalize, self.image_shape, self.num_classes = nn.Identity(), (1, 1, matrix.shape[1]), 3
+        super().__init__(3, (1, 1, matrix.shape[1]), nn.Identity())
         self.first = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False)
         self.first.weight = nn.Parameter(matrix)
         self.head = nn.Linear(matrix.shape[0], 3)

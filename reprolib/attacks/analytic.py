@@ -49,9 +49,7 @@ class AnalyticRecovery:
             )
         gradients = update.as_gradients()
         inputs = linear_inputs(gradients[f"{self.layer}.weight"], gradients[f"{self.layer}.bias"], self.rows)
-        images = inputs.view(update.trials, 1, *update.image_shape)
-        if hasattr(model.normalize, "std"):
-            images = images * model.normalize.std + model.normalize.mean
+        images = inputs.view(update.trials, 1, *update.image_shape) * model.std.to(inputs) + model.mean.to(inputs)
         zeros = torch.zeros(update.trials, dtype=torch.int64, device=images.device)
         return Reconstruction(
             raw=images.expand(-1, update.batch_size, -1, -1, -1),

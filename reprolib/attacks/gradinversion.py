@@ -227,8 +227,8 @@ class _Search:
         self.given = given.to(self.device)
         self.owner = torch.arange(update.trials, device=self.device).repeat_interleave(attack.seeds)
         network = Victims.of(model).skeleton
-        self.mean = getattr(network.normalize, "mean", torch.zeros(1)).to(self.device, self.dtype)
-        self.std = getattr(network.normalize, "std", torch.ones(1)).to(self.device, self.dtype)
+        self.mean = network.mean.to(self.device, self.dtype)
+        self.std = network.std.to(self.device, self.dtype)
         observation = Observation(update.as_gradients())
         if update.defense is not None:
             observation = update.defense.counter(model, update)

@@ -168,8 +168,8 @@ class _Problem:
         self.given = given.to(self.device)
         self.soft = update.targets(self.given, first)
         network = Victims.of(model).skeleton
-        self.mean = getattr(network.normalize, "mean", torch.zeros(1)).to(self.device, self.dtype)
-        self.std = getattr(network.normalize, "std", torch.ones(1)).to(self.device, self.dtype)
+        self.mean = network.mean.to(self.device, self.dtype)
+        self.std = network.std.to(self.device, self.dtype)
         self.pixels = update.batch_size * math.prod(update.image_shape)
         # behind the pixels, where the attacker looks for the bottleneck's noise too: its buffers, one after the other
         self.bottleneck = models.noise_shapes(network)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from reprolib import client, models
-from reprolib.client import SharedUpdate, generator
+from reprolib.client import SharedUpdate
 from reprolib.closed_form import linear_inputs
 from reprolib.defenses.base import Defense, require_count, require_kind, require_level
 from reprolib.matching import Observation
@@ -125,11 +125,8 @@ class PRECODE(Defense):
         if noise == "recovered":
             noise = {f"{NAME}.noise": recovered_noise(model, update)[:, None]}
         elif noise == "zero":
-            noise = _each_trial(update, lambda _: models.no_noise(network, update.batch_size))
-        elif noise == "fixed":
-            noise = _each_trial(
-                update, lambda trial: models.draw_noise(network, update.batch_size, generator(0, trial, _FIXED_STREAM))
-            )
+            none = models.no_noise(network, update.batch_size)
+            noise = {name: value.expand(update.trials, *value.shape) for name, value in none.items()}
         return Observation(update.as_gradients(), weight, noise=noise, draws=how.draws, penalty=how.penalty)
 
 
@@ -184,9 +181,6 @@ class PartialPerturbation(Defense):
         part = replace(update, gradients={name: update.gradients[name] for name in chosen})
         reading = self.perturbation.counter(model, part)
         return replace(reading, target=update.as_gradients())
-
-
-_FIXED_STREAM = 0xF18ED  # an attacker's own draw, apart from every client's
 
 
 def upstream(model: nn.Module) -> list[str]:
@@ -252,8 +246,3 @@ def _input_shape(model: nn.Module, layer: str) -> tuple[int, ...]:
     with torch.no_grad():
         network(next(network.parameters()).new_zeros(1, *model.image_shape))
     return tuple(seen[0].shape[1:])
-
-
-def _each_trial(update: SharedUpdate, noise) -> dict[str, Tensor]:
-    drawn = [noise(trial) for trial in range(update.trials)]
-    return {name: torch.stack([own[name] for own in drawn]) for name in drawn[0]}

@@ -66,14 +66,15 @@ def noise_at_truth(
         true = images.batches(1, trials, seed=seed)[0][trial, None].to(device)
         uniform = torch.rand(true.shape, generator=generator(seed, trial)).to(true)
         soft = F.one_hot(update.labels, images.num_classes).to(true.dtype)
+        only = torch.zeros(1, dtype=torch.int64, device=device)
         for tensors in ("all", "upstream"):
             for noise, name in (("recovered", "the client's"), ("fixed", "fresh"), ("zero", "none")):
                 reading = replace(defense, against=Counter(tensors, noise)).counter(network, update)
+                streams = [generator(network_seed(seed, trial), 0, 0, 1)]  # as an attack on this network would draw
+                (drawn,) = matching.dummy_noise(network, reading, streams, 1)(true, only)
                 for image, pixels in (("true", true), ("random", uniform)):
-                    dummies = matching.dummy_gradients(worker, pixels, soft, noise=reading.noise)
-                    distance = matching.cosine(
-                        dummies, reading, torch.zeros(1, dtype=torch.int64, device=device)
-                    ).item()
+                    dummies = matching.dummy_gradients(worker, pixels, soft, noise=drawn)
+                    distance = matching.cosine(dummies, reading, only).item()
                     rows.append((trial, tensors, image, name, distance))
     return pd.DataFrame(rows, columns=["trial", "tensors", "image", "noise", "distance"])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -29,12 +28,14 @@ from reprolib.models.latent import VAE, WGAN
 from reprolib.models.lenet import LeNet
 from reprolib.models.mlp import MLP
 from reprolib.models.resnet import ResNet18, ResNet20, ResNet32, ResNetBN8
+from reprolib.models.victim import Normalize, Victim, checked_normalize
 from reprolib.models.victims import Victims, digest
 
 __all__ = [
     "ARCHITECTURES",
     "GENERATORS",
     "Normalize",
+    "Victim",
     "Victims",
     "adapt",
     "build",
@@ -52,7 +53,7 @@ __all__ = [
     "trunk_fingerprint",
 ]
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+ARCHITECTURES: dict[str, Callable[..., Victim]] = {
     "lenet": LeNet,
     "mlp": MLP,
     "convnet": ConvNet,
@@ -72,18 +73,6 @@ GENERATORS: dict[str, Callable[..., nn.Module]] = {"dcgan": DCGAN, "decoder": De
 """What attacks with a learned prior bring: features or latent vectors to images."""
 
 
-class Normalize(nn.Module):
-    """(x - mean) / std a channel, for images [N, C, H, W] in [0, 1]."""
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
-
-
 def build(
     name: str,
     num_classes: int,
@@ -92,7 +81,7 @@ def build(
     checkpoint: str | Path | None = None,
     normalize: tuple[Sequence[float], Sequence[float]] | None = None,
     **options: object,
-) -> nn.Module:
+) -> Victim:
     """The named architecture in eval mode, its weights drawn on the CPU from `seed` or read from `checkpoint`.
 
     image_shape: (C, H, W). normalize: (mean, std), a number a channel, applied as the model's first layer; None leaves
@@ -111,11 +100,9 @@ def build(
         raise ValueError(f"num_classes={num_classes!r}: expected an integer of at least 2")
     num_classes, image_shape = int(num_classes), _checked_shape(image_shape)
     known = _options("model", name, ARCHITECTURES, options, ("normalize",))
-    normalize = None if normalize is None else _checked_normalize(normalize, image_shape[0])
+    normalize = None if normalize is None else checked_normalize(normalize, image_shape[0])
     first = nn.Identity() if normalize is None else Normalize(*normalize)
     model = drawn(lambda: ARCHITECTURES[name](num_classes, image_shape, first, **options), seed)
-    model.image_shape = image_shape
-    model.num_classes = num_classes
     model.architecture = {"name": name, "num_classes": num_classes, "image_shape": image_shape, **known, **options}
     model.architecture["normalize"] = None if normalize is None else tuple(tuple(part) for part in normalize)
     if checkpoint is not None:
@@ -303,17 +290,3 @@ def _checked_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
     if len(shape) != 3 or not all(isinstance(size, Integral) and size >= 1 for size in shape):
         raise ValueError(f"image_shape={image_shape!r}: expected (channels, height, width), each at least 1")
     return tuple(map(int, shape))
-
-
-def _checked_normalize(
-    normalize: tuple[Sequence[float], Sequence[float]], channels: int
-) -> tuple[Sequence[float], Sequence[float]]:
-    try:
-        mean, std = normalize
-        fits = len(mean) == len(std) == channels
-        fits = fits and all(math.isfinite(value) for value in mean) and all(0 < value < math.inf for value in std)
-    except (TypeError, ValueError):
-        fits = False
-    if not fits:
-        raise ValueError(f"normalize={normalize!r}: expected (mean, std) with {channels} numbers each, std positive")
-    return mean, std

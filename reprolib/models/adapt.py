@@ -16,12 +16,13 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import UninitializedTensorMixin
 
 from reprolib.models import incoming
+from reprolib.models.victim import Normalize, Victim, checked_normalize
 from reprolib.task import Task
 
 CROSS_ENTROPY = Task()
 
 
-class Adapted(nn.Module):
+class Adapted(Victim):
     """Somebody's network with its normalisation in front and its last layer apart, as every victim of the book.
 
     names: the name in their module -> the name here, for everything in its `state_dict()`. unsteady: buffers, besides
@@ -39,9 +40,8 @@ class Adapted(nn.Module):
         label: str,
         unsteady: Sequence[str],
     ) -> None:
-        super().__init__()
-        self.normalize, self.body, self.head, self.unsteady = normalize, body, head, unsteady
-        self.image_shape, self.num_classes, self.names, self.task = image_shape, head.out_features, names, task
+        super().__init__(head.out_features, image_shape, normalize)
+        self.body, self.head, self.names, self.task, self.unsteady = body, head, names, task, unsteady
         self.architecture = {"name": label, "num_classes": self.num_classes, "image_shape": image_shape}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def adapt(
     num_classes: int,
     *,
     head: str | None = None,
-    normalize: nn.Module | None = None,
+    normalize: nn.Module | tuple[Sequence[float], Sequence[float]] | None = None,
     task: Task = CROSS_ENTROPY,
     weights: incoming.Numbers | None = None,
 ) -> Adapted:
@@ -73,9 +73,9 @@ def adapt(
     the entry or attribute `logits`, alone in a tuple or mapping, or as [N] for one output. What data-parallel training
     and torch.compile wrap around a module is taken off.
     image_shape: (C, H, W). head: that layer's name; found where it is None. normalize: applied to images in [0, 1]
-    before the module, as `models.Normalize(mean, std)`; leave it out where the module normalises by itself. task: what
-    it is trained for; num_classes are its outputs, one at least where these are no classes. weights: those that the
-    server sent, in any form that `incoming.named` reads; None keeps the module's own.
+    before the module: `models.Normalize(mean, std)`, (mean, std) or torchvision's transform; leave it out where the
+    module normalises by itself. task: what it is trained for; num_classes are its outputs, one at least where these are
+    no classes. weights: those that the server sent, in any form that `incoming.named` reads; None keeps the module's.
     Errors: ValueError with a line for everything that is missing or does not fit.
     """
     if not isinstance(module, nn.Module):
@@ -88,13 +88,17 @@ def adapt(
     if not isinstance(num_classes, Integral) or isinstance(num_classes, bool) or num_classes < least:
         of_one = "; for one output give task=Task('bce') or Task('squared error')" if num_classes == 1 else ""
         problems.append(f"num_classes={num_classes!r}: expected an integer of at least {least}{of_one}")
+    try:
+        normalize = _normalization(normalize, shape[0] if shape else 0)
+    except ValueError as error:
+        problems.append(str(error))
     problems += [*_of_its_tensors(module), *_of_its_layers(module)]
     if problems:
         raise ValueError(_told(module, problems))
     shape = tuple(map(int, shape))
     body = _copied(module)
     first = next(body.parameters())
-    normalize = nn.Identity() if normalize is None else copy.deepcopy(normalize).to(first)
+    normalize = normalize.to(first).eval()
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(first)
     try:
         found, logits = _last_layer(body, normalize(images), head)
@@ -121,6 +125,18 @@ def adapt(
 
 class _NotFittingError(ValueError):
     """What is wrong with a module, a line an argument."""
+
+
+def _normalization(given: object, channels: int) -> nn.Module:
+    """A module of its own from what somebody has: None, (mean, std), a module with these, or any other module."""
+    if given is None:
+        return nn.Identity()
+    pair = (given.mean, given.std) if hasattr(given, "mean") and hasattr(given, "std") else given
+    if isinstance(pair, nn.Module):
+        return copy.deepcopy(pair)
+    if isinstance(pair, tuple | list):
+        pair = tuple(part.flatten().tolist() if isinstance(part, Tensor) else part for part in pair)
+    return Normalize(*checked_normalize(pair, channels))
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

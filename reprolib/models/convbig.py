@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from reprolib.models.victim import Victim
 
-class ConvBig(nn.Module):
+
+class ConvBig(Victim):
     """Images [N, C, H, W] in [0, 1] to logits [N, num_classes].
 
     A 3x3 convolution to w channels and a 1x1 convolution, padded by one, to 2w, each with ReLU and an average over 2x2;
@@ -24,14 +26,13 @@ class ConvBig(nn.Module):
         width: int = 32,
         features: int = 2000,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, image_shape, normalize)
         for name, value, least in (("width", width, 1), ("features", features, 2)):
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
         channels, height, breadth = image_shape
         if min(height, breadth) < 2:
             raise ValueError(f"image_shape={image_shape!r}: two poolings by two need at least 2 x 2 pixels")
-        self.normalize = normalize
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, 2 * width, 1, padding=1)
         self.pool = nn.AvgPool2d(2)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from reprolib.models.victim import Victim
 
-class ConvNet(nn.Module):
+
+class ConvNet(Victim):
     """Images [N, C, H, W] in [0, 1] to logits [N, num_classes]: eight 3x3 convolutions with batch norm and ReLU.
 
     Channels w, 2w, 2w, 4w, 4w, 4w, then a 3x3 max-pooling, two more of 4w, another pooling, and a linear head. width:
@@ -23,7 +25,7 @@ class ConvNet(nn.Module):
         width: int = 64,
         norm: str = "batch",
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, image_shape, normalize)
         if not isinstance(width, int) or width < 1:
             raise ValueError(f"width={width!r}: expected an integer of at least 1")
         if norm not in ("batch", "none"):
@@ -31,7 +33,6 @@ class ConvNet(nn.Module):
         channels, height, breadth = image_shape
         if min(height, breadth) < 9:
             raise ValueError(f"image_shape={image_shape!r}: two poolings by three need at least 9 x 9 pixels")
-        self.normalize = normalize
         widths = [channels, width, *[2 * width] * 2, *[4 * width] * 5]
         layers: list[nn.Module] = []
         for i, (into, out) in enumerate(zip(widths, widths[1:], strict=False)):

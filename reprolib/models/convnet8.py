@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from reprolib.models.victim import Victim
 
-class ConvNet8(nn.Module):
+
+class ConvNet8(Victim):
     """Images [N, C, H, W] in [0, 1] to logits [N, num_classes]: three 3x3 convolutions with batch norm and ReLU.
 
     Channels w, 2w, 4w with strides 1, 2, 2; the features, [N, 4w * H/4 * W/4] (rounded up), enter the head as they are,
@@ -23,11 +25,11 @@ class ConvNet8(nn.Module):
         width: int = 32,
         pooled: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, image_shape, normalize)
         if not isinstance(width, int) or width < 1:
             raise ValueError(f"width={width!r}: expected an integer of at least 1")
         channels, height, breadth = image_shape
-        self.normalize, self.pooled = normalize, pooled
+        self.pooled = pooled
         layers: list[nn.Module] = []
         for into, out, stride in ((channels, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2)):
             layers += [nn.Conv2d(into, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]

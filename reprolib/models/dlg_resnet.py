@@ -10,6 +10,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reprolib.models.victim import Victim
+
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU}
 
 
@@ -30,7 +32,7 @@ class Block(nn.Module):
         return self.activation(residual + shortcut)
 
 
-class DLGResNet(nn.Module):
+class DLGResNet(Victim):
     """Images [N, C, H, W] in [0, 1] to logits [N, num_classes]; every map keeps the image's resolution.
 
     activation: "sigmoid" or "relu". norm: "none" (convolutions have biases) or "batch" (they have none). init:
@@ -47,14 +49,13 @@ class DLGResNet(nn.Module):
         norm: str,
         init: str,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, image_shape, normalize)
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation={activation!r}: expected one of {', '.join(ACTIVATIONS)}")
         if norm not in ("none", "batch"):
             raise ValueError(f"norm={norm!r}: expected none or batch")
         if init not in ("uniform", "default"):
             raise ValueError(f"init={init!r}: expected uniform or default")
-        self.normalize = normalize
         self.conv, self.norm = _convolution(image_shape[0], 16, norm)
         self.activation = ACTIVATIONS[activation]()
         self.stage1 = _stage(16, 16, blocks_per_stage, activation, norm)

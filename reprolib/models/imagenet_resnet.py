@@ -10,8 +10,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from reprolib.models.victim import Victim
 
-class _ImageNetResNet(nn.Module):
+
+class _ImageNetResNet(Victim):
     """Images [N, C, H, W] in [0, 1] to logits [N, num_classes].
 
     weights: "random" draws as torchvision does; "imagenet" reads torchvision's IMAGENET1K_V1 file from torch's own
@@ -32,7 +34,7 @@ class _ImageNetResNet(nn.Module):
         weights: str = "random",
         pooled: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, image_shape, normalize)
         if weights not in ("random", "imagenet"):
             raise ValueError(f"weights={weights!r}: expected random or imagenet")
         if image_shape[0] != 3:
@@ -45,7 +47,6 @@ class _ImageNetResNet(nn.Module):
         for module in body.modules():
             if isinstance(module, nn.ReLU):
                 module.inplace = False  # an attack differentiates the gradient again and needs what was there before
-        self.normalize = normalize
         head, body.fc = body.fc, nn.Identity()
         if not pooled:
             body.avgpool = nn.Identity()

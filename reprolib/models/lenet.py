@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from reprolib.models.victim import Victim
+
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU}
 WIDTH = 12
 
 
-class LeNet(nn.Module):
+class LeNet(Victim):
     """Images [N, C, H, W] in [0, 1] to logits [N, num_classes].
 
     The convolutions' strides are 2, 2, 1, so a 32x32 image ends as 12 maps of 8x8: 768 features.
@@ -28,14 +30,13 @@ class LeNet(nn.Module):
         activation: str = "sigmoid",
         init: str = "uniform",
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, image_shape, normalize)
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation={activation!r}: expected one of {', '.join(ACTIVATIONS)}")
         if init not in ("uniform", "default"):
             raise ValueError(f"init={init!r}: expected uniform or default")
         channels, height, width = image_shape
         features = WIDTH * _halved_twice(height) * _halved_twice(width)
-        self.normalize = normalize
         self.conv1 = nn.Conv2d(channels, WIDTH, kernel_size=5, stride=2, padding=2)
         self.conv2 = nn.Conv2d(WIDTH, WIDTH, kernel_size=5, stride=2, padding=2)
         self.conv3 = nn.Conv2d(WIDTH, WIDTH, kernel_size=5, stride=1, padding=2)

@@ -6,10 +6,12 @@ import math
 
 from torch import Tensor, nn
 
+from reprolib.models.victim import Victim
+
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU}
 
 
-class MLP(nn.Module):
+class MLP(Victim):
     """Images [N, C, H, W] in [0, 1] to logits [N, num_classes] through two hidden layers of `width` units.
 
     activation: "sigmoid" or "relu". init: "default" is torch's; "uniform" draws all from U(-0.5, 0.5).
@@ -25,14 +27,13 @@ class MLP(nn.Module):
         activation: str = "sigmoid",
         init: str = "default",
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, image_shape, normalize)
         if not isinstance(width, int) or width < 1:
             raise ValueError(f"width={width!r}: expected an integer of at least 1")
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation={activation!r}: expected one of {', '.join(ACTIVATIONS)}")
         if init not in ("uniform", "default"):
             raise ValueError(f"init={init!r}: expected uniform or default")
-        self.normalize = normalize
         self.hidden1 = nn.Linear(math.prod(image_shape), width)
         self.hidden2 = nn.Linear(width, width)
         self.head = nn.Linear(width, num_classes)

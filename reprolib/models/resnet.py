@@ -8,11 +8,13 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from reprolib.models.victim import Victim
+
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}
 NORMS = {"batch": nn.BatchNorm2d, "group": partial(nn.GroupNorm, 4)}
 
 
-class ResNet(nn.Module):
+class ResNet(Victim):
     """Images [N, C, H, W] in [0, 1] to logits [N, num_classes].
 
     A 3x3 convolution without pooling, then one stage for each entry of `blocks`, of so many basic blocks; `width`
@@ -38,7 +40,7 @@ class ResNet(nn.Module):
         norm: str = "batch",
         pooled: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, image_shape, normalize)
         if not isinstance(width, int) or width < 1:
             raise ValueError(f"width={width!r}: expected an integer of at least 1")
         for name, value, known in (("activation", activation, ACTIVATIONS), ("norm", norm, NORMS)):
@@ -47,7 +49,7 @@ class ResNet(nn.Module):
         if norm == "group" and width % 4:
             raise ValueError(f"width={width}: norm='group' takes four groups, expected a multiple of 4")
         normed = NORMS[norm]
-        self.normalize, self.pooled = normalize, pooled
+        self.pooled = pooled
         self.conv = nn.Conv2d(image_shape[0], width, kernel_size=3, padding=1, bias=False)
         self.norm, self.activation = normed(width), nn.ReLU()
         stages, into, sides = [], width, image_shape[1:]

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from reprolib.models.victim import Victim
+
 
 def digest(tensors: dict[str, Tensor], digest: hashlib._Hash | None = None) -> str:
     """16 hex digits of the SHA-256 over names, shapes, types and values."""
@@ -29,7 +31,7 @@ class Victims:
     not used. stacked: None, or name -> [K, *param]. index: None, or [T], the row of `stacked` that a trial meets.
     """
 
-    skeleton: nn.Module
+    skeleton: Victim
     stacked: dict[str, Tensor] | None = None
     index: Tensor | None = None
 
@@ -82,7 +84,7 @@ class Victims:
         """The victims of trials that are each split into `each`, one behind the other."""
         return self if self.index is None else replace(self, index=self.index.repeat_interleave(each))
 
-    def network(self, trial: int) -> nn.Module:
+    def network(self, trial: int) -> Victim:
         """The one network that a trial meets; a copy, where each meets its own."""
         if self.stacked is None:
             return self.skeleton
