@@ -351,9 +351,11 @@ class SharedUpdate:
         """Refuse a model that this update does not belong to, and values no attack can use; every attack calls it.
 
         Errors: ValueError for a parameter without gradient or a gradient without parameter, another shape, another
-        device, other weights (fingerprint), and a NaN or infinity, naming the trial and the parameter.
+        dtype or device, other weights (fingerprint), and a NaN or infinity, naming the trial and the parameter.
         """
         victims = Victims.of(model)
+        if not isinstance(self.gradients, dict) or not all(isinstance(g, Tensor) for g in self.gradients.values()):
+            raise ValueError("the update's gradients are no tensors by name: SharedUpdate.of makes them of one's own")
         parameters = {name: victims.skeleton.get_parameter(name) for name in gradients.trained_names(victims.skeleton)}
         if parameters.keys() != self.gradients.keys():
             missing = [name for name in parameters if name not in self.gradients]
@@ -368,6 +370,11 @@ class SharedUpdate:
                 raise ValueError(
                     f"the update is not of this model: the gradient of {name!r} has shape {tuple(gradient.shape[1:])} "
                     f"a trial, the parameter {tuple(parameter.shape)}"
+                )
+            if gradient.dtype != parameter.dtype:
+                raise ValueError(
+                    f"the gradient of {name!r} is of dtype {gradient.dtype}, the model of {parameter.dtype}: "
+                    "SharedUpdate.of reads numbers of another dtype"
                 )
             if gradient.device != parameter.device:
                 raise ValueError(
@@ -438,9 +445,7 @@ def _brought(
             )
     elif named and all(v is None or not v.any() for v in named.values()):
         raise ValueError("gradients: all are zero or None: read them after loss.backward() and before zero_grad()")
-    elif named and all(
-        v is not None and torch.allclose(v, parameters[n], rtol=0.2, atol=1e-8) for n, v in named.items()
-    ):
+    elif _are_weights(named, parameters):
         raise ValueError("gradients: these are weights, near the model's own: give them as after=")
     if frozen := [called[n] for n, v in named.items() if n not in trained and v is not None and v.any()]:
         raise ValueError(
@@ -457,6 +462,16 @@ def _brought(
     return {
         name: (torch.zeros_like(parameters[name]) if named[name] is None else named[name])[None] for name in trained
     }, assumed
+
+
+def _are_weights(found: dict[str, Tensor | None], parameters: dict[str, Tensor]) -> bool:
+    """Whether these are the model's weights after some training: of as many numbers, no gradient is as parallel."""
+    both = [(value.flatten(), parameters[name].flatten()) for name, value in found.items() if value is not None]
+    if not both:
+        return False
+    theirs, own = (torch.cat(parts) for parts in zip(*both, strict=True))
+    near = torch.allclose(theirs, own, rtol=0.2, atol=1e-8)
+    return near or (len(own) >= 100 and bool(torch.cosine_similarity(theirs, own, dim=0) > 0.5))
 
 
 def _of_the_buffers(
