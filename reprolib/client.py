@@ -58,12 +58,12 @@ def generator(seed: Seed, trial: int, *stream: int) -> torch.Generator:
     alone would, whatever company it is attacked in.
     Errors: ValueError for a negative number or one that is no integer, and for a trial that has no pair.
     """
-    if isinstance(seed, Sequence):
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
         if not trial < len(seed):
             raise ValueError(f"generator: trial {trial} has no pair (seed, trial); seed holds {len(seed)} of them")
         seed, trial = seed[trial]
     key = (seed, trial, *stream)
-    if not all(isinstance(part, int | np.integer) and part >= 0 for part in key):
+    if not all(isinstance(part, int | np.integer) and not isinstance(part, bool) and part >= 0 for part in key):
         raise ValueError(f"generator: seed, trial and stream must be integers >= 0, got {key}")
     state = np.random.SeedSequence(int(seed), spawn_key=[int(part) for part in key[1:]]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
@@ -211,9 +211,7 @@ class SharedUpdate:
         if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of images >= 1, got {batch_size!r}")
         batch_size = int(batch_size)
-        for name, value, kind in (("local", local, LocalTraining), ("threat", threat, ThreatModel)):
-            if value is not None and not isinstance(value, kind):
-                raise ValueError(f"{name} must be a client.{kind.__name__}(...), got {value!r}")
+        _check_types(threat, local)
         _check_victim(model)
         threat = ThreatModel(labels="known" if labels is not None else "unknown") if threat is None else threat
         if threat.batch_norm != "none":
@@ -580,7 +578,11 @@ def share(
     that the server sent; "buffers" needs mode "train" and a single step.
     Errors: ValueError, before any work, for every input that does not fit these lines.
     """
+    _check_types(threat, local)
     threat = ThreatModel() if threat is None else threat
+    for name, value in (("images", images), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
     sizes = _sizes(images, threat, clients)
     _check_inputs(model, images, labels, local, sizes)
     generator(seed, 0)  # refuses a bad seed before any work
@@ -881,6 +883,12 @@ def _sizes(images: Tensor, threat: ThreatModel, clients: Sequence[int]) -> tuple
             f"ThreatModel(observes='mean of {len(sizes)}')"
         )
     return sizes
+
+
+def _check_types(threat: object, local: object) -> None:
+    for name, value, kind in (("local", local, LocalTraining), ("threat", threat, ThreatModel)):
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{name} must be a client.{kind.__name__}(...), got {value!r}")
 
 
 def _check_victim(model: nn.Module) -> None:
