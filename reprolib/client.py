@@ -63,12 +63,12 @@ def generator(seed: Seed, trial: int, *stream: int) -> torch.Generator:
     >>> torch.rand(1, generator=client.generator(7, 3)) == torch.rand(1, generator=client.generator([(7, 3)], 0))
     tensor([True])
     """
-    if isinstance(seed, Sequence):
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
         if not trial < len(seed):
             raise ValueError(f"generator: trial {trial} has no pair (seed, trial); seed holds {len(seed)} of them")
         seed, trial = seed[trial]
     key = (seed, trial, *stream)
-    if not all(isinstance(part, int | np.integer) and part >= 0 for part in key):
+    if not all(isinstance(part, int | np.integer) and not isinstance(part, bool) and part >= 0 for part in key):
         raise ValueError(f"generator: seed, trial and stream must be integers >= 0, got {key}")
     state = np.random.SeedSequence(int(seed), spawn_key=[int(part) for part in key[1:]]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
@@ -232,9 +232,7 @@ class SharedUpdate:
         if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of images >= 1, got {batch_size!r}")
         batch_size = int(batch_size)
-        for name, value, kind in (("local", local, LocalTraining), ("threat", threat, ThreatModel)):
-            if value is not None and not isinstance(value, kind):
-                raise ValueError(f"{name} must be a client.{kind.__name__}(...), got {value!r}")
+        _check_types(threat, local)
         _check_victim(model)
         threat = ThreatModel(labels="known" if labels is not None else "unknown") if threat is None else threat
         if threat.batch_norm != "none":
@@ -372,9 +370,11 @@ class SharedUpdate:
         """Refuse a model that this update does not belong to, and values no attack can use; every attack calls it.
 
         Errors: ValueError for a parameter without gradient or a gradient without parameter, another shape, another
-        device, other weights (fingerprint), and a NaN or infinity, naming the trial and the parameter.
+        dtype or device, other weights (fingerprint), and a NaN or infinity, naming the trial and the parameter.
         """
         victims = Victims.of(model)
+        if not isinstance(self.gradients, dict) or not all(isinstance(g, Tensor) for g in self.gradients.values()):
+            raise ValueError("the update's gradients are no tensors by name: SharedUpdate.of makes them of one's own")
         parameters = {name: victims.skeleton.get_parameter(name) for name in gradients.trained_names(victims.skeleton)}
         if parameters.keys() != self.gradients.keys():
             missing = [name for name in parameters if name not in self.gradients]
@@ -389,6 +389,11 @@ class SharedUpdate:
                 raise ValueError(
                     f"the update is not of this model: the gradient of {name!r} has shape {tuple(gradient.shape[1:])} "
                     f"a trial, the parameter {tuple(parameter.shape)}"
+                )
+            if gradient.dtype != parameter.dtype:
+                raise ValueError(
+                    f"the gradient of {name!r} is of dtype {gradient.dtype}, the model of {parameter.dtype}: "
+                    "SharedUpdate.of reads numbers of another dtype"
                 )
             if gradient.device != parameter.device:
                 raise ValueError(
@@ -459,9 +464,7 @@ def _brought(
             )
     elif named and all(v is None or not v.any() for v in named.values()):
         raise ValueError("gradients: all are zero or None: read them after loss.backward() and before zero_grad()")
-    elif named and all(
-        v is not None and torch.allclose(v, parameters[n], rtol=0.2, atol=1e-8) for n, v in named.items()
-    ):
+    elif _are_weights(named, parameters):
         raise ValueError("gradients: these are weights, near the model's own: give them as after=")
     if frozen := [called[n] for n, v in named.items() if n not in trained and v is not None and v.any()]:
         raise ValueError(
@@ -478,6 +481,16 @@ def _brought(
     return {
         name: (torch.zeros_like(parameters[name]) if named[name] is None else named[name])[None] for name in trained
     }, assumed
+
+
+def _are_weights(found: dict[str, Tensor | None], parameters: dict[str, Tensor]) -> bool:
+    """Whether these are the model's weights after some training: of as many numbers, no gradient is as parallel."""
+    both = [(value.flatten(), parameters[name].flatten()) for name, value in found.items() if value is not None]
+    if not both:
+        return False
+    theirs, own = (torch.cat(parts) for parts in zip(*both, strict=True))
+    near = torch.allclose(theirs, own, rtol=0.2, atol=1e-8)
+    return near or (len(own) >= 100 and bool(torch.cosine_similarity(theirs, own, dim=0) > 0.5))
 
 
 def _of_the_buffers(
@@ -597,7 +610,11 @@ def share(
     >>> update.labels is None, update.defense is None  # the threat model grants neither
     (True, True)
     """
+    _check_types(threat, local)
     threat = ThreatModel() if threat is None else threat
+    for name, value in (("images", images), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(value).__name__}")
     sizes = _sizes(images, threat, clients)
     _check_inputs(model, images, labels, local, sizes)
     generator(seed, 0)  # refuses a bad seed before any work
@@ -898,6 +915,12 @@ def _sizes(images: Tensor, threat: ThreatModel, clients: Sequence[int]) -> tuple
             f"ThreatModel(observes='mean of {len(sizes)}')"
         )
     return sizes
+
+
+def _check_types(threat: object, local: object) -> None:
+    for name, value, kind in (("local", local, LocalTraining), ("threat", threat, ThreatModel)):
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{name} must be a client.{kind.__name__}(...), got {value!r}")
 
 
 def _check_victim(model: nn.Module) -> None:

@@ -425,6 +425,23 @@ def test_share_refuses_settings_that_do_not_fit():
         share(Net(dropout=0.5), *data, threat=ThreatModel(mode="train"))
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"images": [[0.5]]}, "images must be a tensor, got list"),
+        ({"labels": [[1]]}, "labels must be a tensor, got list"),
+        ({"threat": {"mode": "eval"}}, r"threat must be a client.ThreatModel\(...\), got {'mode': 'eval'}"),
+        ({"local": 0.1}, r"local must be a client.LocalTraining\(...\), got 0.1"),
+        ({"seed": True}, "seed, trial and stream must be integers >= 0, got .True"),
+        ({"seed": "a"}, "seed, trial and stream must be integers >= 0, got .'a'"),
+    ],
+)
+def test_share_names_an_argument_of_another_type(given, message):
+    images, labels = private()
+    with pytest.raises(ValueError, match=message):
+        share(Net(), **{"images": images, "labels": labels} | given)
+
+
 def test_share_refuses_models_that_are_not_victims():
     lacks = r"Linear is no victim as it is \(it is no models.Victim\)"
     with pytest.raises(ValueError, match=f"{lacks}: models.adapt"):

@@ -416,3 +416,9 @@ def test_a_failed_save_leaves_the_old_checkpoint(checkpoint, monkeypatch):
         models.save_checkpoint(models.build("lenet", **SMALL), checkpoint, {})
     assert checkpoint.read_bytes() == before
     assert build_from(checkpoint) is not None
+
+
+@pytest.mark.parametrize("seed", [-1, True, 1.5, "a", None, 2**70])
+def test_a_seed_that_is_none_is_refused(seed):
+    with pytest.raises(ValueError, match=r"seed=.*: expected an integer in \[0, 2\^64\)"):
+        models.build("lenet", 4, (3, 16, 16), seed=seed)

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -189,6 +190,11 @@ class Recurrent(nn.Module):
             {},
             r"'0' \(ChannelsNorm\) are normalisation with",
         ),
+        (
+            lambda: nn.Sequential(Call(lambda x: F.layer_norm(x, [8, 8])), nn.LayerNorm(8), *plain_layers()),
+            {},
+            "its forward calls F.layer_norm or F.instance_norm, whose second derivative in batches is wrong",
+        ),
         (lambda: nn.Sequential(nn.RReLU(), *plain_layers()), {}, "torch cannot differentiate it twice.*RReLU"),
         (lambda: nn.Sequential(Call(lambda x: x if x.mean() > 0 else -x), *plain_layers()), {}, "Branches on values"),
         (
@@ -367,6 +373,14 @@ def ours(change):
         (ours(lambda m, g: {"gradients": {n: -v for n, v in g.items()}}), "points the other way"),
         (ours(lambda m, g: {"gradients": {n: 3 * v for n, v in g.items()}}), "too large for a mean loss"),
         (ours(lambda m, g: {"gradients": m.state_dict()}), "these are weights"),
+        (
+            ours(
+                lambda m, g: {
+                    "gradients": {n: p + 0.5 * p.std() * torch.randn_like(p) for n, p in m.named_parameters()}
+                }
+            ),
+            "these are weights",
+        ),
         (ours(lambda m, g: {"gradients": g, "after": g}), "give either gradients"),
         (ours(lambda m, g: {}), "give either gradients"),
         (ours(lambda m, g: {"after": m.state_dict()}), r"weights need local=LocalTraining"),
@@ -486,6 +500,24 @@ def test_added_noise_is_said_and_not_refused():
     model, (x, y) = models.adapt(plain(), SHAPE, CLASSES), batch()
     noisy = {name: 20 * torch.randn_like(g[0]) for name, g in client.share(model, x[None], y[None]).gradients.items()}
     assert "does not sum to 0" in client.SharedUpdate.of(model, noisy, batch_size=2).assumed[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda g: list(g.values()), "no tensors by name: SharedUpdate.of"),
+        (lambda g: {name: value.numpy() for name, value in g.items()}, "no tensors by name: SharedUpdate.of"),
+        (
+            lambda g: {name: value.float() for name, value in g.items()},
+            "is of dtype torch.float32, the model of .*float64",
+        ),
+    ],
+)
+def test_numbers_that_went_past_the_constructor_are_sent_back_to_it(change, message):
+    model, (x, y) = models.adapt(plain(), SHAPE, CLASSES), batch()
+    update = client.share(model, x[None], y[None])
+    with pytest.raises(ValueError, match=message):
+        attacks.InvertingGradients(iterations=1)(model, replace(update, gradients=change(update.gradients)))
 
 
 def test_a_model_that_is_no_victim_is_named():

@@ -98,6 +98,8 @@ def build(
     """
     if not isinstance(num_classes, Integral) or num_classes < 2:
         raise ValueError(f"num_classes={num_classes!r}: expected an integer of at least 2")
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        raise ValueError(f"seed={seed!r}: expected an integer in [0, 2^64)")
     num_classes, image_shape = int(num_classes), _checked_shape(image_shape)
     known = _options("model", name, ARCHITECTURES, options, ("normalize",))
     normalize = None if normalize is None else checked_normalize(normalize, image_shape[0])

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import UninitializedTensorMixin
+from torch.overrides import TorchFunctionMode
 
 from reprolib.models import incoming
 from reprolib.models.victim import Normalize, Victim, checked_normalize
@@ -224,6 +225,20 @@ def _of_its_tensors(module: nn.Module) -> list[str]:
     return problems
 
 
+class _Norms(TorchFunctionMode):
+    """While it lasts, counts the calls of the norms whose second derivative in batches torch has wrong."""
+
+    of_layers = (nn.LayerNorm, _InstanceNorm)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.calls += function in (F.layer_norm, F.instance_norm)
+        return function(*args, **(kwargs or {}))
+
+
 def _last_layer(body: nn.Module, images: Tensor, head: str | None) -> tuple[str, Tensor]:
     """The name of the linear layer that computes the output, and the output for these images."""
     linear = {name: layer for name, layer in body.named_modules() if name and isinstance(layer, nn.Linear)}
@@ -235,8 +250,9 @@ def _last_layer(body: nn.Module, images: Tensor, head: str | None) -> tuple[str,
         for name, layer in body.named_modules()
         if name
     ]
+    direct = _Norms()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), direct:
             out = body(images)
     except Exception as error:
         raise _NotFittingError(
@@ -245,6 +261,12 @@ def _last_layer(body: nn.Module, images: Tensor, head: str | None) -> tuple[str,
     finally:
         for handle in handles:
             handle.remove()
+    by_layers = sum(len(seen[n]) for n, layer in body.named_modules() if n and isinstance(layer, _Norms.of_layers))
+    if direct.calls > by_layers:
+        raise _NotFittingError(
+            "its forward calls F.layer_norm or F.instance_norm, whose second derivative in batches is wrong in torch: "
+            "use nn.LayerNorm or nn.InstanceNorm, which are written out"
+        )
     if not isinstance(out, Tensor):
         raise _NotFittingError(
             f"it returns a {type(out).__name__} without an entry or attribute 'logits': wrap it in a module that "
