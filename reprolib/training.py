@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from reprolib import data, intervals, models, utility
+from reprolib import clone, data, intervals, models, utility
 from reprolib.atomic import write_atomic
 from reprolib.client import generator
 
-FOLDER = Path(__file__).resolve().parent.parent / "checkpoints"
+FOLDER = clone.shipped() / "checkpoints"
 CIFAR10 = ((0.49147, 0.48226, 0.44677), (0.24703, 0.24349, 0.26159))
 """Mean and standard deviation of CIFAR-10's training images, as the official code of Inverting Gradients has them."""
 

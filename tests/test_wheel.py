@@ -44,6 +44,12 @@ def test_the_wheel_carries_every_file_that_a_chapter_reads(installed):
         assert carried == {Path("reprolib", "carried", path.relative_to(ROOT)) for path in (ROOT / name).rglob("*")}
 
 
+def test_checkpoints_are_opened_from_the_wheel(installed, tmp_path):
+    opened = "training.victim('lenet-cifar10'); generators.shipped('vae-cifar10')"
+    code = f"from reprolib import generators, training; {opened}"
+    called(sys.executable, "-c", code, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(installed)})
+
+
 @pytest.mark.notebook
 def test_a_notebook_runs_in_an_empty_folder(installed, tmp_path):
     run = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(installed), "REPROLIB_RESULTS": ""}}
