@@ -21,12 +21,11 @@ from reprolib.atomic import write_atomic
 INLINE = 6_000
 """Bytes up to which a picture stays in the page: a file of its own would cost more than it saves."""
 
-PLAIN = ("n", "nn", "o", "p", "w")
-"""Classes of code tokens that are shown as plain text: names, operators, punctuation, white space."""
+PLAIN = ("n", "nn", "o", "p", "si", "w")
+"""Classes of code tokens shown as plain text: names, operators, punctuation, braces in strings, white space."""
 
 _PICTURE = re.compile(r'src="data:image/png;base64,([A-Za-z0-9+/=\s]+)"')
 _TOKEN = re.compile(rf'<span class="(?:{"|".join(PLAIN)})">([^<]*)</span>')
-_SAME = re.compile(r'<span class="(\w+)">([^<]*)</span><span class="\1">')
 _HIGHLIGHTED = re.compile(r'<div class="highlight">.*?</div>', re.DOTALL)
 _EXPORTS = re.compile(r"\bexport\s*\{([^}]*)\}\s*;?")
 
@@ -57,18 +56,8 @@ def _packed(content: bytes) -> tuple[bytes, str]:
 
 
 def lighter(page: str) -> str:
-    """The page without the tags around code tokens that look like plain text, half of a chapter's nodes.
-
-    Neighbours of one class become one: a string comes as three.
-    """
-
-    def joined(block: re.Match) -> str:
-        code, before = _TOKEN.sub(r"\1", block[0]), ""
-        while code != before:
-            before, code = code, _SAME.sub(r'<span class="\1">\2', code)
-        return code
-
-    return _HIGHLIGHTED.sub(joined, page)
+    """The page without the tags around code tokens that look like plain text, half of a chapter's nodes."""
+    return _HIGHLIGHTED.sub(lambda block: _TOKEN.sub(r"\1", block[0]), page)
 
 
 def datatables(folder: Path) -> None:
