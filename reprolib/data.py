@@ -33,6 +33,8 @@ SPLITS = ("train", "test")
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
 INNER_FILES = {"cifar10": ("cifar-10-batches-py/data_batch_1",), "cifar100": ("cifar-100-python/meta",)}
 """What lies in folders that `PaperSet.files` names as a whole."""
+ANNOTATIONS = "val_annotations.txt"
+"""In Tiny-ImageNet's archive, the classes of the pictures in val/images."""
 LEFTOVERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 """Folders of archivers and file systems; with all whose names begin with a dot they are no classes."""
 
@@ -711,10 +713,15 @@ def _split_folders(path: Path) -> dict[str, Path]:
     """Which of the splits have a folder of their own; empty where the class folders lie directly in `path`."""
     found = {}
     for split, names in SPLIT_FOLDERS.items():
-        present = [path / name for name in names if (path / name).is_dir()]
+        present = [path / name for name in names if (path / name).is_dir() and not _is_unlabelled(path / name)]
         if present:
             found[split] = present[0]
     return found
+
+
+def _is_unlabelled(folder: Path) -> bool:
+    """Whether a split is pictures without classes, like the test split in Tiny-ImageNet's archive."""
+    return _subfolders(folder) == ["images"] and not (folder / ANNOTATIONS).is_file()
 
 
 def _open_folder(path: Path, split: str, loader: Callable[[str], Image.Image] = _load_upright) -> Dataset:
@@ -723,7 +730,7 @@ def _open_folder(path: Path, split: str, loader: Callable[[str], Image.Image] = 
     parts = _split_folders(path)
     if parts and split not in parts:
         raise FileNotFoundError(f"{path} has no {split} split: expected a folder {' or '.join(SPLIT_FOLDERS[split])}")
-    unsorted = [part for part in parts.values() if (part / "val_annotations.txt").is_file()]
+    unsorted = [part for part in parts.values() if _subfolders(part) == ["images"]]
     if unsorted:
         raise ValueError(
             f"{unsorted[0]} is not sorted by class: move its images into {unsorted[0].name}/<class>/ first"

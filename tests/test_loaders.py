@@ -174,9 +174,6 @@ def test_tiny_imagenet(tiny_imagenet):
     assert [label for label, _ in pairs] == [0, 1] and [seen for _, seen in pairs] == pytest.approx([50, 150], abs=1)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="data.SPLIT_FOLDERS takes the archive's unlabelled test/images for the test split"
-)
 def test_the_unlabelled_pictures_of_tiny_imagenet_are_no_class(tiny_imagenet):
     picture(tiny_imagenet / "tiny-imagenet-200" / "test" / "images" / "test_0.JPEG", (64, 64), 7)
     test = data.load("tiny-imagenet", root=tiny_imagenet)
