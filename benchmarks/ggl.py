@@ -22,9 +22,12 @@ from rich import print
 from throughput import row
 from torch import Tensor, nn
 
-from reprolib import client, data, models, results
-from reprolib.client import SharedUpdate
-from reprolib.matching import Matching, Observation
+from reprolib import data, models
+from reprolib.attacks.matching import Matching
+from reprolib.book import results
+from reprolib.federated import client
+from reprolib.federated.observation import Observation
+from reprolib.federated.update import SharedUpdate
 
 
 def scorers(model: nn.Module, generator: nn.Module, update: SharedUpdate, label: Tensor) -> dict[str, Callable]:

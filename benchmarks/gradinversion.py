@@ -20,8 +20,13 @@ import typer
 from rich import print
 from throughput import row
 
-from reprolib import attacks, client, data, priors, results, training
-from reprolib.client import ThreatModel, generator
+from reprolib import attacks, data
+from reprolib.attacks import priors
+from reprolib.book import results
+from reprolib.experiments import training
+from reprolib.federated import client
+from reprolib.federated.streams import generator
+from reprolib.federated.threat import ThreatModel
 from reprolib.optimizers import warm_cosine
 
 

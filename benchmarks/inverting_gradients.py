@@ -22,8 +22,13 @@ import typer
 from rich import print
 from throughput import row
 
-from reprolib import attacks, client, data, intervals, metrics, models, results, training
-from reprolib.client import ThreatModel, generator
+from reprolib import attacks, data, models
+from reprolib.book import results
+from reprolib.experiments import training
+from reprolib.federated import client
+from reprolib.federated.streams import generator
+from reprolib.federated.threat import ThreatModel
+from reprolib.measure import intervals, metrics
 
 VICTIMS = {"lenet": {}, "convnet": {"width": 16}, "resnet20": {}}
 

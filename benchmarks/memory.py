@@ -32,7 +32,8 @@ def attacked(victim: str, kept: bool, trials: int, iterations: int) -> dict[str,
     with mock.patch.object(sys, "platform", sys.platform if kept else "without mallopt"):
         import reprolib  # noqa: F401 - its first import sets the allocator
 
-    from reprolib import attacks, client, data, models
+    from reprolib import attacks, data, models
+    from reprolib.federated import client
 
     options = dict(VICTIMS[victim])
     images = data.load("photos", count=trials)
@@ -60,7 +61,7 @@ def main(
 ) -> None:
     import torch
 
-    from reprolib import results  # not above: the children import this file before they choose the allocator
+    from reprolib.book import results  # not above: the children import this file before they choose the allocator
 
     found = []
     for victim in VICTIMS:

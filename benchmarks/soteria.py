@@ -22,8 +22,11 @@ import typer
 from rich import print
 from torch import Tensor, nn
 
-from reprolib import client, data, models, results, training
+from reprolib import data, models
+from reprolib.book import results
 from reprolib.defenses import Soteria
+from reprolib.experiments import training
+from reprolib.federated import client
 
 
 def published(model: nn.Module, images: Tensor) -> Tensor:

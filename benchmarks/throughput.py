@@ -25,9 +25,12 @@ import torch
 import typer
 from rich import print
 
-from reprolib import attacks, client, data, models, results
+from reprolib import attacks, data, models
 from reprolib.attacks import plain
-from reprolib.matching import Matching, Observation
+from reprolib.attacks.matching import Matching
+from reprolib.book import results
+from reprolib.federated import client
+from reprolib.federated.observation import Observation
 
 THRESHOLD = 1e-3  # a recovered image: MSE below it
 

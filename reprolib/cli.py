@@ -25,7 +25,8 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from reprolib import clone, runner
+from reprolib import clone
+from reprolib.book import runner
 
 console = Console()
 errors = Console(stderr=True)
@@ -129,7 +130,7 @@ def verify(
     data: DataRoot = None,
 ) -> None:
     """Run trials of the committed records again, on the record's own images, and print number beside number."""
-    from reprolib import verification
+    from reprolib.book import verification
 
     root, failed = find_root(), []
     chosen = runner.find(root, names or ())
@@ -154,7 +155,7 @@ def accept(
     profile: Annotated[str, typer.Option(help="Of the run to accept.")] = "gpu",
 ) -> None:
     """Make a finished run of a chapter the reference run, which results/reference holds."""
-    from reprolib import verification
+    from reprolib.book import verification
 
     root = find_root()
     console.print(escape(verification.accept(root, runner.find(root, [name])[0].paper, profile)), soft_wrap=True)
@@ -165,7 +166,7 @@ def compare(
     run: Annotated[Path, typer.Argument(help="A run's results file: results/runs/PROFILE/KEY.json.", dir_okay=False)],
 ) -> None:
     """Show a run beside the reference run: verdicts, measures, and records row by row. Fails where a verdict flips."""
-    from reprolib import verification
+    from reprolib.book import verification
 
     judged = verification.verdicts(run.stem, run)
     flipped = judged[judged.flipped].claim.tolist()
@@ -184,7 +185,7 @@ def compare(
 @app.command()
 def report(out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html")) -> None:
     """Write one self-contained HTML file: the scoreboard, key figures, provenance."""
-    from reprolib.report import write_report
+    from reprolib.book.report import write_report
 
     write_report(find_root(), out)
     console.print(f"Wrote {out}", soft_wrap=True)
@@ -244,7 +245,8 @@ def train(
     """
     import torch
 
-    from reprolib import generators, models, training
+    from reprolib import models
+    from reprolib.experiments import generators, training
 
     device = _parameters("cpu", device, data, 1).device
     if device == "auto":
@@ -389,7 +391,7 @@ def _costs(root: Path) -> Table:
 
 def _seconds(folder: Path, paper: str, profile: str) -> tuple[float, str] | None:
     """How long a run took and on what, by its results file, if that is there, whole, and of this profile."""
-    from reprolib import checked
+    from reprolib.book import checked
 
     with suppress(OSError, ValueError):
         stored, _ = checked.read(folder / f"{paper}.json", paper)
@@ -400,7 +402,8 @@ def _seconds(folder: Path, paper: str, profile: str) -> tuple[float, str] | None
 
 def _speed() -> str:
     """Gradients of DLG's objective a second, measured on LeNet and 64 victims: a second or two on an idle machine."""
-    from reprolib import attacks, client, data, models
+    from reprolib import attacks, data, models
+    from reprolib.federated import client
 
     photos = data.load("photos", count=64)
     model = models.build("lenet", photos.num_classes, photos.image_shape, seed=0)

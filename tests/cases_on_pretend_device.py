@@ -16,23 +16,15 @@ import torch.nn.functional as F
 from pretend_device import DEVICE, DevicesMeet, PretendDevice, PretendTensor
 from torch import Tensor, nn
 
-from reprolib import (
-    attacks,
-    client,
-    closed_form,
-    data,
-    defenses,
-    gradients,
-    labels,
-    matching,
-    metrics,
-    models,
-    optimizers,
-    priors,
-)
-from reprolib.client import LocalTraining, SharedUpdate, ThreatModel, share
+from reprolib import attacks, data, defenses, models, optimizers
+from reprolib.attacks import labels, matching, priors
+from reprolib.attacks.matching import Matching
 from reprolib.defenses import ats, graddefense, mixing
-from reprolib.matching import Matching
+from reprolib.federated import client, closed_form, gradients
+from reprolib.federated.client import LocalTraining, share
+from reprolib.federated.threat import ThreatModel
+from reprolib.federated.update import SharedUpdate
+from reprolib.measure import metrics
 from reprolib.models import Victims
 
 SHAPE, CLASSES = (3, 8, 8), 4

@@ -7,9 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reprolib import attacks, client, defenses, models, priors
-from reprolib.client import LocalTraining, ThreatModel
-from reprolib.matching import Matching, Observation, distance, dummy_gradients, per_parameter
+from reprolib import attacks, defenses, models
+from reprolib.attacks import priors
+from reprolib.attacks.matching import Matching, distance, dummy_gradients, per_parameter
+from reprolib.federated import client
+from reprolib.federated.client import LocalTraining
+from reprolib.federated.observation import Observation
+from reprolib.federated.threat import ThreatModel
 
 SHAPE, CLASSES = (1, 8, 8), 4
 

@@ -13,9 +13,10 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from reprolib import chapter, clone, results
-from reprolib.client import ThreatModel
-from reprolib.intervals import Interval, proportion
+from reprolib import clone
+from reprolib.book import chapter, results
+from reprolib.federated.threat import ThreatModel
+from reprolib.measure.intervals import Interval, proportion
 
 CLAIMS = """
 paper: toy
@@ -370,7 +371,7 @@ def test_a_part_that_reads_the_chapter_depends_on_its_settings_and_sets(shown, c
 
 def test_the_source_is_the_librarys_own(shown):
     _start().source(ThreatModel.clients.fget)
-    assert "`reprolib/client.py`" in shown[-1] and "```python\n@property\ndef clients" in shown[-1]
+    assert "`reprolib/federated/client.py`" in shown[-1] and "```python\n@property\ndef clients" in shown[-1]
 
 
 def test_closing_writes_the_results_and_shows_verdicts(shown, tmp_path):

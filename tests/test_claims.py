@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from reprolib import claims
+from reprolib.book import claims
 
 ROOT = Path(__file__).resolve().parent.parent
 

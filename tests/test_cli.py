@@ -13,7 +13,8 @@ import pytest
 from test_runner import text_of, write_chapter
 from typer.testing import CliRunner
 
-from reprolib import cli, runner
+from reprolib import cli
+from reprolib.book import runner
 
 
 @pytest.fixture
@@ -129,7 +130,7 @@ def test_book_builds_the_site_anew_even_after_a_failed_chapter(book, monkeypatch
 def test_report_is_written_where_asked(book, monkeypatch):
     written = []
     module = types.SimpleNamespace(write_report=lambda root, out: written.append((root, out.name)))
-    monkeypatch.setitem(sys.modules, "reprolib.report", module)
+    monkeypatch.setitem(sys.modules, "reprolib.book.report", module)
     result = call("report", "--out", "mail.html")
     assert result.exit_code == 0 and "Wrote mail.html" in result.stdout
     assert written == [(book, "mail.html")]
@@ -200,7 +201,8 @@ def test_data_lists_every_set_and_checks_one(book):
     ],
 )
 def test_training_again_is_compared_with_the_card_that_it_replaces(book, monkeypatch, value, epochs, said):
-    from reprolib import models, training
+    from reprolib import models
+    from reprolib.experiments import training
 
     def card(value):
         interval = {"value": value, "low": value - 0.1, "high": value + 0.1, "images": 10}
@@ -223,7 +225,7 @@ def test_training_again_is_compared_with_the_card_that_it_replaces(book, monkeyp
 
 
 def test_doctor_says_what_is_here_and_what_it_costs(book, monkeypatch):
-    from reprolib import results
+    from reprolib.book import results
 
     def record(profile, seconds, device):
         made = results.provenance("cpu", 0) | {"seconds": seconds, "device": device}

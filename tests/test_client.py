@@ -8,9 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reprolib import client, models
-from reprolib.client import LocalTraining, ThreatModel, generator, share
+from reprolib import models
 from reprolib.defenses import CastPrecision, Defense, GaussianNoise, TopK
+from reprolib.federated import client
+from reprolib.federated.client import LocalTraining, share
+from reprolib.federated.streams import generator
+from reprolib.federated.threat import ThreatModel
 
 SHAPE, CLASSES = (2, 6, 6), 5
 
@@ -463,7 +466,8 @@ def test_half_precision_range_is_named():
 
 @pytest.mark.parametrize("trials", [1, 2])
 def test_second_derivatives_in_train_mode_agree_with_finite_differences(trials):
-    from reprolib.matching import Matching, Observation
+    from reprolib.attacks.matching import Matching
+    from reprolib.federated.observation import Observation
 
     model = models.build("resnetbn8", 5, (3, 8, 8), seed=0, width=2).double()
     random = torch.Generator().manual_seed(0)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from reprolib import defenses, models
-from reprolib.client import LocalTraining, SharedUpdate, ThreatModel, share
+from reprolib.attacks.matching import per_parameter
 from reprolib.defenses import (
     CastPrecision,
     Clipping,
@@ -21,7 +21,9 @@ from reprolib.defenses import (
     SignCompression,
     TopK,
 )
-from reprolib.matching import per_parameter
+from reprolib.federated.client import LocalTraining, share
+from reprolib.federated.threat import ThreatModel
+from reprolib.federated.update import SharedUpdate
 
 IDENTITIES = [
     GaussianNoise(0),

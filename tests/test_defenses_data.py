@@ -4,11 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reprolib import client, data, models, utility
-from reprolib.client import ThreatModel, share
+from reprolib import data, models
 from reprolib.defenses import ATS, Compose, GaussianNoise, IntraInstaHide, MixUp, Outpost
 from reprolib.defenses.ats import LIBRARY, accuracy_score, draw_policies, privacy_score, search
 from reprolib.defenses.mixing import decode, decode_magnitudes
+from reprolib.experiments import utility
+from reprolib.federated import client
+from reprolib.federated.client import share
+from reprolib.federated.threat import ThreatModel
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from reprolib import attacks, defenses, models
-from reprolib.client import LocalTraining, ThreatModel, image_gradients, share
+from reprolib.attacks.matching import Matching, cosine, dummy_gradients, dummy_gradients_of_images
 from reprolib.defenses import DPSGD, Clipping, Compose, GaussianNoise, MixUp, TopK, reconstruction_bound
 from reprolib.defenses.clipping import clipped
-from reprolib.matching import Matching, Observation, cosine, dummy_gradients, dummy_gradients_of_images
+from reprolib.federated.client import LocalTraining, image_gradients, share
+from reprolib.federated.observation import Observation
+from reprolib.federated.threat import ThreatModel
 
 
 @pytest.fixture

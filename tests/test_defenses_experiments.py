@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
-from reprolib import attacks, client, data, defenses, experiments, matching, models, records
-from reprolib.client import ThreatModel
+from reprolib import attacks, data, defenses, experiments, models
+from reprolib.attacks import matching
+from reprolib.book import records
 from reprolib.defenses.graddefense import root_set
 from reprolib.experiments.defenses import (
     OnPublic,
@@ -19,6 +20,8 @@ from reprolib.experiments.defenses import (
     mean_guess,
     random_spectra,
 )
+from reprolib.federated import client
+from reprolib.federated.threat import ThreatModel
 
 TOLD = ThreatModel(labels="known", defense_known=True)
 

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reprolib import data, models
-from reprolib.client import share
 from reprolib.defenses import (
     DPSGD,
     Clipping,
@@ -22,6 +21,7 @@ from reprolib.defenses import (
     precode,
 )
 from reprolib.defenses.graddefense import Reread
+from reprolib.federated.client import share
 
 PHOTOS = data.load("photos", "train", 8)
 NET = models.build("mlp", 10, (3, 32, 32), 0)

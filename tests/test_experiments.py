@@ -6,9 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reprolib import attacks, chapter, client, data, defenses, experiments, intervals, labels, metrics, models, training
-from reprolib.attacks import History
+from reprolib import attacks, data, defenses, experiments, models
+from reprolib.attacks import History, labels
+from reprolib.book import chapter
+from reprolib.experiments import training
 from reprolib.experiments.defenses import OnPublic, graddefense
+from reprolib.federated import client
+from reprolib.measure import intervals, metrics
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reprolib import client, data, models
-from reprolib.client import ThreatModel, share
+from reprolib import data, models
+from reprolib.attacks.matching import distance
 from reprolib.defenses import AfterFeedback, DualPruning, SignCompression, TopK, with_feedback
-from reprolib.matching import distance
+from reprolib.federated import client
+from reprolib.federated.client import share
+from reprolib.federated.threat import ThreatModel
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reprolib import attacks, client, data, experiments, generators, labels, metrics, models
+from reprolib import attacks, data, experiments, models
+from reprolib.attacks import labels
 from reprolib.attacks.fgla import head_gradients, refine, separate
-from reprolib.client import LocalTraining, ThreatModel, generator
 from reprolib.defenses import Clipping, TopK
+from reprolib.experiments import generators
+from reprolib.federated import client
+from reprolib.federated.client import LocalTraining
+from reprolib.federated.streams import generator
+from reprolib.federated.threat import ThreatModel
+from reprolib.measure import metrics
 
 KNOWN = ThreatModel(labels="known")
 KAPPAS = ("none", "official", "full")

@@ -11,7 +11,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from reprolib import figures, metrics
+from reprolib.book import figures
+from reprolib.measure import metrics
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from reprolib import data, generators, metrics, models, training
+from reprolib import data, models
+from reprolib.experiments import generators, training
+from reprolib.measure import metrics
 from reprolib.models.latent import Critic
 
 TRUNK = {"name": "convnet8", "seed": 3, "width": 4}

@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reprolib import client, data, experiments, generators, labels, matching, metrics, models, priors
-from reprolib.attacks import GGL
+from reprolib import data, experiments, models
+from reprolib.attacks import GGL, labels, matching, priors
 from reprolib.attacks.ggl import _Search
-from reprolib.client import LocalTraining, ThreatModel
 from reprolib.defenses import (
     Clipping,
     Compose,
@@ -26,9 +25,14 @@ from reprolib.defenses import (
 )
 from reprolib.defenses.clipping import clipped
 from reprolib.defenses.estimated import pruned_at, zero_shares
+from reprolib.experiments import generators
 from reprolib.experiments.ggl import of_equal_length
 from reprolib.experiments.networks import attack_together
-from reprolib.matching import Observation
+from reprolib.federated import client
+from reprolib.federated.client import LocalTraining
+from reprolib.federated.observation import Observation
+from reprolib.federated.threat import ThreatModel
+from reprolib.measure import metrics
 from reprolib.models import Victims
 from reprolib.optimizers import cma_es, ramp
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reprolib import attacks, client, data, defenses, models
-from reprolib.client import ThreatModel, share
+from reprolib import attacks, data, defenses, models
+from reprolib.attacks.matching import Matching, distance
 from reprolib.defenses import Compose, GradDefense, TopK
 from reprolib.defenses.graddefense import (
     compensate,
@@ -18,7 +18,9 @@ from reprolib.defenses.graddefense import (
     root_set,
     sensitivity,
 )
-from reprolib.matching import Matching, distance
+from reprolib.federated import client
+from reprolib.federated.client import share
+from reprolib.federated.threat import ThreatModel
 
 LENET = [900, 12, 3600, 12, 3600, 12, 7680, 10]
 EQUAL = [1.0] * 8

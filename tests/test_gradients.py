@@ -9,10 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from reprolib import attacks, client, labels, models
-from reprolib.client import LocalTraining, ThreatModel, share
-from reprolib.matching import Matching, Observation
-from reprolib.task import Task
+from reprolib import attacks, models
+from reprolib.attacks import labels
+from reprolib.attacks.matching import Matching
+from reprolib.federated import client
+from reprolib.federated.client import LocalTraining, share
+from reprolib.federated.observation import Observation
+from reprolib.federated.threat import ThreatModel
+from reprolib.models.task import Task
 
 SHAPE = (2, 8, 8)
 

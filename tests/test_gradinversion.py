@@ -8,11 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reprolib import attacks, client, data, labels, matching, metrics, models, priors
-from reprolib.attacks import GradInversion
-from reprolib.client import LocalTraining, ThreatModel
+from reprolib import attacks, data, models
+from reprolib.attacks import GradInversion, labels, matching, priors
+from reprolib.attacks.matching import Matching
 from reprolib.experiments import gradinversion
-from reprolib.matching import Matching, Observation
+from reprolib.federated import client
+from reprolib.federated.client import LocalTraining
+from reprolib.federated.observation import Observation
+from reprolib.federated.threat import ThreatModel
+from reprolib.measure import metrics
 from reprolib.models import fingerprint
 from reprolib.optimizers import Minimum, langevin_adam, warm_cosine
 

@@ -7,10 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reprolib import attacks, client, data, metrics, models
-from reprolib.client import LocalTraining, ThreatModel
+from reprolib import attacks, data, models
 from reprolib.defenses import TopK
-from reprolib.generators import fit_rows
+from reprolib.experiments.generators import fit_rows
+from reprolib.federated import client
+from reprolib.federated.client import LocalTraining
+from reprolib.federated.threat import ThreatModel
+from reprolib.measure import metrics
 from reprolib.models import Victims
 
 KNOWN = ThreatModel(labels="known")

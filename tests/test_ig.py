@@ -6,11 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reprolib import attacks, client, data, gradients, matching, metrics, models, optimizers, priors
-from reprolib.client import LocalTraining, ThreatModel
+from reprolib import attacks, data, models, optimizers
+from reprolib.attacks import matching, priors
+from reprolib.attacks.labels import infer
+from reprolib.attacks.matching import cosine, dummy_gradients
 from reprolib.experiments import ig
-from reprolib.labels import infer
-from reprolib.matching import Observation, cosine, dummy_gradients
+from reprolib.federated import client, gradients
+from reprolib.federated.client import LocalTraining
+from reprolib.federated.observation import Observation
+from reprolib.federated.threat import ThreatModel
+from reprolib.measure import metrics
 
 SHAPE, CLASSES = (3, 8, 8), 5
 NORMAL = ((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))

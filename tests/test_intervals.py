@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from reprolib import intervals
-from reprolib.intervals import Interval
+from reprolib.measure import intervals
+from reprolib.measure.intervals import Interval
 
 # --- how often the intervals hold the truth: every design of the book, as clusters x values in each
 

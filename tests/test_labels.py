@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from reprolib import labels, models
-from reprolib.client import LocalTraining, share
+from reprolib import models
+from reprolib.attacks import labels
+from reprolib.federated.client import LocalTraining, share
 
 NETS, CLASSES = 1000, 10
 

@@ -5,9 +5,10 @@ import torch
 
 from reprolib import data, models
 from reprolib.attacks import LearningToInvert
-from reprolib.client import ThreatModel, share
 from reprolib.defenses import GaussianNoise, SignCompression
-from reprolib.metrics import mse
+from reprolib.federated.client import share
+from reprolib.federated.threat import ThreatModel
+from reprolib.measure.metrics import mse
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_the_held_out_error_is_a_mean_over_images_however_they_are_split(digits,
 
 
 def test_several_victims_each_get_a_perceptron(digits):
-    from reprolib.client import SharedUpdate
+    from reprolib.federated.update import SharedUpdate
     from reprolib.models import Victims
 
     auxiliary, victims = digits

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from test_report import add_run, page, root, written  # noqa: F401  (a fixture and helpers)
 
-from reprolib import claims, figures, matrix, report
+from reprolib.book import claims, figures, matrix, report
 
 PLAN = """
 attacks:

@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
-from reprolib import data, intervals, metrics, training
+from reprolib import data
+from reprolib.experiments import training
+from reprolib.measure import intervals, metrics
 
 
 @dataclass

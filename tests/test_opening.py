@@ -2,9 +2,9 @@
 
 import pytest
 
-from reprolib.claims import Claim, Measure, Paper
-from reprolib.opening import opening
-from reprolib.verdicts import Verdict
+from reprolib.book.claims import Claim, Measure, Paper
+from reprolib.book.opening import opening
+from reprolib.book.verdicts import Verdict
 
 VERDICT = {
     "id": "a", "says": "x <b>", "where": "x", "origin": "paper", "kind": "result", "central": True, "published": "90 %",

@@ -15,8 +15,11 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from reprolib import attacks, client, labels, metrics, models
-from reprolib.task import Task
+from reprolib import attacks, models
+from reprolib.attacks import labels
+from reprolib.federated import client
+from reprolib.measure import metrics
+from reprolib.models.task import Task
 
 SHAPE, CLASSES = (3, 8, 8), 5
 

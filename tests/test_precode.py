@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from reprolib import attacks, client, data, defenses, experiments, matching, models, utility
-from reprolib.attacks import AnalyticRecovery, InvertingGradients, linear_inputs
-from reprolib.client import LocalTraining, ThreatModel, generator, share
+from reprolib import attacks, data, defenses, experiments, models
+from reprolib.attacks import AnalyticRecovery, InvertingGradients, linear_inputs, matching
+from reprolib.attacks.matching import cosine, dummy_gradients
 from reprolib.defenses import (
     PRECODE,
     Compose,
@@ -20,8 +20,13 @@ from reprolib.defenses import (
     TopK,
 )
 from reprolib.defenses.precode import recovered_noise, upstream
+from reprolib.experiments import utility
 from reprolib.experiments.precode import attack_trained, losses_of_training
-from reprolib.matching import Observation, cosine, dummy_gradients
+from reprolib.federated import client
+from reprolib.federated.client import LocalTraining, share
+from reprolib.federated.observation import Observation
+from reprolib.federated.streams import generator
+from reprolib.federated.threat import ThreatModel
 from reprolib.models.bottleneck import ConvolutionalBottleneck, VariationalBottleneck, kl_bits
 
 SHAPE, CLASSES = (3, 8, 8), 5

@@ -24,8 +24,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import pandas as frames
 from torch import nn
 
-from reprolib import attacks, client, data, defenses, experiments, models, records, results, sources, utility
-from reprolib.client import ThreatModel
+from reprolib import attacks, data, defenses, experiments, models
+from reprolib.book import records, results, sources
+from reprolib.experiments import utility
+from reprolib.federated import client
+from reprolib.federated.threat import ThreatModel
 
 LEVEL, CPU = 2, torch.device("cpu")
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from reprolib import claims, records, results
-from reprolib.ledger import faults, judge
-from reprolib.verdicts import validate_verdicts
-from reprolib.verification import LIMIT_MB
+from reprolib.book import claims, records, results
+from reprolib.book.ledger import faults, judge
+from reprolib.book.verdicts import validate_verdicts
+from reprolib.book.verification import LIMIT_MB
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPERS = sorted(path.stem for path in (ROOT / "claims").glob("*.yml"))

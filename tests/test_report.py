@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reprolib import claims, intervals, report, results
-from reprolib.ledger import Ledger
-from reprolib.verdicts import REASONS, SYMBOLS
+from reprolib.book import claims, report, results
+from reprolib.book.ledger import Ledger
+from reprolib.book.verdicts import REASONS, SYMBOLS
+from reprolib.measure import intervals
 
 CLAIMS = """
 paper: {paper}

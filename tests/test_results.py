@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from reprolib import results
+from reprolib.book import results
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from reprolib import runner
+from reprolib.book import runner
 
 PARAMETERS = 'profile = "reference"\nseed = 0\ndevice = "auto"\ndata_root = ""'
 

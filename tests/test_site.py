@@ -23,7 +23,7 @@ from PIL import Image
 from test_matrix import PLAN
 from test_report import CLAIMS, add_run
 
-from reprolib import figures, report, site
+from reprolib.book import figures, report, site
 
 ROOT = Path(__file__).parents[1]
 TOC = """

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from reprolib import attacks, client, data, defenses, matching, metrics, models
-from reprolib.client import LocalTraining, ThreatModel, share
+from reprolib import attacks, data, defenses, models
+from reprolib.attacks import matching
 from reprolib.defenses import Compose, GaussianNoise, KeptColumns, Soteria, soteria
 from reprolib.experiments.ig import grey_cards
-from reprolib.experiments.soteria import (
-    accuracy_on_defended_gradients,
-    effective_rates,
-    features_of_one,
-)
+from reprolib.experiments.soteria import accuracy_on_defended_gradients, effective_rates, features_of_one
+from reprolib.federated import client
+from reprolib.federated.client import LocalTraining, share
+from reprolib.federated.threat import ThreatModel
+from reprolib.measure import metrics
 
 KNOWN = ThreatModel(labels="known", defense_known=True)
 NORMALIZE = ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))

@@ -5,7 +5,10 @@ import sys
 import pytest
 import torch
 
-from reprolib import attacks, client, data, defenses, experiments, records, sources, utility
+from reprolib import attacks, data, defenses, experiments
+from reprolib.book import records, sources
+from reprolib.experiments import utility
+from reprolib.federated import client
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from reprolib import data, models, training
-from reprolib.client import generator
+from reprolib import data, models
+from reprolib.experiments import training
+from reprolib.federated.streams import generator
 
 TINY = training.Recipe("resnetbn8", epochs=2, learning_rate=0.1, options={"width": 2}, batch_size=8)
 

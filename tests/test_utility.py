@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reprolib import data, defenses, models, utility
-from reprolib.client import generator
+from reprolib import data, defenses, models
+from reprolib.experiments import utility
+from reprolib.federated.streams import generator
 
 
 @pytest.fixture(scope="module")

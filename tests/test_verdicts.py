@@ -2,10 +2,10 @@ import math
 
 import pytest
 
-from reprolib import verdicts
-from reprolib.claims import Claim, Measure, Paper
-from reprolib.intervals import Interval
-from reprolib.verdicts import Verdict
+from reprolib.book import verdicts
+from reprolib.book.claims import Claim, Measure, Paper
+from reprolib.book.verdicts import Verdict
+from reprolib.measure.intervals import Interval
 
 STORED = {
     "id": "c",

@@ -16,7 +16,9 @@ from test_records import change_tensors, rewrite, written
 from test_runner import write_chapter
 from typer.testing import CliRunner
 
-from reprolib import chapter, checked, cli, data, figures, intervals, metrics, records, results, runner, verification
+from reprolib import cli, data
+from reprolib.book import chapter, checked, figures, records, results, runner, verification
+from reprolib.measure import intervals, metrics
 
 CLAIMS = """
 paper: toy

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from reprolib import clone, results
+from reprolib import clone
+from reprolib.book import results
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE")

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from reprolib import report, site
+from reprolib.book import report, site
 
 
 def hide_buttons_without_repository(app, config):

@@ -34,7 +34,7 @@ from reprolib.attacks.lti import LearningToInvert
 from reprolib.attacks.plain import PlainDLG
 from reprolib.attacks.reconstruction import History, Reconstruction
 from reprolib.attacks.rereading import Rereading
-from reprolib.closed_form import linear_inputs
+from reprolib.federated.closed_form import linear_inputs
 
 __all__ = [
     "DLG",

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from reprolib import labels
+from reprolib.attacks import labels
 from reprolib.attacks.reconstruction import Reconstruction
-from reprolib.client import Seed, SharedUpdate
-from reprolib.closed_form import Rows, linear_inputs
+from reprolib.federated.closed_form import Rows, linear_inputs
+from reprolib.federated.streams import Seed
+from reprolib.federated.update import SharedUpdate
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,13 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from reprolib import client, labels, models
+from reprolib import models
+from reprolib.attacks import labels
 from reprolib.attacks.reconstruction import Reconstruction
-from reprolib.client import Seed, SharedUpdate
-from reprolib.closed_form import rows_of_labels
+from reprolib.federated import client
+from reprolib.federated.closed_form import rows_of_labels
+from reprolib.federated.streams import Seed
+from reprolib.federated.update import SharedUpdate
 
 Offset = Literal["none", "official", "full"]
 MissingOffset = Literal["raise", "none"]

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from reprolib import labels, matching, priors
+from reprolib.attacks import labels, matching, priors
+from reprolib.attacks.matching import Matching
 from reprolib.attacks.reconstruction import History, Reconstruction, keep_better
-from reprolib.client import Seed, SharedUpdate, generator
-from reprolib.matching import Matching, Observation
+from reprolib.federated.observation import Observation
+from reprolib.federated.streams import Seed, generator
+from reprolib.federated.update import SharedUpdate
 from reprolib.models import Victims
 from reprolib.optimizers import Minimum, adam, cma_es, langevin_adam, ramp, signed_adam
 

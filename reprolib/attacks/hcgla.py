@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from reprolib import models
+from reprolib.attacks.matching import Matching
 from reprolib.attacks.reconstruction import History, Reconstruction
-from reprolib.client import Seed, SharedUpdate, generator
-from reprolib.closed_form import rows_of_labels
-from reprolib.matching import Matching, Observation
+from reprolib.federated.closed_form import rows_of_labels
+from reprolib.federated.observation import Observation
+from reprolib.federated.streams import Seed, generator
+from reprolib.federated.update import SharedUpdate
 from reprolib.models import Victims
 from reprolib.optimizers import LBFGS, lbfgs
 

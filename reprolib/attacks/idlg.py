@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from reprolib.attacks.dlg import DLG
-from reprolib.client import SharedUpdate
-from reprolib.labels import RULES, from_update
+from reprolib.attacks.labels import RULES, from_update
+from reprolib.federated.update import SharedUpdate
 
 
 @dataclass(frozen=True)

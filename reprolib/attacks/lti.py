@@ -15,10 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from reprolib import client, labels, metrics, models
+from reprolib import models
+from reprolib.attacks import labels
 from reprolib.attacks.reconstruction import Reconstruction
-from reprolib.client import Seed, SharedUpdate, generator
 from reprolib.data import ImageSet
+from reprolib.federated import client
+from reprolib.federated.streams import Seed, generator
+from reprolib.federated.update import SharedUpdate
+from reprolib.measure import metrics
 from reprolib.models import Victims
 
 HELD_OUT = 10

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reprolib.attacks.reconstruction import Reconstruction
-from reprolib.client import Seed, SharedUpdate, generator
+from reprolib.federated.streams import Seed, generator
+from reprolib.federated.update import SharedUpdate
 from reprolib.models import Victims
-from reprolib.task import Task
+from reprolib.models.task import Task
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from torch import nn
 
 from reprolib.attacks.dlg import DLG
 from reprolib.attacks.ig import InvertingGradients
+from reprolib.attacks.matching import dummy_gradients
 from reprolib.attacks.reconstruction import Reconstruction
-from reprolib.client import Seed, SharedUpdate
-from reprolib.matching import dummy_gradients
+from reprolib.federated.streams import Seed
+from reprolib.federated.update import SharedUpdate
 from reprolib.models import Victims
 
 

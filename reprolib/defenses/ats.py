@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from reprolib import client
 from reprolib.defenses.base import Defense, require_kind
+from reprolib.federated import client
 
 LIBRARY: tuple[tuple[str, int], ...] = tuple(
     (operation, int(level))

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from reprolib.client import SharedUpdate
-from reprolib.matching import Observation
+from reprolib.federated.observation import Observation
+from reprolib.federated.update import SharedUpdate
 
 LARGEST = 1e18
 """Of a setting: 32 bits hold its square, and noise of that size."""

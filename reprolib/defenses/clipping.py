@@ -9,9 +9,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from reprolib.client import SharedUpdate
 from reprolib.defenses.base import Defense, require_length
-from reprolib.matching import Observation
+from reprolib.federated.observation import Observation
+from reprolib.federated.update import SharedUpdate
 
 Scope = Literal["global", "tensor"]
 

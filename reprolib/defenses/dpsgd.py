@@ -13,12 +13,12 @@ from scipy.stats import norm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from reprolib import client
-from reprolib.client import SharedUpdate
 from reprolib.defenses.base import Defense, is_number, require_count, require_each_image, require_length, require_level
 from reprolib.defenses.clipping import clipped
 from reprolib.defenses.noise import GaussianNoise
-from reprolib.matching import Observation
+from reprolib.federated import client
+from reprolib.federated.observation import Observation
+from reprolib.federated.update import SharedUpdate
 
 Conversion = Literal["balle", "mironov"]
 

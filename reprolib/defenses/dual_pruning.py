@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from reprolib.client import SharedUpdate
 from reprolib.defenses.base import Defense, count_of, require_share
-from reprolib.matching import Observation
+from reprolib.federated.observation import Observation
+from reprolib.federated.update import SharedUpdate
 
 
 @dataclass(frozen=True)

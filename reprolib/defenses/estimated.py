@@ -8,10 +8,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from reprolib.client import SharedUpdate
 from reprolib.defenses.clipping import Clipping, clipped
 from reprolib.defenses.pruning import TopK
-from reprolib.matching import Observation
+from reprolib.federated.observation import Observation
+from reprolib.federated.update import SharedUpdate
 
 Share = Literal["update", "tensor"]
 

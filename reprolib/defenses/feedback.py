@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from reprolib.client import SharedUpdate
 from reprolib.defenses.base import Defense, require_kind
-from reprolib.matching import Observation
+from reprolib.federated.observation import Observation
+from reprolib.federated.update import SharedUpdate
 
 
 def with_feedback(

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from reprolib import client, models
-from reprolib.client import SharedUpdate
+from reprolib import models
 from reprolib.data import ImageSet
 from reprolib.defenses.base import (
     Defense,
@@ -26,7 +25,9 @@ from reprolib.defenses.base import (
     unflattened,
 )
 from reprolib.defenses.clipping import clipped
-from reprolib.matching import Observation
+from reprolib.federated import client
+from reprolib.federated.observation import Observation
+from reprolib.federated.update import SharedUpdate
 from reprolib.models import Victims
 
 Variant = Literal["fixed", "official"]

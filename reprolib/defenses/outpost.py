@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from reprolib.client import SharedUpdate
 from reprolib.defenses.base import Defense, count_of, require_count, require_level, require_share
 from reprolib.defenses.pruning import TopK
-from reprolib.matching import Observation
+from reprolib.federated.observation import Observation
+from reprolib.federated.update import SharedUpdate
 from reprolib.models import Victims
 
 CLEAN = 1e6

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from reprolib import client, models
-from reprolib.client import SharedUpdate
-from reprolib.closed_form import linear_inputs
+from reprolib import models
 from reprolib.defenses.base import Defense, require_count, require_kind, require_level
-from reprolib.matching import Observation
+from reprolib.federated import client
+from reprolib.federated.closed_form import linear_inputs
+from reprolib.federated.observation import Observation
+from reprolib.federated.update import SharedUpdate
 from reprolib.models import Victims
 from reprolib.models.bottleneck import Bottleneck, ConvolutionalBottleneck, VariationalBottleneck
 

@@ -8,9 +8,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from reprolib.client import SharedUpdate
 from reprolib.defenses.base import Defense
-from reprolib.matching import Observation
+from reprolib.federated.observation import Observation
+from reprolib.federated.update import SharedUpdate
 
 Scale = Literal["one", "mean_abs"]
 Zeros = Literal["random", "kept"]

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.func import jacrev, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
-from reprolib import client
-from reprolib.client import SharedUpdate
 from reprolib.defenses.base import Defense, is_number, require_count, require_kind, require_level
-from reprolib.matching import Observation
+from reprolib.federated import client
+from reprolib.federated.observation import Observation
+from reprolib.federated.update import SharedUpdate
 
 Score = Literal["row", "pinv", "elementwise", "random"]
 Jacobian = Literal["auto", "vjp", "jacrev", "jvp"]

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from scipy.fft import dctn, idctn
 from torch import Tensor
 
-from reprolib import client, metrics, models, utility
-from reprolib.client import SharedUpdate, ThreatModel, generator
+from reprolib import models
 from reprolib.data import ImageSet
 from reprolib.defenses import (
     AfterFeedback,
@@ -31,8 +30,14 @@ from reprolib.defenses import (
 )
 from reprolib.defenses.graddefense import compensate, official_cuts, root_set, sensitivity
 from reprolib.defenses.mixing import decode, decode_magnitudes
+from reprolib.experiments import utility
 from reprolib.experiments.networks import CPU, TRAINED_AT, attack_together, attack_trials, network_seed, shared
-from reprolib.matching import Observation
+from reprolib.federated import client
+from reprolib.federated.observation import Observation
+from reprolib.federated.streams import generator
+from reprolib.federated.threat import ThreatModel
+from reprolib.federated.update import SharedUpdate
+from reprolib.measure import metrics
 from reprolib.models import Victims
 
 

@@ -9,9 +9,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from reprolib import client, matching, metrics, models
+from reprolib import models
+from reprolib.attacks import matching
 from reprolib.data import ImageSet
 from reprolib.experiments.networks import network_seed
+from reprolib.federated import client
+from reprolib.measure import metrics
 
 
 def follow(

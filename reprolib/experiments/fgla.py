@@ -14,14 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reprolib import client, labels, metrics, models
+from reprolib import models
+from reprolib.attacks import labels
 from reprolib.attacks.fgla import FGLA, head_gradients, refine, separate
 from reprolib.attacks.hcgla import HCGLA
-from reprolib.client import ThreatModel, generator
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense
+from reprolib.experiments.generators import DecoderRecipe, fit_decoder, fit_rows
 from reprolib.experiments.networks import SHOWN, in_order, network_seed
-from reprolib.generators import DecoderRecipe, fit_decoder, fit_rows
+from reprolib.federated import client
+from reprolib.federated.streams import generator
+from reprolib.federated.threat import ThreatModel
+from reprolib.measure import metrics
 
 Sampler = Literal["distinct", "relabel", "natural"]
 OFFSETS = ("none", "official", "full", "self-consistent")

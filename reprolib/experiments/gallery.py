@@ -9,10 +9,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from reprolib import client, metrics
-from reprolib.client import ThreatModel
 from reprolib.data import ImageSet
 from reprolib.experiments.networks import SHOWN, network_seed
+from reprolib.federated import client
+from reprolib.federated.threat import ThreatModel
+from reprolib.measure import metrics
 
 
 def every_attack(

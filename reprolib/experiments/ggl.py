@@ -14,14 +14,20 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from reprolib import client, generators, metrics, models
+from reprolib import models
 from reprolib.attacks import GGL
-from reprolib.client import SharedUpdate, ThreatModel, generator
+from reprolib.attacks.matching import Matching
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense
 from reprolib.defenses.estimated import zero_shares
+from reprolib.experiments import generators
 from reprolib.experiments.networks import SHOWN, attack_together, network_seed, shared
-from reprolib.matching import Matching, Observation
+from reprolib.federated import client
+from reprolib.federated.observation import Observation
+from reprolib.federated.streams import generator
+from reprolib.federated.threat import ThreatModel
+from reprolib.federated.update import SharedUpdate
+from reprolib.measure import metrics
 
 KNOWN = ThreatModel(labels="known")
 

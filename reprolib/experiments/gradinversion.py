@@ -10,11 +10,15 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from reprolib import client, matching, metrics, models, utility
-from reprolib.client import ThreatModel
+from reprolib import models
+from reprolib.attacks import matching
 from reprolib.data import ImageSet
+from reprolib.experiments import utility
 from reprolib.experiments.labels import count_labels
 from reprolib.experiments.networks import SHOWN, TRAINED_AT, attack_trials, network_seed
+from reprolib.federated import client
+from reprolib.federated.threat import ThreatModel
+from reprolib.measure import metrics
 
 
 def attack_apart(

@@ -11,12 +11,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from reprolib import client, metrics, models
+from reprolib import models
 from reprolib.attacks import AnalyticRecovery, InvertingGradients
-from reprolib.client import LocalTraining, ThreatModel
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense, Rescale
 from reprolib.experiments.networks import SHOWN, network_seed, shared
+from reprolib.federated import client
+from reprolib.federated.client import LocalTraining
+from reprolib.federated.threat import ThreatModel
+from reprolib.measure import metrics
 
 
 def trace(

@@ -11,11 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reprolib import client, labels, models
-from reprolib.client import ThreatModel, generator
+from reprolib import models
+from reprolib.attacks import labels
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense
 from reprolib.experiments.networks import network_seed
+from reprolib.federated import client
+from reprolib.federated.streams import generator
+from reprolib.federated.threat import ThreatModel
 
 
 def read_labels(

@@ -13,11 +13,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from reprolib import client, metrics, models, training, utility
-from reprolib.chapter import Chapter
-from reprolib.client import LocalTraining, SharedUpdate, ThreatModel
+from reprolib import models
+from reprolib.book.chapter import Chapter
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense, describe
+from reprolib.experiments import training, utility
+from reprolib.federated import client
+from reprolib.federated.client import LocalTraining
+from reprolib.federated.threat import ThreatModel
+from reprolib.federated.update import SharedUpdate
+from reprolib.measure import metrics
 from reprolib.models import Victims
 
 TOGETHER = 64

@@ -12,13 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from reprolib import client, labels, matching, models, utility
-from reprolib.attacks import AnalyticRecovery
-from reprolib.client import ThreatModel, generator
+from reprolib import models
+from reprolib.attacks import AnalyticRecovery, labels, matching
 from reprolib.data import ImageSet
 from reprolib.defenses import PRECODE, Counter, Defense
 from reprolib.defenses.precode import recovered_noise
+from reprolib.experiments import utility
 from reprolib.experiments.networks import TRAINED_AT, attack_trials, network_seed, shared
+from reprolib.federated import client
+from reprolib.federated.streams import generator
+from reprolib.federated.threat import ThreatModel
 from reprolib.models.bottleneck import kl_bits
 
 

@@ -8,11 +8,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from reprolib import client, metrics
 from reprolib.attacks.fgla import FGLA
 from reprolib.data import ImageSet
 from reprolib.defenses.base import Defense
 from reprolib.experiments.fgla import Batches
+from reprolib.federated import client
+from reprolib.measure import metrics
 
 AMONG = 500
 """Images of the set, of which the original must be the nearest to the reconstruction."""

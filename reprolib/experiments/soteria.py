@@ -12,11 +12,13 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from reprolib import client, labels, matching, models, training, utility
-from reprolib.attacks import AnalyticRecovery, linear_inputs
+from reprolib import models
+from reprolib.attacks import AnalyticRecovery, labels, linear_inputs, matching
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense, KeptColumns, Soteria, describe, pruned_features
+from reprolib.experiments import training, utility
 from reprolib.experiments.networks import network_seed
+from reprolib.federated import client
 
 
 def examine_soteria(images: ImageSet, count: int, defense: Soteria, seed: int) -> pd.DataFrame:

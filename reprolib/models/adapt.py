@@ -17,8 +17,8 @@ from torch.nn.parameter import UninitializedTensorMixin
 from torch.overrides import TorchFunctionMode
 
 from reprolib.models import incoming
+from reprolib.models.task import Task
 from reprolib.models.victim import Normalize, Victim, checked_normalize
-from reprolib.task import Task
 
 CROSS_ENTROPY = Task()
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from reprolib.task import Task
+from reprolib.models.task import Task
 
 
 class Normalize(nn.Module):

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 import torch
 
-from reprolib import results, runner
+from reprolib.book import results, runner
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHAPTERS = runner.chapters(ROOT)

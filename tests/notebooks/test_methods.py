@@ -12,10 +12,13 @@ import torch
 import torch.nn.functional as F
 from cma import CMAEvolutionStrategy
 
-from reprolib import attacks, client, defenses, experiments, labels, matching, models, training
+from reprolib import attacks, defenses, experiments, models
+from reprolib.attacks import labels, matching
 from reprolib.attacks.fgla import separate
 from reprolib.defenses.precode import recovered_noise
-from reprolib.matching import Observation
+from reprolib.experiments import training
+from reprolib.federated import client
+from reprolib.federated.observation import Observation
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent.parent / "notebooks"
 

@@ -1,6 +1,6 @@
 """The words of verdicts and their one schema: what results files store of each claim, checked, counted and told.
 
-How verdicts come about: `reprolib.ledger`.
+How verdicts come about: `reprolib.book.ledger`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, ConfigDict, ValidationError, model_validator
 
-from reprolib.claims import Paper, Reading, Strict, number_words
-from reprolib.intervals import Interval
+from reprolib.book.claims import Paper, Reading, Strict, number_words
+from reprolib.measure.intervals import Interval
 
 SYMBOLS = {
     "reproduced": "✔",

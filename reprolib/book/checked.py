@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from reprolib import claims, results
-from reprolib.verdicts import REASONS
+from reprolib.book import claims, results
+from reprolib.book.verdicts import REASONS
 
 PNG = b"\x89PNG\r\n\x1a\n"
 """How every PNG file begins."""

@@ -32,8 +32,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from reprolib import data, models, results, sources
+from reprolib import data, models
 from reprolib.atomic import write_atomic
+from reprolib.book import results, sources
 
 SCHEMA = 2
 """Raised when the layout of a record changes; `load` refuses any other."""

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from reprolib import intervals, priors
+from reprolib.measure import intervals
+from reprolib.measure.registration import registered
 
 if TYPE_CHECKING:
     from reprolib.data import ImageSet
@@ -146,7 +147,7 @@ def registered_psnr(reconstructed: Tensor, images: Tensor) -> Tensor:
 
     For attacks that find a picture in another place; an evaluator's measure, the attacker has no truth to register to.
     """
-    moved = priors.registered(_shown(reconstructed), _shown(images), "affine")
+    moved = registered(_shown(reconstructed), _shown(images), "affine")
     return torch.maximum(psnr(reconstructed, images), psnr(moved, images))
 
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reprolib import checked, figures
-from reprolib.claims import Paper
-from reprolib.verdicts import SYMBOLS, Verdict
+from reprolib.book import checked, figures
+from reprolib.book.claims import Paper
+from reprolib.book.verdicts import SYMBOLS, Verdict
 
 _CELL = "padding:.25rem .6rem .25rem 0;vertical-align:top;text-align:left"
 

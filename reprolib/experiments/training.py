@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from reprolib import clone, data, intervals, models, utility
+from reprolib import clone, data, models
 from reprolib.atomic import write_atomic
-from reprolib.client import generator
+from reprolib.experiments import utility
+from reprolib.federated.streams import generator
+from reprolib.measure import intervals
 
 FOLDER = clone.shipped() / "checkpoints"
 CIFAR10 = ((0.49147, 0.48226, 0.44677), (0.24703, 0.24349, 0.26159))

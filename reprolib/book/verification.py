@@ -19,9 +19,10 @@ from typing import Any
 
 import pandas as pd
 
-from reprolib import chapter, checked, claims, clone, records, results, runner
-from reprolib.ledger import judge
-from reprolib.verdicts import Verdict, validate_verdicts
+from reprolib import clone
+from reprolib.book import chapter, checked, claims, records, results, runner
+from reprolib.book.ledger import judge
+from reprolib.book.verdicts import Verdict, validate_verdicts
 
 TRIALS = 3
 """Trials of a long part that a verification runs again: more than one, because a single trial takes another path."""

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from reprolib import client, models
-from reprolib.client import generator
+from reprolib import models
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense, describe, with_feedback
+from reprolib.federated import client
+from reprolib.federated.streams import generator
 
 
 def train(

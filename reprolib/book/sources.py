@@ -17,9 +17,8 @@ from pathlib import Path
 
 from reprolib.clone import PACKAGE
 
-# Files that show measurements and make none: a part's result does not depend on them.
-PRESENTATION = {"chapter", "claims", "verdicts", "clone", "figures", "results", "report", "runner", "cli", "records"}
-PRESENTATION |= {"ledger", "verification", "atomic", "intervals", "opening", "checked", "sources"}
+# What shows measurements and makes none: a part's result does not depend on it.
+PRESENTATION = ("reprolib.book", "reprolib.cli", "reprolib.atomic", "reprolib.clone", "reprolib.measure.intervals")
 
 WHOLE = "*"
 """In a place, for everything that a module defines."""
@@ -387,7 +386,7 @@ def _home(place: Place) -> Place | None:
 
 
 def _shows(module: str) -> bool:
-    return module.split(".")[1:2] != [] and module.split(".")[1] in PRESENTATION
+    return any(module == shown or module.startswith(f"{shown}.") for shown in PRESENTATION)
 
 
 def _is_foreign(module: str, kind: str) -> bool:

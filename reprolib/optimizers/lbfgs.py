@@ -1,23 +1,17 @@
-"""Optimisers over a leading trial axis: each row is a problem of its own, and all rows move at once.
-
-An objective is a function `objective(x [R, N], trials [R]) -> (values [R], gradients [R, N])`: the rows of `x` are
-the points of the named trials. No row's result depends on which others share the call.
-"""
+"""L-BFGS over a leading trial axis: every trial has a memory and a step of its own, as torch's has alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import cma
-import numpy as np
 import psutil
 import torch
 from torch import Tensor
 
-Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+from reprolib.optimizers.minimum import Minimum, Objective
 
 HISTORY_BLOCK = 16
 """Rows whose L-BFGS history is read at once: two passes over 16 x 2 x 100 x 3,072 floats then meet in the cache."""
@@ -49,44 +43,6 @@ class LBFGS:
     @property
     def evaluations_per_step(self) -> int:
         return self.max_iter * 5 // 4 if self.max_eval is None else self.max_eval
-
-
-@dataclass(eq=False)
-class Minimum:
-    """Where each trial ended. `last` is the last finite point, `best` the one of the smallest objective seen.
-
-    last, best: [T, N]. objective, best_objective: [T] at these points. evaluations: [T], gradients of the objective
-    spent. converged: no further step would move. diverged: the objective or its gradient stopped being finite.
-    """
-
-    last: Tensor
-    best: Tensor
-    objective: Tensor
-    best_objective: Tensor
-    evaluations: Tensor
-    converged: Tensor
-    diverged: Tensor
-
-    @classmethod
-    def start(cls, x: Tensor) -> Minimum:
-        infinite = x.new_full(x.shape[:1], math.inf)
-        none = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
-        count = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
-        return cls(x.clone(), x.clone(), infinite, infinite.clone(), count, none, none.clone())
-
-    def renew(self, trials: Tensor, x: Tensor) -> None:
-        """Forget where the named trials came and put them at x; what they have spent stays."""
-        self.last[trials], self.best[trials] = x, x
-        self.objective[trials], self.best_objective[trials] = math.inf, math.inf
-        self.converged[trials], self.diverged[trials] = False, False
-
-    def observe(self, trials: Tensor, x: Tensor, value: Tensor, finite: Tensor) -> None:
-        """Note the points of `trials` after a move; a point that is not finite ends its trial as diverged."""
-        good = trials[finite]
-        self.last[good], self.objective[good] = x[finite], value[finite]
-        better = finite & (value < self.best_objective[trials])
-        self.best[trials[better]], self.best_objective[trials[better]] = x[better], value[better]
-        self.diverged[trials[~finite]] = True
 
 
 class BatchedLBFGS:
@@ -508,164 +464,3 @@ def _strong_wolfe(
                 bracket[high] = bracket[low]
             bracket[low] = trial
     return bracket[low][:3]
-
-
-def adam(
-    objective: Objective,
-    start: Tensor,
-    iterations: int,
-    learning_rate: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    milestones: tuple[int, ...] = (),
-    project: Callable[[Tensor], Tensor] = lambda x: x,
-) -> Iterator[Minimum]:
-    """Adam on T problems at once (Kingma and Ba 2015; `torch.optim.Adam`, whose arithmetic is row by row).
-
-    start: [T, N]. The learning rate falls tenfold at each milestone; `project` maps the points back after a step,
-    for instance into [0, 1]. Yields the state after each iteration: stop reading to stop the run. A row whose
-    objective is no longer finite stays where it was.
-    """
-    return _adam(objective, start, iterations, _falling(learning_rate, milestones), betas, project, lambda g, _: g)
-
-
-def signed_adam(
-    objective: Objective,
-    start: Tensor,
-    iterations: int,
-    learning_rate: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    milestones: tuple[int, ...] = (),
-    project: Callable[[Tensor], Tensor] = lambda x: x,
-) -> Iterator[Minimum]:
-    """Adam on the sign of the gradient (Geiping et al. 2020, section 4); otherwise as `adam`."""
-    rate = _falling(learning_rate, milestones)
-    return _adam(objective, start, iterations, rate, betas, project, lambda g, _: g.sign())
-
-
-def langevin_adam(
-    objective: Objective,
-    start: Tensor,
-    iterations: int,
-    rate: Callable[[int], float],
-    noise: Callable[[], Tensor] | None = None,
-    noise_on: Literal["pixels", "gradient"] = "pixels",
-    betas: tuple[float, float] = (0.9, 0.999),
-    project: Callable[[Tensor], Tensor] = lambda x: x,
-) -> Iterator[Minimum]:
-    """Adam with a step size for each iteration and noise of that size (Yin et al. 2021, section 3.4).
-
-    rate: iteration, counted from 0, -> learning rate. noise: draws [T, N] anew at each call; times the rate it is added
-    to the points after the step, or to the gradient before it, which Adam then rescales. Otherwise as `adam`.
-    """
-
-    def shape(gradient: Tensor, iteration: int) -> Tensor:
-        if noise is None or noise_on == "pixels":
-            return gradient
-        return gradient + rate(iteration) * noise()
-
-    def moved(x: Tensor, iteration: int) -> Tensor:
-        return x if noise is None or noise_on == "gradient" else x + rate(iteration) * noise()
-
-    return _adam(objective, start, iterations, rate, betas, project, shape, moved)
-
-
-def warm_cosine(learning_rate: float, iterations: int, warmup: int) -> Callable[[int], float]:
-    """A rate that rises linearly over `warmup` iterations and falls to zero along half a cosine after them."""
-
-    def rate(iteration: int) -> float:
-        if iteration < warmup:
-            return learning_rate * (iteration + 1) / warmup
-        return learning_rate * 0.5 * (1 + math.cos(math.pi * (iteration - warmup) / (iterations - warmup)))
-
-    return rate
-
-
-def ramp(learning_rate: float, iterations: int, rise: float = 0.05, fall: float = 0.25) -> Callable[[int], float]:
-    """A rate that rises linearly over the first share of the iterations and falls along half a cosine over the last.
-
-    Source: the schedule of StyleGAN's projector, which GGL's code takes over.
-    """
-
-    def rate(iteration: int) -> float:
-        done = iteration / iterations
-        falling = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - done) / fall))
-        return learning_rate * falling * min(1.0, done / rise)
-
-    return rate
-
-
-def cma_es(
-    objective: Callable[[Tensor, Tensor], Tensor],
-    start: Tensor,
-    iterations: int,
-    population: int,
-    sigma: float,
-    random: Sequence[torch.Generator],
-) -> Iterator[Minimum]:
-    """CMA-ES on T problems at once, a strategy of the `cma` package for each (Hansen and Ostermeier 2001).
-
-    objective: values alone, (x [R, N], trials [R]) -> [R]; a generation of all trials is one call with R = T times
-    `population` rows. start: [T, N], the first means. sigma: the first standard deviation. random: a CPU generator a
-    trial, its only source of random numbers: the package's own seed is shared by all strategies of a process, and 0
-    would mean the time. Yields the state after each generation: `best` is the best candidate so far, `last` the mean,
-    which is no candidate, and `objective` the smallest value of the newest generation. A strategy that has converged
-    leaves, and so does one whose whole generation is not finite; single candidates that are not finite count as the
-    worst of their generation.
-    """
-    minimum = Minimum.start(start)
-    strategies = {
-        trial: cma.CMAEvolutionStrategy(
-            start[trial].double().cpu().numpy(),
-            sigma,
-            {"popsize": population, "seed": np.nan, "randn": _normal(random[trial]), "verbose": -9, "verb_log": 0},
-        )
-        for trial in range(len(start))
-    }
-    for _ in range(iterations):
-        running = [trial for trial in strategies if not (minimum.diverged | minimum.converged)[trial]]
-        if running:
-            asked = {trial: np.stack(strategies[trial].ask()) for trial in running}
-            points = torch.from_numpy(np.concatenate(list(asked.values()))).to(start)
-            trials = torch.tensor(running, device=start.device).repeat_interleave(population)
-            values = objective(points, trials).view(len(running), population)
-            minimum.evaluations[running] += population
-            best = values.nan_to_num(math.inf, math.inf, math.inf).argmin(1)
-            rows = torch.arange(len(running), device=start.device)
-            value, found = values[rows, best], points.view(len(running), population, -1)[rows, best]
-            minimum.observe(torch.tensor(running, device=start.device), found, value, value.isfinite())
-            for row, trial in enumerate(running):
-                if minimum.diverged[trial]:
-                    continue
-                told = values[row].double().cpu().numpy()
-                told = np.where(np.isfinite(told), told, told[np.isfinite(told)].max())
-                strategies[trial].tell(list(asked[trial]), told.tolist())
-                minimum.last[trial] = torch.from_numpy(strategies[trial].mean).to(start)
-                minimum.converged[trial] = bool(strategies[trial].stop())
-        yield minimum
-
-
-def _normal(random: torch.Generator) -> Callable[..., np.ndarray]:
-    return lambda *shape: torch.randn(*shape, generator=random, dtype=torch.float64).numpy()
-
-
-def _falling(learning_rate: float, milestones: tuple[int, ...]) -> Callable[[int], float]:
-    return lambda iteration: learning_rate * 0.1 ** sum(milestone <= iteration for milestone in milestones)
-
-
-def _adam(objective, start, iterations, rate, betas, project, shape, moved=lambda x, _: x) -> Iterator[Minimum]:
-    minimum, trials = Minimum.start(start), torch.arange(len(start), device=start.device)
-    x = start.clone()
-    optimizer = torch.optim.Adam([x], betas=betas)
-    for iteration in range(iterations + 1):  # the last evaluation only observes
-        value, gradient = objective(x, trials)
-        finite = value.isfinite() & gradient.isfinite().all(1)
-        minimum.evaluations += ~minimum.diverged
-        minimum.observe(trials, x, value, finite & ~minimum.diverged)
-        minimum.diverged |= ~finite
-        if iteration:
-            yield minimum
-        if iteration < iterations:
-            x.grad = shape(gradient, iteration).nan_to_num()
-            optimizer.param_groups[0]["lr"] = rate(iteration)
-            optimizer.step()
-            x.copy_(project(moved(x, iteration)))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reprolib.client import SharedUpdate
+from reprolib.federated.update import SharedUpdate
 
 _GRAM_ENTRIES = 2**25  # entries of the K x K inner products held at once (256 MiB in float64)
 

@@ -10,70 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from reprolib import client, gradients, models
+from reprolib import models
+from reprolib.federated import client, gradients
+from reprolib.federated.observation import Observation, of_trials
 from reprolib.models import Victims
 
 BLOCK = {"cpu": 256, "cuda": 1024}
 """Trials differentiated together at most. LeNet still gains from 128 to 256 on two cores."""
-
-
-@dataclass(frozen=True, eq=False)
-class Observation:
-    """The attacker's reading of an update: what each dummy gradient entry is compared with, and how strictly.
-
-    A difference r between a dummy gradient and `target` costs `weight * rho(max(0, |r| - slack))`, where rho is the
-    square for Gaussian noise (and for none) and the absolute value for Laplacian noise. This one form holds a mask
-    (weight 0), a pruned entry known only to be small (target 0, slack = smallest kept magnitude), a quantiser's box
-    (slack = half a step) and the law of a noise. A pruned entry that is either small or large costs nothing from
-    `beyond` on either: the excess over `slack` is then no more than what is missing to `beyond`.
-
-    What a defense computes from the gradient, the attacker computes from its dummy gradients before it compares them:
-    `of_each_image` of the gradient of every dummy image, before their mean (per-sample clipping), then `of_the_mean`
-    of the mean, beside the targets of the same trials (clipping, signs, a factor). `as_shared` applies the latter.
-
-    target: name -> [T, *param]. weight, slack, beyond: name -> tensor broadcastable to the target's, or None for 1, 0
-    and infinity. noise_std: the standard deviation of additive noise the attacker allows for; it sets the weight of its
-    image prior. of_each_image: name -> [N, *param] to the same; of_the_mean: that, and the targets, to the same.
-
-    What the attacker puts in place of the client's noise where the model has a bottleneck: noise is "resample" (drawn
-    anew at every pass, the model as it was sent), "fixed" (drawn once, before the first), "joint" (optimised with the
-    images) or its values, buffer name -> [T, B, *shape]. draws: passes whose gradients are averaged. penalty: its loss
-    has the bottleneck's penalty too.
-    Source: the developer guide, "Contracts".
-    """
-
-    target: dict[str, Tensor]
-    weight: dict[str, Tensor] | None = None
-    slack: dict[str, Tensor] | None = None
-    beyond: dict[str, Tensor] | None = None
-    law: Literal["gaussian", "laplace"] = "gaussian"
-    noise_std: float = 0.0
-    of_each_image: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
-    of_the_mean: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]] | None = None
-    noise: dict[str, Tensor] | Literal["resample", "fixed", "joint"] = "resample"
-    draws: int = 1
-    penalty: bool = False
-
-    def as_shared(self, gradients: dict[str, Tensor], trials: Tensor) -> dict[str, Tensor]:
-        """Dummy gradients (name -> [R, *param]) of the named trials as the defense would have made them."""
-        if self.of_the_mean is None:
-            return gradients
-        return self.of_the_mean(gradients, {name: _rows(target, trials) for name, target in self.target.items()})
-
-    def select(self, trials: Tensor) -> Observation:
-        """The observation of the chosen trials, in their order."""
-
-        def chosen(tensors: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
-            return tensors and {name: _rows(tensor, trials) for name, tensor in tensors.items()}
-
-        return replace(
-            self,
-            target={n: t[trials] for n, t in self.target.items()},
-            weight=chosen(self.weight),
-            slack=chosen(self.slack),
-            beyond=chosen(self.beyond),
-            noise=self.noise if isinstance(self.noise, str) else {n: v[trials] for n, v in self.noise.items()},
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,12 +247,12 @@ def cosine(gradients: dict[str, Tensor], observation: Observation, trials: Tenso
     """
     ours, theirs = [], []
     for name, gradient in gradients.items():
-        target = _rows(observation.target[name], trials)
+        target = of_trials(observation.target[name], trials)
         if observation.weight is not None and name in observation.weight:
-            seen = _rows(observation.weight[name], trials)
+            seen = of_trials(observation.weight[name], trials)
             gradient, target = gradient * seen, target * seen
         if observation.slack is not None and name in observation.slack:
-            gradient = gradient * ~((target == 0) & (_rows(observation.slack[name], trials) > 0))
+            gradient = gradient * ~((target == 0) & (of_trials(observation.slack[name], trials) > 0))
         ours.append(gradient.flatten(1))
         theirs.append(target.flatten(1))
     dummy, shared = torch.cat(ours, 1), torch.cat(theirs, 1)  # three products in all, not three a parameter
@@ -339,11 +282,11 @@ def per_parameter(gradients: dict[str, Tensor], observation: Observation, trials
 
 
 def _penalty(name: str, gradient: Tensor, observation: Observation, trials: Tensor) -> Tensor:
-    residual = gradient - _rows(observation.target[name], trials)
+    residual = gradient - of_trials(observation.target[name], trials)
     if observation.slack is not None and name in observation.slack:
-        excess = residual.abs() - _rows(observation.slack[name], trials)
+        excess = residual.abs() - of_trials(observation.slack[name], trials)
         if observation.beyond is not None and name in observation.beyond:
-            excess = torch.minimum(excess, _rows(observation.beyond[name], trials) - residual.abs())
+            excess = torch.minimum(excess, of_trials(observation.beyond[name], trials) - residual.abs())
         residual = excess.clamp(min=0)
     if observation.law == "laplace":
         # |r|, rounded off below a hundredth of the noise so that curvature exists for L-BFGS
@@ -352,10 +295,5 @@ def _penalty(name: str, gradient: Tensor, observation: Observation, trials: Tens
     else:
         cost = residual.square()
     if observation.weight is not None and name in observation.weight:
-        cost = cost * _rows(observation.weight[name], trials)
+        cost = cost * of_trials(observation.weight[name], trials)
     return cost.flatten(1).sum(1)
-
-
-def _rows(tensor: Tensor, trials: Tensor) -> Tensor:
-    """The trials' entries; a tensor without a trial axis of its own serves every trial."""
-    return tensor[trials] if tensor.ndim and len(tensor) > 1 else tensor

@@ -23,11 +23,11 @@ from docutils.nodes import make_id
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from reprolib import checked, claims, figures, ledger, matrix, results, runner
 from reprolib.atomic import write_atomic
-from reprolib.checked import Stored
-from reprolib.claims import number_words
-from reprolib.verdicts import REASONS, SYMBOLS, UNDECIDED, Verdict, count, count_at_99, once
+from reprolib.book import checked, claims, figures, ledger, matrix, results, runner
+from reprolib.book.checked import Stored
+from reprolib.book.claims import number_words
+from reprolib.book.verdicts import REASONS, SYMBOLS, UNDECIDED, Verdict, count, count_at_99, once
 
 REPORT_LIMIT = 5_000_000
 """Bytes of the report: most mail servers let an attachment of this size pass."""
@@ -797,7 +797,11 @@ FILTERS = (
 """The scoreboard's filters besides the chapter: name, title, and value -> word of each choice. A row has each value."""
 
 _TEMPLATES = Environment(
-    loader=PackageLoader("reprolib"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    loader=PackageLoader("reprolib.book"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
 )
 _TEMPLATES.globals |= {
     "FAILURES": FAILURES,

@@ -15,11 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
-from reprolib import client, data, intervals, metrics, models, training
+from reprolib import data, models
 from reprolib.atomic import write_atomic
-from reprolib.client import generator
-from reprolib.closed_form import rows_of_labels
 from reprolib.data import ImageSet
+from reprolib.experiments import training
+from reprolib.federated import client
+from reprolib.federated.closed_form import rows_of_labels
+from reprolib.federated.streams import generator
+from reprolib.measure import intervals, metrics
 from reprolib.models.latent import Critic
 
 SEARCH_STEPS = 300

@@ -17,9 +17,8 @@ from typing import Any
 
 import pandas as pd
 
-from reprolib.claims import CONDITIONS, PROFILES, Claim, Criterion, Measure, Paper, number_words
-from reprolib.intervals import Interval
-from reprolib.verdicts import (
+from reprolib.book.claims import CONDITIONS, PROFILES, Claim, Criterion, Measure, Paper, number_words
+from reprolib.book.verdicts import (
     REASONS,
     SYMBOLS,
     UNDECIDED,
@@ -30,6 +29,7 @@ from reprolib.verdicts import (
     ends_words,
     validate_verdicts,
 )
+from reprolib.measure.intervals import Interval
 
 LEAST_CLUSTERS = {"architecture": 5, "network": 10, "none": 5}
 """The fewest independent units whose interval decides: drawn networks, batches on one network, runs."""
@@ -470,7 +470,7 @@ class Ledger:
         """
         self._known(measure)
         if not isinstance(interval, Interval):
-            raise ValueError(f"interval={interval!r} for {measure!r}: expected an Interval of reprolib.intervals")
+            raise ValueError(f"interval={interval!r} for {measure!r}: expected one of `reprolib.measure.intervals`")
         if math.isnan(interval.value):
             raise ValueError(f"interval={interval} for {measure!r}: its value must be a number")
         if images < 1:

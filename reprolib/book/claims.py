@@ -29,7 +29,7 @@ A file of claims, `claims/<paper>.yml`::
         reading: {of: noise of 1e-2, how: the number is a variance, stated: true}   # where it can be read in two ways
 
 Criteria are in the measure's own scale (shares in [0, 1]); tables show them in the published unit. How a run's
-intervals become verdicts: `reprolib.verdicts`.
+intervals become verdicts: `reprolib.book.verdicts`.
 """
 
 from __future__ import annotations

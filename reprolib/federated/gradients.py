@@ -19,8 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from reprolib import models, task
-from reprolib.models import Victims
+from reprolib import models
+from reprolib.models import Victims, task
 
 Mode = Literal["eval", "train"]
 Weights = dict[str, Tensor]

@@ -32,17 +32,18 @@ import torch
 from IPython import get_ipython
 from IPython.display import Markdown, display
 
-from reprolib import checked, claims, clone, data, figures, opening, records, results
+from reprolib import clone, data
 from reprolib.atomic import write_atomic
-from reprolib.intervals import Interval
-from reprolib.ledger import Ledger, judge
-from reprolib.verdicts import SYMBOLS, Verdict, once, value_words
+from reprolib.book import checked, claims, figures, opening, records, results
+from reprolib.book.ledger import Ledger, judge
+from reprolib.book.verdicts import SYMBOLS, Verdict, once, value_words
+from reprolib.measure.intervals import Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from reprolib.client import ThreatModel
     from reprolib.data import ImageSet
+    from reprolib.federated.threat import ThreatModel
 
 PICTURE_LIMIT = 150_000
 """Bytes of a saved figure: small enough to be committed with a reference run."""
@@ -56,7 +57,7 @@ UNRECORDED = "smoke"
 """The sizes at which that profile runs a chapter without records: a book of many chapters is replayed in minutes."""
 
 VERIFY = "REPROLIB_VERIFY"
-"""Environment variable with the file that says which parts a verification runs again (`reprolib.verification`)."""
+"""Environment variable with the file that says which parts a verification runs again (`reprolib.book.verification`)."""
 
 
 class MissingPart(RuntimeError):

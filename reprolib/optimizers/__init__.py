@@ -1,0 +1,22 @@
+"""Searches for a minimum, each over a leading trial axis. They know nothing of gradients that are matched."""
+
+from reprolib.optimizers.adam import adam, langevin_adam, ramp, signed_adam, warm_cosine
+from reprolib.optimizers.evolution import cma_es
+from reprolib.optimizers.lbfgs import LBFGS, BatchedLBFGS, CyclicLBFGS, lbfgs, rows_that_fit
+from reprolib.optimizers.minimum import Minimum, Objective
+
+__all__ = [
+    "LBFGS",
+    "BatchedLBFGS",
+    "CyclicLBFGS",
+    "Minimum",
+    "Objective",
+    "adam",
+    "cma_es",
+    "langevin_adam",
+    "lbfgs",
+    "ramp",
+    "rows_that_fit",
+    "signed_adam",
+    "warm_cosine",
+]
