@@ -70,6 +70,11 @@ def test_code_keeps_its_text_and_loses_the_tags_that_have_no_look():
     )
 
 
+def test_a_citation_is_an_item_of_its_list():
+    page = '<div role="list"><div class="citation" id="a" role="doc-biblioentry"></div></div>'
+    assert site.citations_in_lists(page) == '<div role="list"><div class="citation" id="a" role="listitem"></div></div>'
+
+
 def test_datatables_of_another_form_is_refused(tmp_path, monkeypatch):
     (tmp_path / "html").mkdir()
     (tmp_path / "html" / "dt_bundle.js").write_text("let a = 1; export { a as Other };")
