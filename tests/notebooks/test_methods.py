@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from cma import CMAEvolutionStrategy
 
 from reprolib import attacks, defenses, experiments, models
-from reprolib.attacks import labels, matching
+from reprolib.attacks import labels, matching, priors
 from reprolib.attacks.fgla import separate
 from reprolib.defenses.precode import recovered_noise
 from reprolib.experiments import training
@@ -168,6 +168,12 @@ def test_ggl(victim, images):
     by_hand = method("08-ggl", *functions)
     found = by_hand(victim, numbers(update), prior, client.generator(7, 0, 0, 1), generations=6, population=10)
     torch.testing.assert_close(found, engine(victim, update, seed=7).raw[0], rtol=0, atol=1e-9)
+    z, one, seen = first_draw(8, 6), torch.arange(1), clipping.counter(victim, update)
+    value = method("08-ggl", "cost", "shortened")(victim, numbers(update), prior, torch.tensor([2]), z)
+    dummy = matching.dummy_gradients(victim, prior(z[None])[None], F.one_hot(torch.tensor([[2]]), 5).double())
+    distance = matching.distance(seen.as_shared(dummy, one), seen, one) / len(dummy)
+    penalty = engine.reg_weight * priors.moment_divergence(z[None, None])
+    torch.testing.assert_close(value[None], distance + penalty, rtol=0, atol=1e-9)
     honest = client.share(victim, images, torch.tensor([[2]]))
     clipped = method("08-ggl", "shortened")(numbers(honest), [torch.tensor(0.5)])
     torch.testing.assert_close(clipped, numbers(update), rtol=0, atol=1e-9)
