@@ -38,7 +38,7 @@ def test_environment_yml_and_pyproject_hold_the_same_dependencies():
 
 
 # What no import shows: the shipped photographs, the progress bar of a notebook, Sphinx's extension, the site's builder.
-UNSEEN = {"scikit-image", "ipywidgets", "sphinx-mathjax-offline", "jupyter-book"}
+UNSEEN = {"itables", "scikit-image", "ipywidgets", "sphinx-mathjax-offline", "jupyter-book"}
 
 
 def test_the_dependencies_are_what_the_library_imports():

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections import Counter
-from torch.utils.data import Dataset
-from PIL import Image
-from PIL import ImageOps
-from pathlib import Path
-from torchvision import datasets
-from importlib.resources import files
 import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
+from PIL import Image, ImageOps
+from torch.utils.data import Dataset
+from torchvision import datasets
 
 SPLITS = ("train", "test")
 

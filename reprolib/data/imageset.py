@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-from functools import cached_property
-from dataclasses import dataclass
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
+
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)

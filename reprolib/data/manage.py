@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from reprolib.data.papers import NAMES
-from reprolib.data.offline import OFFLINE_SETS
-from reprolib.data.papers import PAPER_SETS
-from pathlib import Path
-from reprolib.data.folders import SPLITS
-from reprolib.data.named import check_size
-from reprolib.data.folders import counted
-from dataclasses import dataclass
-from reprolib.data.roots import download_into
-from reprolib.data.roots import find_root
-from reprolib.data.roots import how_to_get
-from reprolib.data.folders import left_out_of
-from reprolib.data.named import load
-from reprolib.data.papers import named_set
-from reprolib.data.folders import open_folder
-from reprolib.data.roots import open_set
 import os
-from reprolib.data.folders import path_of
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
 import pandas as pd
-from reprolib.data.roots import place_of
-from reprolib.data.pictures import read
-from reprolib.data.pictures import size_words
-from reprolib.data.folders import split_folders
-from reprolib.data.roots import splits_of
+
+from reprolib.data.folders import SPLITS, counted, left_out_of, open_folder, path_of, split_folders
+from reprolib.data.named import check_size, load
+from reprolib.data.offline import OFFLINE_SETS
+from reprolib.data.papers import NAMES, PAPER_SETS, named_set
+from reprolib.data.pictures import read, size_words
+from reprolib.data.roots import download_into, find_root, how_to_get, open_set, place_of, splits_of
 
 
 def catalogue(root: str | Path | None = None) -> pd.DataFrame:
@@ -115,7 +103,9 @@ def check(name_or_path: str | Path, root: str | Path | None = None, size: int | 
             modes[picture.mode] += 1
             sizes[picture.size] += 1
             if side and picture.size != side:
-                problems.append(f"{path_of(dataset, item)} is {size_words(picture.size)} pixels, expected {size_words(side)}")
+                problems.append(
+                    f"{path_of(dataset, item)} is {size_words(picture.size)} pixels, expected {size_words(side)}"
+                )
         lines.append(f"{split}: {classes.total()} images, modes {counted(modes)}")
         lines.append(f"{split}: {len(classes)} of {len(dataset.classes)} classes: {counted(classes)}")
         if name not in PAPER_SETS and (left_out := left_out_of(split_folders(path).get(split, path))):

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from reprolib.data.imageset import ImageSet
 from numbers import Integral
-from reprolib.data.offline import OFFLINE_SETS
-from reprolib.data.papers import PAPER_SETS
 from pathlib import Path
-from reprolib.data.folders import SPLITS
-from reprolib.data.pictures import decode
-from reprolib.data.roots import download_into
-from reprolib.data.pictures import drawn_order
-from reprolib.data.roots import find_root
-from reprolib.data.roots import how_to_get
-from reprolib.data.folders import left_out_of
-from reprolib.data.papers import named_set
-from reprolib.data.folders import open_folder
-from reprolib.data.roots import open_set
-from reprolib.data.roots import place_of
-from reprolib.data.papers import resized
-from reprolib.data.folders import split_folders
-from reprolib.data.roots import splits_of
+
+from reprolib.data.folders import SPLITS, left_out_of, open_folder, split_folders
+from reprolib.data.imageset import ImageSet
+from reprolib.data.offline import OFFLINE_SETS
+from reprolib.data.papers import PAPER_SETS, named_set, resized
+from reprolib.data.pictures import decode, drawn_order
+from reprolib.data.roots import download_into, find_root, how_to_get, open_set, place_of, splits_of
 
 
 def load(

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from torch.nn import functional as F
-from PIL import Image
-from pathlib import Path
-from torch import Tensor
-from importlib.resources import as_file
 from dataclasses import dataclass
-from importlib.resources import files
-from sklearn.datasets import load_digits
 from functools import lru_cache
-import numpy as np
-from reprolib.data.pictures import pixels_of
-import torch
+from importlib.resources import as_file, files
+from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.nn import functional as F
+
+from reprolib.data.pictures import pixels_of
 
 # Ten photographs, as CIFAR-10 has ten classes. The tiles' scales (side of a tile in the photograph's pixels) go from a
 # detail to most of the subject; every photograph's left 60 % holds its subject and is the test region.

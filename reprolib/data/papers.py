@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from torch.utils.data import Dataset
-from reprolib.data.folders import Half
-from reprolib.data.offline import OFFLINE_SETS
+from dataclasses import dataclass, replace
 from pathlib import Path
-from reprolib.data.folders import SPLITS
-from dataclasses import dataclass
+
+from torch.utils.data import Dataset
 from torchvision import datasets
-from importlib.resources import files
-from dataclasses import replace
+
+from reprolib.data.folders import SPLITS, Half
+from reprolib.data.offline import OFFLINE_SETS
 
 
 @dataclass(frozen=True)

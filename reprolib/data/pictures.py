@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from torch.utils.data import Dataset
-from torch.nn import functional as F
-from PIL import Image
-from PIL import ImageOps
-from torch import Tensor
-from torchvision.transforms.functional import center_crop
 import numpy as np
-from reprolib.data.folders import path_of
-from torchvision.transforms.functional import pil_to_tensor
-from torchvision.transforms.functional import resize
 import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
+
+from reprolib.data.folders import path_of
 
 
 def drawn_order(total: int, count: int | None, seed: int, what: str) -> Tensor:
@@ -39,8 +36,8 @@ def decode(
             shape, fit = (shape, *picture.size[::-1]), "exact"
         if fit == "exact" and picture.size != shape[:0:-1]:
             raise ValueError(
-                f"{path_of(dataset, item)} of {name!r} is {size_words(picture.size)} pixels, expected {size_words(shape[:0:-1])} like "
-                "the others: resize it first, or give size="
+                f"{path_of(dataset, item)} of {name!r} is {size_words(picture.size)} pixels, expected "
+                f"{size_words(shape[:0:-1])} like the others: resize it first, or give size="
             )
         images.append(_fitted(picture, shape, fit))
         labels.append(label)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from torch.utils.data import Dataset
-from reprolib.data.papers import PAPER_SETS
-from reprolib.data.papers import PaperSet
-from pathlib import Path
-from reprolib.data.folders import SPLITS
-from importlib.resources import files
-from reprolib.data.folders import load_picture
-from reprolib.data.folders import open_folder
 import os
 import shutil
-from reprolib.data.folders import split_folders
-from reprolib.data.folders import subfolders
+from pathlib import Path
 
+from torch.utils.data import Dataset
+
+from reprolib.data.folders import SPLITS, load_picture, open_folder, split_folders, subfolders
+from reprolib.data.papers import PAPER_SETS, PaperSet
 
 INNER_FILES = {"cifar10": ("cifar-10-batches-py/data_batch_1",), "cifar100": ("cifar-100-python/meta",)}
 """What lies in folders that `PaperSet.files` names as a whole."""
