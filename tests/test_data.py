@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from reprolib import data
+from reprolib.data import folders, roots
 
 
 def write_picture(path, size=(32, 32), value=None):
@@ -154,8 +155,8 @@ def test_class_folders_keep_their_numbers_when_a_split_lacks_one(cifar_root):
 
 def test_only_the_pictures_that_count_asks_for_are_decoded(cifar_root, monkeypatch):
     decoded = []
-    original = data._load_picture
-    monkeypatch.setattr(data, "_load_picture", lambda path: decoded.append(path) or original(path))
+    original = roots.load_picture
+    monkeypatch.setattr(roots, "load_picture", lambda path: decoded.append(path) or original(path))
     data.load("cifar10", count=4, root=cifar_root)
     assert len(decoded) == 4
 
@@ -505,7 +506,7 @@ def test_unreadable_folder_is_named(tmp_path, monkeypatch):
     def denied(path):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(data, "_load_picture", denied)
+    monkeypatch.setattr(folders, "load_picture", denied)
     with pytest.raises(ValueError, match="cannot read .*a.png of 'folder:.*Permission denied"):
         data.load(f"folder:{tmp_path}")
 

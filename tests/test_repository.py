@@ -37,7 +37,8 @@ def test_environment_yml_and_pyproject_hold_the_same_dependencies():
     assert [line for line in pip["pip"] if not line.startswith("-")] == REQUIREMENTS
 
 
-# What no import shows: the shipped photographs, the progress bar of a notebook, Sphinx's extension, the site's builder.
+# What no import shows: the files of DataTables, the shipped photographs, the progress bar of a notebook, Sphinx's
+# extension, the site's builder.
 UNSEEN = {"itables", "scikit-image", "ipywidgets", "sphinx-mathjax-offline", "jupyter-book"}
 
 
