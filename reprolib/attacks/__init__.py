@@ -1,4 +1,6 @@
-"""The attacks, one file each, and `build` for those with presets by name.
+"""The attacks, one file each, with what they share: `matching`, `labels` and `priors`.
+
+No attack asks which defense it faces: it compares with what the defense's `counter` says of the update.
 
 An attack is called with the victim and the update, and returns a `Reconstruction`. Here an image is read off the first
 layer, exactly; an attack that searches is called in the same way:

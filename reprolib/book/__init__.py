@@ -1,1 +1,4 @@
-"""From measurements to pages: parts, records, claims, verdicts, figures, the report. It measures nothing itself."""
+"""From measurements to pages: parts, records, claims, verdicts, figures, the scoreboard, the report.
+
+It measures nothing: a change here leaves every record as it is.
+"""

@@ -1,4 +1,7 @@
-"""Named sets of images, from files to tensors in [0, 1]. Nothing here knows of models or gradients."""
+"""Named sets of images, from files to tensors in [0, 1]: `load`, `choose`, `check`.
+
+Nothing here knows of models or gradients, and nothing is downloaded unasked.
+"""
 
 from reprolib.data.folders import SPLITS
 from reprolib.data.imageset import ImageSet

@@ -1,4 +1,7 @@
-"""Defenses: what a client does to its update before sharing it, and what an informed attacker makes of it."""
+"""Defenses: what a client does to its update before sharing it, and what an informed attacker makes of it.
+
+One file each. No defense knows which attack reads its update.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Experiments of the chapters: a file for those of one chapter, under its name, and others for what several share.
 
 Shared are `networks` (an attack on many images under many networks), `labels` (labels read off gradients) and
-`gallery` (every attack on the same images).
+`gallery` (every attack on the same images). `training`, `generators` and `utility` train victims, decoders and priors,
+and measure what a defense costs. Nothing below imports from here.
 """
 
 from reprolib.experiments.defenses import (

@@ -1,4 +1,7 @@
-"""Models: `build` a victim or `build_generator` by name, load checkpoints, fingerprint weights."""
+"""Victims and generators, each in a file of its own: `build` them by name, or `adapt` anybody's network.
+
+Here stands what a network is and what its loss is. How it is trained, and on what, stands in `experiments`.
+"""
 
 from __future__ import annotations
 

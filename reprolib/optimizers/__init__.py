@@ -1,4 +1,7 @@
-"""Searches for a minimum, each over a leading trial axis. They know nothing of gradients that are matched."""
+"""Searches for a minimum, each over a leading trial axis: L-BFGS, Adam and its relatives, CMA-ES.
+
+They know nothing of images and gradients: an objective is a function of a row.
+"""
 
 from reprolib.optimizers.adam import adam, langevin_adam, ramp, signed_adam, warm_cosine
 from reprolib.optimizers.evolution import cma_es

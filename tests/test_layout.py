@@ -1,0 +1,67 @@
+"""The rooms of the library: arrows between them point one way, and no two files import each other."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in (ROOT / "reprolib").rglob("*.py")
+}
+PLUMBING = {"atomic", "clone"}
+BELOW = {
+    "data": set(),
+    "models": set(),
+    "optimizers": set(),
+    "measure": {"data"},
+    "federated": {"models"},
+    "defenses": {"data", "models", "federated"},
+    "attacks": {"data", "models", "optimizers", "measure", "federated"},
+    "book": {"data", "models", "measure", "federated"},
+    "experiments": {"data", "models", "optimizers", "measure", "federated", "defenses", "attacks", "book"},
+    "cli": {"data", "models", "federated", "attacks", "book", "experiments"},
+    "atomic": set(),
+    "clone": set(),
+}
+"""Room -> the rooms that it may import, besides PLUMBING; the developer guide says why."""
+
+
+def imported(module: str) -> set[str]:
+    """The modules that one imports anywhere: in a function, for types alone."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "reprolib":
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in MODULES else node.module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name in MODULES}
+    return found - {module, "reprolib"}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def test_no_file_imports_another_that_imports_it():
+    try:
+        order = list(TopologicalSorter({module: imported(module) for module in MODULES}).static_order())
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+    assert set(order) == set(MODULES)
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"reprolib"}))
+def test_a_file_imports_from_the_rooms_below_its_own(module):
+    own = room(module)
+    above = {other for other in imported(module) if room(other) not in BELOW[own] | PLUMBING | {own}}
+    assert above == set()
+
+
+@pytest.mark.parametrize("name", sorted(set(BELOW) - PLUMBING - {"cli"}))
+def test_a_room_says_what_it_holds_and_what_it_never_does(name):
+    said = ast.get_docstring(ast.parse((ROOT / "reprolib" / name / "__init__.py").read_text(encoding="utf-8")))
+    assert said and len(said) > 60
