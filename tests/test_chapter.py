@@ -125,7 +125,9 @@ def test_the_repository_is_found_upward_and_results_can_go_elsewhere(shown, tmp_
     monkeypatch.setenv("REPROLIB_RESULTS", str(tmp_path / "other"))
     assert clone.results_root() == tmp_path / "other"
     monkeypatch.chdir("/")
-    assert clone.repository() == Path(chapter.__file__).resolve().parent.parent, "outside a clone: reprolib's own"
+    assert clone.repository() == Path(chapter.__file__).resolve().parent.parent.parent, (
+        "outside a clone: reprolib's own"
+    )
 
 
 def test_an_installed_package_reads_what_it_carries_and_writes_where_it_is_called(tmp_path, monkeypatch):
@@ -371,7 +373,7 @@ def test_a_part_that_reads_the_chapter_depends_on_its_settings_and_sets(shown, c
 
 def test_the_source_is_the_librarys_own(shown):
     _start().source(ThreatModel.clients.fget)
-    assert "`reprolib/federated/client.py`" in shown[-1] and "```python\n@property\ndef clients" in shown[-1]
+    assert "`reprolib/federated/threat.py`" in shown[-1] and "```python\n@property\ndef clients" in shown[-1]
 
 
 def test_closing_writes_the_results_and_shows_verdicts(shown, tmp_path):

@@ -9,7 +9,8 @@ import pytest
 import reprolib
 
 MODULES = [module.name for module in pkgutil.walk_packages(reprolib.__path__, "reprolib.")]
-PUBLIC = ("data", "models", "client", "attacks", "metrics", "claims", "intervals", "labels")
+PUBLIC = ("data.named", "models", "federated.client", "federated.update", "attacks", "attacks.labels")
+PUBLIC += ("measure.metrics", "measure.intervals", "book.claims")
 
 
 @pytest.mark.parametrize("name", MODULES)

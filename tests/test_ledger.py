@@ -393,7 +393,7 @@ def test_skipping_asks_for_a_reason_and_its_code(run, why, reason, message):
 @pytest.mark.parametrize(
     ("measured", "images", "conditions", "message"),
     [
-        (0.5, 10, None, "interval=0.5 for 'share': expected an Interval of reprolib.measure.intervals"),
+        (0.5, 10, None, "interval=0.5 for 'share': expected one of `reprolib.measure.intervals`"),
         (interval(value=math.nan), 10, None, "its value must be a number"),
         (interval(), 0, None, "images=0 for 'share': expected at least 1"),
         (interval(), 9, {"modle": "x"}, "unknown condition 'modle' for 'share'; known: model, scale, budget, batch"),
