@@ -1323,3 +1323,12 @@ def test_an_option_that_came_after_a_record_was_made_is_at_its_default_in_it():
     assert record.answers({"$function": "f"}, other, 1) == ["inputs.attack"]
     older["attack"]["seeds"] = 99
     assert record.answers({"$function": "f"}, asked, 1) == ["inputs.attack"], "an option that it does hold counts"
+
+
+def test_a_pixel_met_to_its_last_digit_is_no_outcome_on_another_machine():
+    old = pd.DataFrame({"trial": [0, 1], "psnr_dim0": [math.inf, 14.0], "psnr": [12.5, 12.5]})
+    here = old.assign(psnr_dim0=[16.7, 14.0])
+    assert "psnr_dim0: 1 of 2 rows differ" in records.differences(old, here)[0], "on the same kind of machine"
+    assert records.differences(old, here, exact=False) == []
+    assert records.differences(old, here.assign(psnr_dim0=[16.7, 40.0]), exact=False) != []
+    assert records.differences(old, here.assign(psnr=[16.7, math.inf]), exact=False) != []

@@ -650,6 +650,9 @@ TIMES = ("seconds",)
 COSTS = ("evaluations", "starts", "rank")
 """Whole numbers that depend on the last digits of a search."""
 
+EXACT_HITS = ("psnr_dim0",)
+"""Measures that are infinite as soon as one pixel is met to its last digit, which another machine need not do."""
+
 LOST = 1e-2
 """Mean squared error beyond which a search ended away from its image."""
 
@@ -669,8 +672,8 @@ def differences(recorded: Any, fresh: Any, exact: bool = True, trials: Sequence[
     pictures to a level of 8 bits. Otherwise, on another kind, or where fewer trials ran at once, what was decided must
     be equal, truths, texts and whole numbers other than COSTS, and of fractions the size, because a search is chaotic
     in its last digits: a factor of two, and below one a factor of two in decibels. Tensors of fractions are not
-    compared there, and of a search that ended away from its image both times (LOST), at other objectives, only whether
-    the image was identified: chaos alone says where it ended.
+    compared there, nor whether one of EXACT_HITS is infinite; and of a search that ended away from its image both times
+    (LOST), at other objectives, only whether the image was identified: chaos alone says where it ended.
     trials: those that ran again, where these are not all (`by_trial`): then the tables are compared in their rows, and
     nothing else.
     """
@@ -751,6 +754,8 @@ def _compared_tables(old: pd.DataFrame, new: pd.DataFrame, name: str, exact: boo
     for column in [column for column in new if str(column) in theirs and column not in (*keys, *TIMES)]:
         a, b = here[column], there[str(column)]
         equal = _equal(a, b, exact, str(column))
+        if not exact and column in EXACT_HITS:
+            equal |= np.isinf(a.to_numpy()) ^ np.isinf(b.to_numpy())
         unequal = np.flatnonzero(~equal if column == "identified" else ~equal & ~lost)
         if len(unequal):
             row = int(unequal[0])
