@@ -375,7 +375,7 @@ def test_a_disk_too_full_even_for_the_mark_leaves_the_page_as_it_was(tmp_path, m
 
 
 SLOW = "import pathlib, time\npathlib.Path('reached').touch()\ntime.sleep(600 if pathlib.Path('slow').exists() else 0)"
-RUN = "import pathlib\nfrom reprolib import runner\n{patch}\nrunner.{call}"
+RUN = "import pathlib\nfrom reprolib.book import runner\n{patch}\nrunner.{call}"
 STOP_IN_SAVE = """
 import os, time
 def stop(*_):

@@ -1024,7 +1024,8 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from reprolib import chapter, intervals, metrics
+from reprolib.book import chapter
+from reprolib.measure import intervals, metrics
 
 FACTOR = 0.5
 

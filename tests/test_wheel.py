@@ -47,7 +47,7 @@ def test_the_wheel_carries_every_file_that_a_chapter_reads(installed):
 
 def test_checkpoints_are_opened_from_the_wheel(installed, tmp_path):
     opened = "training.victim('lenet-cifar10'); generators.shipped('vae-cifar10')"
-    code = f"from reprolib import generators, training; {opened}"
+    code = f"from reprolib.experiments import generators, training; {opened}"
     called(sys.executable, "-c", code, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(installed)})
 
 

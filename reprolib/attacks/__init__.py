@@ -5,7 +5,9 @@ No attack asks which defense it faces: it compares with what the defense's `coun
 An attack is called with the victim and the update, and returns a `Reconstruction`. Here an image is read off the first
 layer, exactly; an attack that searches is called in the same way:
 
->>> from reprolib import attacks, client, data, metrics, models
+>>> from reprolib import attacks, data, models
+>>> from reprolib.federated import client
+>>> from reprolib.measure import metrics
 >>> photos = data.load("photos", count=3)
 >>> images, labels = photos.batches(size=1, count=3)
 >>> victim = models.build("mlp", num_classes=10, image_shape=(3, 32, 32), seed=0)

@@ -87,7 +87,9 @@ def from_update(update: SharedUpdate, rule: str = "row_sum") -> Tensor:
 
     Errors: ValueError for a batch of several images (use `infer_counts`), besides those of `infer`.
 
-    >>> from reprolib import client, data, labels, models
+    >>> from reprolib import data, models
+    >>> from reprolib.attacks import labels
+    >>> from reprolib.federated import client
     >>> images, truth = data.load("photos", count=5).batches(size=1, count=5)
     >>> victim = models.build("lenet", num_classes=10, image_shape=(3, 32, 32), seed=0)
     >>> bool((labels.from_update(client.share(victim, images, truth)) == truth[:, 0]).all())

@@ -446,7 +446,8 @@ def load(path: str | os.PathLike) -> Paper:
     Raises FileNotFoundError, and ValueError naming the file, the claim and the key for malformed YAML, unknown or
     missing keys, keys given twice, measures that are not declared, and criteria that cannot decide.
 
-    >>> from reprolib import claims, clone
+    >>> from reprolib import clone
+    >>> from reprolib.book import claims
     >>> paper = claims.load(clone.repository() / "claims" / "idlg.yml")
     >>> paper.title
     'iDLG: Improved Deep Leakage from Gradients'

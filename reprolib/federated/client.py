@@ -74,7 +74,8 @@ def share(
     that the server sent; "buffers" needs mode "train" and a single step.
     Errors: ValueError, before any work, for every input that does not fit these lines.
 
-    >>> from reprolib import client, data, defenses, models
+    >>> from reprolib import data, defenses, models
+    >>> from reprolib.federated import client
     >>> images, labels = data.load("photos", count=8).batches(size=4, count=2)
     >>> victim = models.build("lenet", num_classes=10, image_shape=(3, 32, 32), seed=0)
     >>> update = client.share(victim, images, labels, defense=defenses.TopK(0.9))

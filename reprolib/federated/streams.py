@@ -22,7 +22,7 @@ def generator(seed: Seed, trial: int, *stream: int) -> torch.Generator:
     Errors: ValueError for a negative number or one that is no integer, and for a trial that has no pair.
 
     >>> import torch
-    >>> from reprolib import client
+    >>> from reprolib.federated import client
     >>> torch.rand(1, generator=client.generator(7, 3)) == torch.rand(1, generator=client.generator([(7, 3)], 0))
     tensor([True])
     """

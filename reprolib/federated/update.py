@@ -74,7 +74,8 @@ class SharedUpdate:
         sign, a scale that no mean loss has, and parameters without a gradient.
 
         >>> import torch
-        >>> from reprolib import labels, models
+        >>> from reprolib import models
+        >>> from reprolib.attacks import labels
         >>> from reprolib.federated.client import SharedUpdate
         >>> _ = torch.manual_seed(0)
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 10))

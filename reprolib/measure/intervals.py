@@ -84,7 +84,7 @@ def proportion(hits: Any, clusters: Any = None) -> Interval:
     nothing of other clusters: the method names it "one network".
     Raises ValueError for no hits, and for values other than 0 and 1.
 
-    >>> from reprolib import intervals
+    >>> from reprolib.measure import intervals
     >>> intervals.proportion([1] * 50).ends()
     '[0.929, 1]'
     >>> intervals.proportion([1] * 50, clusters=[network for network in range(5) for _ in range(10)]).ends()
@@ -110,7 +110,7 @@ def below(errors: Any, threshold: float, clusters: Any = None) -> Interval:
 
     errors: [n], for instance mean squared errors. The threshold itself is not below the threshold.
 
-    >>> from reprolib import intervals
+    >>> from reprolib.measure import intervals
     >>> found = intervals.below([1e-4, 2e-4, 0.3, float("nan")], threshold=1e-3)
     >>> found.value, found.ends()
     (0.5, '[0.0676, 0.932]')
@@ -164,7 +164,7 @@ def mean(values: Any, clusters: Any = None, within: tuple[float, float] | None =
     decides nothing. For costs and errors use `log_mean` or `median`, for hits `proportion`.
     Raises ValueError for fewer than two clusters and for values that are not finite, or not within the range.
 
-    >>> from reprolib import intervals
+    >>> from reprolib.measure import intervals
     >>> found = intervals.mean([20.0, 22.0, 21.0, 23.0], clusters=["a", "a", "b", "b"])
     >>> found.value, found.clusters, found.method
     (21.5, 2, 'cluster t over 2 clusters')

@@ -203,7 +203,8 @@ def score(reconstruction: Any, images: Tensor, labels: Tensor, pool: Tensor | Im
     Errors: ValueError for other shapes, and for labels that are no classes: soft targets, fractions, negative ones.
 
     >>> import torch
-    >>> from reprolib import attacks, metrics
+    >>> from reprolib import attacks
+    >>> from reprolib.measure import metrics
     >>> truth, labels, none = torch.rand(2, 1, 3, 8, 8), torch.tensor([[3], [5]]), torch.zeros(2)
     >>> grey = attacks.Reconstruction(
     ...     raw=torch.full_like(truth, 0.5), labels=labels, objective=none, evaluations=none, starts=none,
