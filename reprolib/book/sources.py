@@ -109,6 +109,9 @@ def _between(rows: list[str], start: tuple[int, int], end: tuple[int, int]) -> s
 # --- what a definition runs -------------------------------------------------------------------------------------------
 
 
+_DEFINES = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
 @dataclass
 class Definition:
     """A function, a method, a class without its methods, or another statement of a module.
@@ -162,7 +165,7 @@ def _shape(node: object, fields: bool = False) -> str:
 
 
 def _is_prose(node: object) -> bool:
-    """Whether a statement is nothing but a text, or says only the type of a name."""
+    """Whether a statement runs nothing: a text alone, or `pass`."""
     if isinstance(node, ast.Pass):
         return True
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
@@ -219,9 +222,7 @@ def _bindings(node: ast.Import | ast.ImportFrom) -> tuple[dict[str, Place], dict
             else:
                 others[name] = f"{module}.{alias.name}"
         elif alias.name.partition(".")[0] == "reprolib":
-            ours[name if alias.asname else "reprolib"] = (alias.name if alias.asname else "reprolib", WHOLE)
-            if not alias.asname:
-                ours[alias.name] = (alias.name, WHOLE)
+            ours[alias.asname or "reprolib"] = (alias.name if alias.asname else "reprolib", WHOLE)
         else:
             others[name.partition(".")[0]] = alias.name if alias.asname else alias.name.partition(".")[0]
     return ours, others
@@ -236,13 +237,13 @@ def _analysed(text: str) -> Module:
     """A text of the library taken apart into its definitions."""
     found, outside = Module(), {}
     statements = [node for node in ast.parse(text).body if not _is_prose(node)]
-    for node in statements:
-        for one in ast.walk(node) if not _only_for_types(node) else ():
-            # an import in a function is the function's own; one below `if` or `try` is the module's
-            if isinstance(one, ast.Import | ast.ImportFrom) and not _inside_function(node):
-                ours, others = _bindings(one)
-                found.imported |= ours
-                outside |= others
+    # an import in a function is the function's own; one below `if` or `try` is the module's
+    running = [node for node in statements if not _only_for_types(node) and not isinstance(node, _DEFINES)]
+    for one in (one for node in running for one in ast.walk(node)):
+        if isinstance(one, ast.Import | ast.ImportFrom):
+            ours, others = _bindings(one)
+            found.imported |= ours
+            outside |= others
     for node in statements:
         if _only_for_types(node) or isinstance(node, ast.Import | ast.ImportFrom):
             for branch in getattr(node, "orelse", []):
@@ -259,13 +260,9 @@ def _analysed(text: str) -> Module:
     return found
 
 
-def _inside_function(node: ast.stmt) -> bool:
-    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-
-
 def _bound(node: ast.AST) -> list[str]:
     """The names that a statement of a module binds; those that a comprehension or a function binds stay inside it."""
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+    if isinstance(node, _DEFINES):
         return [node.name]
     if isinstance(node, ast.Lambda | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
         return []

@@ -12,11 +12,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 
 SPLITS = ("train", "test")
-
-
 SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
-
-
 ANNOTATIONS = "val_annotations.txt"
 """In Tiny-ImageNet's archive, the classes of the pictures in val/images."""
 

@@ -34,14 +34,8 @@ PHOTOGRAPHS = {
 
 
 TEST_REGION = 0.6
-
-
 TILE_SIDES = (64, 96, 144, 208)
-
-
 TILES_PER_PHOTOGRAPH = {"train": 200, "test": 100}
-
-
 FLAT = 0.05  # tiles with a smaller standard deviation of brightness show nothing
 
 

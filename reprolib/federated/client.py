@@ -21,7 +21,7 @@ from reprolib.federated.streams import Seed, generator
 from reprolib.federated.threat import ThreatModel, check_types, client_sizes
 from reprolib.federated.update import SharedUpdate
 from reprolib.models import Victims, fingerprint, task
-from reprolib.models.victims import require_victim
+from reprolib.models.victim import require_victim
 
 __all__ = [
     "LocalTraining",
@@ -41,11 +41,7 @@ __all__ = [
 
 
 MEMORY_BUDGET = 512 * 2**20  # bytes that the trials of one chunk may take together
-
-
 ORDER_STREAM = 0x0DE4  # of the orders in which clients take their images
-
-
 DEFENSE_STREAM = 0xDEFE  # keeps a defense's random numbers apart from an attack's drawn with the same (seed, trial)
 
 

@@ -16,7 +16,7 @@ from reprolib.federated.protection import Protection
 from reprolib.federated.threat import ThreatModel, check_types, client_sizes
 from reprolib.models import Victims, fingerprint, incoming, task
 from reprolib.models.task import Task
-from reprolib.models.victims import require_victim
+from reprolib.models.victim import require_victim
 
 
 @dataclass(frozen=True, eq=False)

@@ -105,14 +105,3 @@ class Victims:
         if self.stacked is None:
             return {name: parameter.detach() for name, parameter in self.skeleton.named_parameters()}
         return {name: weights[self.index] for name, weights in self.stacked.items()}
-
-
-def require_victim(model: nn.Module) -> None:
-    """Refuse what is no victim: attacks read its last layer, its normalisation and its shapes."""
-    known = isinstance(model, Victim)
-    if not known or model.head.out_features != model.num_classes:
-        what = f"its head gives {model.head.out_features} classes" if known else "it is no models.Victim"
-        raise ValueError(
-            f"{type(model).__name__} is no victim as it is ({what}): models.adapt(module, image_shape, num_classes) "
-            "makes anybody's network one, models.build one of the book's"
-        )
