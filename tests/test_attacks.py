@@ -198,7 +198,7 @@ def test_results_do_not_depend_on_the_chunk(monkeypatch):
     update = client.share(model, images, labels)
     attack = attacks.DLG(iterations=2, init_mean=0.5, init_std=0.1)
     whole = attack(model, update, seed=3, snapshots=(0, 2))
-    monkeypatch.setattr("reprolib.attacks.dlg.rows_that_fit", lambda start, history_size: 2)
+    monkeypatch.setattr("reprolib.attacks.search.rows_that_fit", lambda start, history_size: 2)
     chunked = attack(model, update, seed=3, snapshots=(0, 2))
     torch.testing.assert_close(whole.raw, chunked.raw, rtol=1e-6, atol=1e-6)
     assert torch.equal(whole.evaluations, chunked.evaluations)
@@ -464,11 +464,11 @@ def test_bad_input_is_refused_before_any_work():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"labels": "guessed"}, "labels='guessed' is unknown; use one of 'joint', 'known'"),
-        ({"batch_update": "random"}, "batch_update='random' is unknown; use one of 'joint', 'cyclic'"),
-        ({"iterate": "first"}, "iterate='first' is unknown; use one of 'last', 'best'"),
-        ({"iterations": 0}, "iterations=0 must be at least 1"),
-        ({"line_search": "armijo"}, "line_search='armijo' is unknown"),
+        ({"labels": "guessed"}, "labels must be one of 'joint', 'known', got 'guessed'"),
+        ({"batch_update": "random"}, "batch_update must be one of 'joint', 'cyclic', got 'random'"),
+        ({"iterate": "first"}, "iterate must be one of 'last', 'best', got 'first'"),
+        ({"iterations": 0}, "iterations must be a whole number >= 1, got 0"),
+        ({"line_search": "armijo"}, "line_search must be one of 'none', 'strong_wolfe', got 'armijo'"),
     ],
 )
 def test_unknown_settings_list_the_known_ones(settings, message):
@@ -480,7 +480,7 @@ def test_unknown_settings_list_the_known_ones(settings, message):
 
 
 def test_an_unknown_rule_lists_the_known_ones():
-    with pytest.raises(ValueError, match="rule='sign' is unknown; use one of 'row_sum', 'bias'"):
+    with pytest.raises(ValueError, match="rule must be one of 'row_sum', 'bias', 'pairwise', 'norm', got 'sign'"):
         attacks.IDLG(rule="sign")
 
 

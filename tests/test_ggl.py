@@ -11,7 +11,6 @@ from torch import nn
 
 from reprolib import data, experiments, models
 from reprolib.attacks import GGL, labels, matching, priors
-from reprolib.attacks.ggl import _Search
 from reprolib.defenses import (
     Clipping,
     Compose,
@@ -121,12 +120,12 @@ def test_the_truth_costs_nothing():  # 8.2
     trials, whole = torch.arange(3), sum(g.square().sum() for g in update.gradients.values())
     for distance, reduction in (("l2", "mean_tensors"), ("l2", "sum"), ("cosine", "sum")):
         attack = GGL(prior(), distance=distance, reduction=reduction)
-        search = _Search(attack, model, update, 0)
+        (search,) = attack.searches(model, update)
         off = search.compare(dummies, Observation(update.gradients), trials)
         assert (off.abs() < (1e-6 if distance == "cosine" else 1e-10 * whole)).all()
     both = {name: g + 1 for name, g in dummies.items()}
     mean, total = (
-        _Search(GGL(prior(), reduction=how), model, update, 0).compare(both, Observation(update.gradients), trials)
+        next(GGL(prior(), reduction=how).searches(model, update)).compare(both, Observation(update.gradients), trials)
         for how in ("mean_tensors", "sum")
     )
     torch.testing.assert_close(mean * len(dummies), total)
@@ -199,7 +198,7 @@ def test_the_population_in_one_batch_is_the_loop(name, dtype, off):  # 8.4
 @pytest.mark.parametrize("distance", ["l2", "cosine"])
 def test_values_are_those_of_the_differentiated_objective(distance, monkeypatch):
     model, (x, y) = victim(torch.float64), batch(2, dtype=torch.float64)
-    search = _Search(replace(SMALL, distance=distance), model, client.share(model, x, y), 0)
+    (search,) = replace(SMALL, distance=distance).searches(model, client.share(model, x, y))
     points = torch.randn(9, LATENT, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     trials = torch.tensor([0, 1, 1, 0, 0, 1, 0, 1, 1])
     expected, _ = search.matching(0)(points, trials)
@@ -274,7 +273,8 @@ def test_the_regulariser_is_of_what_enters_the_generator():
     for bound, entered in (("tanh", z.tanh()), ("none", z)):
         attack = replace(SMALL, bound=bound, regularizer="norm", reg_weight=0.3)
         expected = 0.3 * (entered.square().sum(1) - LATENT).square()
-        torch.testing.assert_close(_Search(attack, model, client.share(model, x, y), 0).penalty(z), expected)
+        (search,) = attack.searches(model, client.share(model, x, y))
+        torch.testing.assert_close(search.penalty(z), expected)
 
 
 def test_the_mean_is_not_the_best():
@@ -307,7 +307,7 @@ def test_the_generator_is_left_as_it_was():  # 8.12
     assert own.training and all(p.requires_grad and p.grad is None for p in own.parameters())
     assert all(torch.equal(value, before[name]) for name, value in own.state_dict().items())
     assert torch.equal(trained.raw, SMALL(model, client.share(model, x, y)).raw)  # in evaluation mode all the same
-    search = _Search(SMALL, model, client.share(model, x, y), 0)
+    (search,) = SMALL.searches(model, client.share(model, x, y))
     assert not search.generator.training and not any(p.requires_grad for p in search.generator.parameters())
 
 
@@ -459,7 +459,7 @@ def test_the_rows_of_two_classes_are_opposite():  # 8.9
 def test_the_label_of_every_class_is_read(defense):  # 8.9
     model, x = victim(), batch(CLASSES)[0]
     y = torch.arange(CLASSES)[:, None]
-    assert torch.equal(SMALL._given_labels(client.share(model, x, y, defense=defense)), y)
+    assert torch.equal(SMALL.given_labels(client.share(model, x, y, defense=defense)), y)
 
 
 def test_the_papers_psnr_is_six_decibels_lower():  # 8.11
@@ -486,14 +486,14 @@ def test_the_presets():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer": "turbo"}, "optimizer='turbo' is unknown; use one of 'cma', 'adam'"),
-        ({"population": 1}, "population=1 must be at least 4"),
-        ({"population": 10.5}, "population=10.5: expected an integer"),
-        ({"evaluations": 11}, "evaluations=11 must be at least 12: one generation of the population"),
-        ({"optimizer": "adam", "evaluations": 1}, "evaluations=1 must be at least 2: one step of Adam"),
-        ({"sigma0": 0.0}, "sigma0=0 would search nothing"),
-        ({"reg_weight": -1.0}, "reg_weight=-1.0 must be a finite number"),
-        ({"starts": 0}, "starts=0 must be at least 1"),
+        ({"optimizer": "turbo"}, "optimizer must be one of 'cma', 'adam', got 'turbo'"),
+        ({"population": 1}, "population must be a whole number >= 4, got 1"),
+        ({"population": 10.5}, "population must be a whole number >= 4, got 10.5"),
+        ({"evaluations": 11}, "evaluations must be at least 12, one generation, got 11"),
+        ({"optimizer": "adam", "evaluations": 1}, "evaluations must be at least 2, one step of Adam, got 1"),
+        ({"sigma0": 0.0}, "sigma0 must be a finite number > 0, got 0.0"),
+        ({"reg_weight": -1.0}, "reg_weight must be a finite number >= 0, got -1.0"),
+        ({"starts": 0}, "starts must be a whole number >= 1, got 0"),
         ({"schedule": "ramp"}, "schedule='ramp' goes with signed=False"),
         ({"generator": nn.Identity()}, "generator must be a module with `latent_dim`.*got Identity"),
     ],

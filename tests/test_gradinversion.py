@@ -349,7 +349,7 @@ def searched(attack, seeds=2, **threat):
     """A search on one update of a normalised victim, and the points of its rows at the pixels given."""
     model, (x, y) = victim(), batch()
     update = client.share(model, x, y, threat=replace(known(), **threat))
-    search = attacks.gradinversion._Search(replace(attack, seeds=seeds), model, update, y, 0)
+    (search,) = replace(attack, seeds=seeds, labels="known").searches(model, update)
     mean, std = (torch.tensor(part, dtype=torch.float64).view(3, 1, 1) for part in NORMAL)
     return search, lambda pixels: ((pixels - mean) / std).view(len(pixels), -1)
 
@@ -362,9 +362,10 @@ def test_seeds_that_agree_pay_nothing_for_it_and_others_their_distance_in_the_vi
     rows, (x, _) = torch.arange(2), batch()
 
     def term(pixels):
-        return (
-            with_group[0].objective(with_group[1](pixels), rows)[0] - without[0].objective(without[1](pixels), rows)[0]
-        )
+        (search, points), (other, _), one = with_group, without, torch.ones(2, dtype=torch.float64)
+        agreed = attacks.gradinversion._Group(search.agreed(points(pixels)))
+        alone = other.everything(one, attacks.gradinversion._Group())
+        return search.everything(one, agreed)(points(pixels), rows)[0] - alone(points(pixels), rows)[0]
 
     assert term(x.expand(2, -1, -1, -1, -1)).abs().max() < 1e-9
     if registration == "none":  # two seeds are each half of their distance from their mean
@@ -379,24 +380,26 @@ def test_the_priors_are_of_the_victims_units(form):
     mean, std = (torch.tensor(part, dtype=torch.float64).view(3, 1, 1) for part in NORMAL)
     grey = mean.expand(1, 3, *SHAPE)
     rows = torch.arange(1)
-    assert search.prior(grey, rows).item() < 1e-5, "the mean image has no energy"
+    assert search.prior(grey, rows, attacks.gradinversion._Group()).item() < 1e-5, "the mean image has no energy"
     pixels = math.prod(SHAPE)
     energy = {"mean_norm": 2 * pixels**0.5, "norm": 2 * (3 * pixels) ** 0.5, "mean_square": 4.0}[form]
-    assert search.prior(grey + 2 * std, rows).item() == pytest.approx(energy)
+    assert search.prior(grey + 2 * std, rows, attacks.gradinversion._Group()).item() == pytest.approx(energy)
     smooth, _ = searched(replace(SHORT, total_variation=1.0, energy=0.0, smoothness="mean"))
     slope = 0.01 * torch.arange(12, dtype=torch.float64).expand(1, 3, *SHAPE)
-    assert smooth.prior(slope, rows).item() == pytest.approx(0.01 * (1 / std).mean().item())
+    assert smooth.prior(slope, rows, attacks.gradinversion._Group()).item() == pytest.approx(
+        0.01 * (1 / std).mean().item()
+    )
 
 
 def test_a_trial_has_diverged_when_all_its_seeds_have_and_the_others_are_chosen_from():
     model, (x, y) = victim(), batch(3)
     update = client.share(model, x, y, threat=known())
-    search = attacks.gradinversion._Search(SHORT, model, update, y, 0)
+    (search,) = SHORT.searches(model, update)
     mean, std = (torch.tensor(part, dtype=torch.float64).view(3, 1, 1) for part in NORMAL)
     truth, other = (((pixels - mean) / std).view(3, -1) for pixels in (x, 0.5 * x))
     minimum = Minimum.start(torch.stack([truth, other], 1).flatten(0, 1))  # the first seed of each trial is better
     minimum.diverged = torch.tensor([True, False, False, False, True, True])
-    found = search._result(minimum, [], torch.arange(6), 0.0)
+    found = search.result(minimum, 0, [])
     assert found.diverged.tolist() == [False, False, True]
     torch.testing.assert_close(found.raw[0], 0.5 * x[0])
     torch.testing.assert_close(found.raw[1], x[1])
@@ -425,13 +428,12 @@ def test_balanced_terms_start_equal():
     model, (x, y) = victim(torch.float32), batch(2, dtype=torch.float32)
     update = client.share(model, x, y, threat=known())
     attack = replace(SHORT, gradient=None)
-    search = attacks.gradinversion._Search(attack, model, update, y, 0)
+    (search,) = attack.searches(model, update)
     start = torch.randn(4, 3 * math.prod(SHAPE))
     rows = torch.arange(4)
-    term = search.batch_norm(start, rows)[0]
-    search.weight = term / search.distance(start, rows)[0]
-    replace(attack, total_variation=0.0, energy=0.0)
-    whole = search.everything(start, rows)[0] - search.prior(search.pixels(start), rows)
+    weights, nobody = search.weights(start), attacks.gradinversion._Group()
+    term = weights * search.value(start, 0)
+    whole = search.everything(weights, nobody)(start, rows)[0] - search.prior(search.images(start), rows, nobody)
     torch.testing.assert_close(whole, 2 * term, rtol=1e-4, atol=1e-5)
     assert attack(model, update).raw.isfinite().all()
 
@@ -544,9 +546,9 @@ def test_registered_psnr_is_never_lower():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"smoothness": "round"}, "smoothness='round' is unknown; use one of 'four_directions', 'mean', 'sum'"),
-        ({"seeds": 0}, "seeds=0 must be at least 1"),
-        ({"noise": math.nan}, "noise=nan must be a finite number of at least 0"),
+        ({"smoothness": "round"}, "smoothness must be one of 'four_directions', 'mean', 'sum', got 'round'"),
+        ({"seeds": 0}, "seeds must be a whole number >= 1, got 0"),
+        ({"noise": math.nan}, "noise must be a finite number >= 0, got nan"),
         ({"warmup": 50, "iterations": 50}, "warmup=50 must be below iterations=50"),
         ({"gradient": None, "batch_norm": 0.0}, "gradient=None balances it against batch norm, but batch_norm=0"),
     ],

@@ -36,7 +36,8 @@ def batch(size: int = 1, trials: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def at_truth(attack, victim, x, update) -> torch.Tensor:
-    return attack._objective(victim, update)(x.flatten(1), torch.arange(len(x)))[0]
+    (search,) = attack.searches(victim, update)
+    return search.value(x.flatten(1), 0)
 
 
 def test_the_truth_costs_nothing_under_the_mask(victim):
@@ -161,7 +162,12 @@ def test_bad_input_is_refused(victim, generator):
             client.share(other, x, y, threat=KNOWN),
             "generator was trained for the trunk .* train another",
         ),
-        (attack, victim, client.share(victim, x, y), "HCGLA is given the labels: share with ThreatModel"),
+        (
+            attack,
+            victim,
+            client.share(victim, x, y),
+            "labels='known' needs labels in the update: share with ThreatModel",
+        ),
         (attack, victim, client.share(victim, x, y, threat=KNOWN, local=LocalTraining(2, 2, 0.1)), "of 2 local steps"),
         (attacks.HCGLA.single(generator), victim, update, "start='mean_of_rows' is for single images.*batch_size=2"),
         (attacks.HCGLA(wide), victim, update, "generator takes 12 features, the model's head has 768"),
@@ -176,7 +182,7 @@ def test_bad_input_is_refused(victim, generator):
     for make, message in (
         (lambda: attacks.HCGLA(), "start='generated' goes with a generator"),
         (lambda: attacks.HCGLA(generator, start="random"), "start='random' goes without a generator"),
-        (lambda: attacks.HCGLA(generator, mask="conv"), "mask='conv' is unknown; use one of 'all', 'head', 'none'"),
+        (lambda: attacks.HCGLA(generator, mask="conv"), "mask must be one of 'all', 'head', 'none', got 'conv'"),
         (lambda: attacks.HCGLA(generator, iterations=-1), "iterations=-1: expected an integer of at least 0"),
         (lambda: models.build_generator("dcgan", (3, 16, 16), 0), "this generator gives images of 32 x 32 pixels"),
         (lambda: fit_rows(victim, data.load("photos", count=8), None, batch=60), "the victim has 50 classes"),

@@ -83,15 +83,13 @@ def test_total_variation_is_a_mean():
 def test_the_prior_is_of_the_victims_units():
     model, (x, y) = victim(), batch(1)
     update = client.share(model, x, y, threat=KNOWN)
-    problem = attacks.ig._Problem(
-        attacks.InvertingGradients(total_variation=2.0), model, update, Observation(update.gradients), y, 0
-    )
+    (problem,) = attacks.InvertingGradients(total_variation=2.0, labels="known").searches(model, update)
     slope = 0.05 * torch.arange(8, dtype=torch.float64).expand(1, 1, *SHAPE)
     trial = torch.arange(1)
     expected = 2.0 * 0.05 * sum(1 / std for std in NORMAL[1]) / 3
     assert problem.prior(slope, trial).item() == pytest.approx(expected)
     normalised = model.normalize(slope[0]).view(1, -1)  # as the optimiser's rows have it
-    whole, alone = (problem.matching(trial, prior)(normalised, trial)[0] for prior in (problem.prior, None))
+    whole, alone = (problem.matching(0, prior=prior)(normalised, trial)[0] for prior in (problem.prior, None))
     assert (whole - alone).item() == pytest.approx(expected)
 
 
@@ -368,9 +366,9 @@ def test_eval_and_train_mode_are_different_victims():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"objective": "l1"}, "objective='l1' is unknown; use one of 'cosine', 'euclidean'"),
-        ({"iterations": 0}, "iterations=0 must be at least 1"),
-        ({"total_variation": -1.0}, "total_variation=-1.0 must be a finite number of at least 0"),
+        ({"objective": "l1"}, "objective must be one of 'cosine', 'euclidean', got 'l1'"),
+        ({"iterations": 0}, "iterations must be a whole number >= 1, got 0"),
+        ({"total_variation": -1.0}, "total_variation must be a finite number >= 0, got -1.0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

@@ -506,8 +506,8 @@ def test_the_seeds_of_an_update_draw_their_noise_apart():
     model = SMALL.extend(victim(dtype=torch.float64))
     update = share(victim(dtype=torch.float64), images, labels, defense=SMALL, threat=ThreatModel(labels="known"))
     attack = attacks.GradInversion(iterations=3, warmup=1, gradient=1.0, labels="known", seeds=2, group=0.0)
-    search = attacks.gradinversion._Search(attack, model, update, labels, 0)
-    at_one_point = search.distance.alone(images.flatten(1).repeat_interleave(2, 0), torch.arange(4)).view(2, 2)
+    (search,) = attack.searches(model, update)
+    at_one_point = search.value(images.flatten(1).repeat_interleave(2, 0), 0).view(2, 2)
     assert ((at_one_point[:, 0] - at_one_point[:, 1]).abs() > 1e-6).all()
 
 

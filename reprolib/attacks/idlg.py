@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated
 
 from torch import Tensor
 
+from reprolib import settings
 from reprolib.attacks.dlg import DLG
 from reprolib.attacks.labels import RULES, from_update
 from reprolib.federated.update import SharedUpdate
@@ -21,12 +22,10 @@ class IDLG(DLG):
     objective is below 1e-6 at every tenth outer step.
     """
 
-    iterations: int = 300
-    stop_objective: float | None = 1e-6
+    iterations: settings.Count = 300
+    stop_objective: settings.Level | None = 1e-6
     labels: str = field(default="inferred", init=False)
-    rule: str = "row_sum"
-
-    _known: ClassVar[dict[str, tuple[str, ...]]] = {**DLG._known, "labels": ("inferred",), "rule": tuple(RULES)}
+    rule: Annotated[str, settings.OneOf(RULES)] = "row_sum"
 
     @classmethod
     def official(cls) -> IDLG:
@@ -38,7 +37,7 @@ class IDLG(DLG):
         """The paper's text: the code's settings, with the label read by the pairwise rule that the text states."""
         return cls(rule="pairwise")
 
-    def _given_labels(self, update: SharedUpdate) -> Tensor:
+    def given_labels(self, update: SharedUpdate) -> Tensor:
         if update.batch_size != 1:
             raise ValueError(
                 f"IDLG reads the label of a single image, but the update is of {update.batch_size}: "

@@ -174,6 +174,13 @@ def infer_counts(
     return _known(rule, _COUNT_RULES)(weight_gradient, bias_gradient, batch_size)
 
 
+def given(update: SharedUpdate) -> Tensor:
+    """The labels [T, B] that the update carries. Errors: ValueError for one that carries none."""
+    if update.labels is None:
+        raise ValueError("labels='known' needs labels in the update: share with ThreatModel(labels='known')")
+    return update.labels
+
+
 def of_update(update: SharedUpdate, rule: str = "bias_corrected") -> Tensor:
     """The labels behind an update by one of the rules of `infer_counts`, in the order of the classes: [T, B] int64.
 

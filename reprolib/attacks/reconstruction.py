@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -68,7 +68,8 @@ def keep_better(best: Reconstruction, again: Reconstruction) -> Reconstruction:
 
 def join(runs: list[Reconstruction], seconds: float) -> Reconstruction:
     """The chunks one after the other."""
-    names = ("raw", "labels", "objective", "evaluations", "starts", "diverged")
+    every = [field.name for field in fields(Reconstruction) if field.name not in ("seconds", "history")]
+    names = [name for name in every if getattr(runs[0], name) is not None]
     history = None
     if runs[0].history is not None:
         series = ("objective", "evaluations", "images", "soft_labels")

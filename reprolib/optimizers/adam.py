@@ -53,14 +53,19 @@ def langevin_adam(
     noise_on: Literal["pixels", "gradient"] = "pixels",
     betas: tuple[float, float] = (0.9, 0.999),
     project: Callable[[Tensor], Tensor] = lambda x: x,
+    signed: bool = False,
+    before: Callable[[Tensor, int], None] = lambda x, iteration: None,
 ) -> Iterator[Minimum]:
     """Adam with a step size for each iteration and noise of that size (Yin et al. 2021, section 3.4).
 
     rate: iteration, counted from 0, -> learning rate. noise: draws [T, N] anew at each call; times the rate it is added
-    to the points after the step, or to the gradient before it, which Adam then rescales. Otherwise as `adam`.
+    to the points after the step, or to the gradient before it, which Adam then rescales. signed: Adam is fed the sign
+    of the gradient. before: is shown the points and the iteration before the objective is evaluated. Otherwise as
+    `adam`.
     """
 
     def shape(gradient: Tensor, iteration: int) -> Tensor:
+        gradient = gradient.sign() if signed else gradient
         if noise is None or noise_on == "pixels":
             return gradient
         return gradient + rate(iteration) * noise()
@@ -68,7 +73,7 @@ def langevin_adam(
     def moved(x: Tensor, iteration: int) -> Tensor:
         return x if noise is None or noise_on == "gradient" else x + rate(iteration) * noise()
 
-    return _adam(objective, start, iterations, rate, betas, project, shape, moved)
+    return _adam(objective, start, iterations, rate, betas, project, shape, moved, before)
 
 
 def warm_cosine(learning_rate: float, iterations: int, warmup: int) -> Callable[[int], float]:
@@ -100,11 +105,22 @@ def _falling(learning_rate: float, milestones: tuple[int, ...]) -> Callable[[int
     return lambda iteration: learning_rate * 0.1 ** sum(milestone <= iteration for milestone in milestones)
 
 
-def _adam(objective, start, iterations, rate, betas, project, shape, moved=lambda x, _: x) -> Iterator[Minimum]:
+def _adam(
+    objective: Objective,
+    start: Tensor,
+    iterations: int,
+    rate: Callable[[int], float],
+    betas: tuple[float, float],
+    project: Callable[[Tensor], Tensor],
+    shape: Callable[[Tensor, int], Tensor],
+    moved: Callable[[Tensor, int], Tensor] = lambda x, _: x,
+    before: Callable[[Tensor, int], None] = lambda x, _: None,
+) -> Iterator[Minimum]:
     minimum, trials = Minimum.start(start), torch.arange(len(start), device=start.device)
     x = start.clone()
     optimizer = torch.optim.Adam([x], betas=betas)
     for iteration in range(iterations + 1):  # the last evaluation only observes
+        before(x, iteration)
         value, gradient = objective(x, trials)
         finite = value.isfinite() & gradient.isfinite().all(1)
         minimum.evaluations += ~minimum.diverged
