@@ -166,7 +166,7 @@ def test_bad_input_is_refused(victim, generator):
             attack,
             victim,
             client.share(victim, x, y),
-            "labels='known' needs labels in the update: share with ThreatModel",
+            "labels='known' needs labels in the update",
         ),
         (attack, victim, client.share(victim, x, y, threat=KNOWN, local=LocalTraining(2, 2, 0.1)), "of 2 local steps"),
         (attacks.HCGLA.single(generator), victim, update, "start='mean_of_rows' is for single images.*batch_size=2"),

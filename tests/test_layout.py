@@ -11,7 +11,7 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in (ROOT / "reprolib").rglob("*.py")
 }
-PLUMBING = {"atomic", "clone"}
+PLUMBING = {"atomic", "clone", "settings"}
 BELOW = {
     "data": set(),
     "models": set(),
@@ -25,6 +25,7 @@ BELOW = {
     "cli": {"data", "models", "federated", "attacks", "book", "experiments"},
     "atomic": set(),
     "clone": set(),
+    "settings": set(),
 }
 """Room -> the rooms that it may import, besides PLUMBING; the developer guide says why."""
 
