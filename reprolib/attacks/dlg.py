@@ -190,6 +190,7 @@ class _Search(Search):
             diverged=kept.diverged,
             seconds=0.0,
             history=self.history(taken, 0),
+            inputs=self.inputs,
         )
 
     def _dummies(self, starts: Tensor, rows: Tensor) -> Tensor:

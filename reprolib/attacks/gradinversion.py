@@ -207,11 +207,11 @@ class _Search(NormalisedSearch):
         return _DISTANCES[self.attack.gradient_form](gradients, observation, rows)
 
     def prior(self, images: Tensor, rows: Tensor, group: _Group) -> Tensor:
-        attack, x = self.attack, (images - self.mean) / self.std
+        attack, x = self.attack, self.inputs.to_points(images)
         value = attack.total_variation * _SMOOTHNESS[attack.smoothness](x)
         value = value + attack.energy * _ENERGY[attack.energy_form](x)
         if group.consensus is not None:
-            agreed = (group.consensus[rows // self.each] - self.mean) / self.std
+            agreed = self.inputs.to_points(group.consensus[rows // self.each])
             away = (x - agreed).square().flatten(1).sum(1)
             value = value + attack.group * away.clamp(min=torch.finfo(self.dtype).tiny).sqrt()
         return value
@@ -282,6 +282,7 @@ class _Search(NormalisedSearch):
             seconds=0.0,
             history=self._of_the_best(self.history(taken, start), chosen * self.each + best),
             candidates=every,
+            inputs=self.inputs,
         )
 
     def _of_the_best(self, history: History | None, row: Tensor) -> History | None:

@@ -125,7 +125,7 @@ class _Search(NormalisedSearch):
         return [{name: part.view(-1, *shape) for (name, shape), part in named}]
 
     def prior(self, images: Tensor, rows: Tensor) -> Tensor:
-        return self.attack.total_variation * priors.total_variation((images - self.mean) / self.std)
+        return self.attack.total_variation * priors.total_variation(self.inputs.to_points(images))
 
     def steps(self, x: Tensor, start: int) -> Iterator[Minimum]:
         attack = self.attack

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+
+from reprolib.models.inputs import Inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +35,7 @@ class Reconstruction:
     many dummy images were tried. diverged: [T], the chosen start ended with an objective that is not finite.
     seconds: wall time of the whole call. candidates: [T, S, B, C, H, W], what S searches that ran side by side ended
     at, for attacks that let them agree. lost: [T, B], images of which the update says nothing, for attacks that can
-    tell. latents: [T, B, k], what a generator made `raw` of.
+    tell. latents: [T, B, k], what a generator made `raw` of. inputs: what the victim takes; None for images.
     """
 
     raw: Tensor
@@ -47,10 +49,12 @@ class Reconstruction:
     candidates: Tensor | None = None
     lost: Tensor | None = None
     latents: Tensor | None = None
+    inputs: Inputs | None = None
 
     @property
     def images(self) -> Tensor:
-        return self.raw.clamp(0, 1)
+        """`raw` as a client has it: pixels clamped to [0, 1], or the numbers of tokens, [T, B, L]."""
+        return self.raw.clamp(0, 1) if self.inputs is None else self.inputs.values(self.raw)
 
 
 def keep_better(best: Reconstruction, again: Reconstruction) -> Reconstruction:
@@ -62,19 +66,16 @@ def keep_better(best: Reconstruction, again: Reconstruction) -> Reconstruction:
         if getattr(best, name) is not None:
             chosen[name] = getattr(best, name).clone()
             chosen[name][better] = getattr(again, name)[better]
-    spent = best.evaluations + again.evaluations
-    return Reconstruction(**chosen, evaluations=spent, starts=again.starts, seconds=0.0, history=best.history)
+    return replace(best, **chosen, evaluations=best.evaluations + again.evaluations, starts=again.starts)
 
 
 def join(runs: list[Reconstruction], seconds: float) -> Reconstruction:
     """The chunks one after the other."""
-    every = [field.name for field in fields(Reconstruction) if field.name not in ("seconds", "history")]
-    names = [name for name in every if getattr(runs[0], name) is not None]
-    history = None
+    every = {field.name: getattr(runs[0], field.name) for field in fields(Reconstruction)}
+    names, history = [name for name, value in every.items() if isinstance(value, Tensor)], None
     if runs[0].history is not None:
         series = ("objective", "evaluations", "images", "soft_labels")
         merged = {name: torch.cat([getattr(run.history, name) for run in runs], 1) for name in series}
         history = History(runs[0].history.iterations, **merged)
-    return Reconstruction(
-        **{name: torch.cat([getattr(run, name) for run in runs]) for name in names}, seconds=seconds, history=history
-    )
+    joined = {name: torch.cat([getattr(run, name) for run in runs]) for name in names}
+    return replace(runs[0], **joined, seconds=seconds, history=history)

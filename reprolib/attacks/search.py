@@ -127,6 +127,7 @@ class Search:
         self.attack, self.update, self.seed, self.trials, self.each = attack, update, seed, trials, each
         first = next(iter(update.gradients.values()))
         self.device, self.dtype = first.device, first.dtype
+        self.inputs = Victims.of(model).skeleton.inputs
         self.batch_shape = (update.batch_size, *update.image_shape)
         self.pixels = math.prod(self.batch_shape)
         owner = trials.to(self.device).repeat_interleave(each)
@@ -145,7 +146,7 @@ class Search:
         raise NotImplementedError
 
     def images(self, x: Tensor) -> Tensor:
-        """[R, N] -> [R, B, C, H, W], pixels of [0, 1]."""
+        """[R, N] -> [R, B, *shape], what enters the network: of images their pixels in [0, 1]."""
         return x[:, : self.pixels].view(-1, *self.batch_shape)
 
     def parts(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,6 +214,7 @@ class Search:
             diverged=minimum.diverged,
             seconds=0.0,
             history=self.history(taken, start),
+            inputs=self.inputs,
         )
 
     def history(self, taken: list[Taken], start: int) -> History | None:
@@ -229,20 +231,14 @@ class Search:
 
 
 class NormalisedSearch(Search):
-    """A search in the victim's normalised space, where a row's pixels have mean 0 and deviation 1."""
-
-    def __init__(self, attack: Any, model: nn.Module | Victims, *others: Any, **more: Any) -> None:
-        super().__init__(attack, model, *others, **more)
-        network = Victims.of(model).skeleton
-        self.mean = network.mean.to(self.device, self.dtype)
-        self.std = network.std.to(self.device, self.dtype)
+    """A search in the victim's own units: of images its normalisation's, in which pixels have mean 0, deviation 1."""
 
     def images(self, x: Tensor) -> Tensor:
-        return super().images(x) * self.std + self.mean
+        return self.inputs.of_points(super().images(x))
 
     def inside(self, x: Tensor) -> Tensor:
         """The rows with every pixel held to [0, 1]; what stands behind the pixels stays."""
-        pixels = super().images(x).clamp((0 - self.mean) / self.std, (1 - self.mean) / self.std)
+        pixels = self.inputs.inside(super().images(x))
         return torch.cat([pixels.flatten(1), x[:, self.pixels :]], 1)
 
 

@@ -58,7 +58,8 @@ def share(
 ) -> SharedUpdate:
     """What T clients (or groups of clients) with one set of weights share after one round of training.
 
-    images: [T, B, C, H, W] in [0, 1], of the model's dtype and device. labels: [T, B] int64 in [0, num_classes).
+    images: [T, B, C, H, W] in [0, 1], of the model's dtype and device, or what else the model takes (`model.inputs`).
+    labels: [T, B] int64 in [0, num_classes).
     threat: what the server knows; default `ThreatModel()`. With "mean of N", each of N clients contributes B / N
     images and its own defense randomness, and the exact batch-norm statistics are averaged like everything else.
     clients: how many of the B images each of the N has, where they are not equally many; they count by their sizes.
@@ -90,6 +91,7 @@ def share(
     sizes = client_sizes(images, threat, clients)
     _check_inputs(model, images, labels, local, sizes)
     generator(seed, 0)  # refuses a bad seed before any work
+    images = model.inputs.enter(images)
     model = extended(model, defense)
     victim = worker(model, threat.mode)
     norms = {name: module for name, module in victim.named_modules() if isinstance(module, _BatchNorm)}
@@ -374,32 +376,17 @@ def _check_inputs(
     model: nn.Module, images: Tensor, labels: Tensor, local: LocalTraining | None, sizes: Sequence[int]
 ) -> None:
     require_victim(model)
-    shape = tuple(model.image_shape)
-    if images.ndim != 5 or tuple(images.shape[2:]) != shape:
-        raise ValueError(
-            f"images must have shape [trials, batch, {', '.join(map(str, shape))}] for this model, "
-            f"got {list(images.shape)}"
-        )
+    parameter = next(model.parameters())
+    model.inputs.check(images, parameter)
     trials, batch = images.shape[:2]
     if trials == 0 or batch == 0:
         raise ValueError(f"images must hold at least one trial and one image a trial, got shape {list(images.shape)}")
-    parameter = next(model.parameters())
     if not (images.device == labels.device == parameter.device):
         raise ValueError(
             f"model, images and labels must be on one device, got {parameter.device}, {images.device} and "
             f"{labels.device}"
         )
-    if images.dtype != parameter.dtype:
-        raise ValueError(f"images must be of the model's dtype {parameter.dtype}, got {images.dtype}")
-    if not images.isfinite().all():
-        trial = int((~images.isfinite()).flatten(1).any(1).nonzero()[0])
-        raise ValueError(f"images have a NaN or infinite value in trial {trial}")
-    if images.min() < 0 or images.max() > 1:
-        raise ValueError(
-            f"images must lie in [0, 1], got values from {images.min():.4g} to {images.max():.4g}; "
-            "normalisation belongs into the model's first layer"
-        )
-    task.of(model).check(labels, trials, batch, model.num_classes, images.dtype)
+    task.of(model).check(labels, trials, batch, model.num_classes, parameter.dtype)
     own = max(sizes)
     if local is not None and local.batch_size > own:
         raise ValueError(f"batch_size of LocalTraining is {local.batch_size}, but a client has only {own} image(s)")

@@ -16,16 +16,20 @@ Labels = Literal["unknown", "known"]
 
 BatchNorm = Literal["none", "running", "exact", "buffers"]
 
+ServerKind = Literal["curious", "malicious parameters", "malicious architecture"]
+
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """What the honest-but-curious server knows besides the model, its weights, the loss and the size of the batch.
+    """What the server may do, and what it knows besides the model, its weights, the loss and the size of the batch.
 
     mode: how the client runs batch norm: "eval" (with running statistics) or "train" (with the batch's own).
     labels: "unknown", or "known" (the update carries them).
     batch_norm: "none", "running" (the running statistics stand in for the batch's), "exact" (the batch's own) or
     "buffers" (the running statistics after the client's step, as a client in "train" mode sends them with its update).
     defense_known: the server knows the client's defense and its settings, never its random numbers.
+    server: "curious" (it does as agreed and looks), or "malicious parameters" or "malicious architecture", what it may
+    change of the model before clients get it (`federated.server`).
     observes: "one client", or "mean of N" (secure aggregation: only the mean of N clients' updates is seen).
     Errors: ValueError for any other value, listing the known ones. Source: the developer guide, "Contracts".
 
@@ -39,12 +43,14 @@ class ThreatModel:
     batch_norm: BatchNorm = "none"
     defense_known: bool = False
     observes: str = "one client"
+    server: ServerKind = "curious"
 
     def __post_init__(self) -> None:
         for name, known in (
             ("mode", get_args(Mode)),
             ("labels", get_args(Labels)),
             ("batch_norm", get_args(BatchNorm)),
+            ("server", get_args(ServerKind)),
         ):
             value = getattr(self, name)
             if value not in known:
@@ -65,8 +71,13 @@ class ThreatModel:
         return [
             (
                 "Who attacks?",
-                "An honest-but-curious server. It sent the model, so it knows the architecture, the weights, the loss, "
-                "the image size, the classes and the batch size.",
+                {
+                    "curious": "An honest-but-curious server.",
+                    "malicious parameters": "A malicious server, which chose the weights that it sent.",
+                    "malicious architecture": "A malicious server, which changed the model that it sent.",
+                }[self.server]
+                + " It sent the model, so it knows the architecture, the weights, the loss, the image size, the "
+                "classes and the batch size.",
             ),
             (
                 "What does it see?",

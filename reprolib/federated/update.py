@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from reprolib.federated import gradients
 from reprolib.federated.gradients import LocalTraining
 from reprolib.federated.protection import Protection
-from reprolib.federated.threat import ThreatModel, check_types, client_sizes
+from reprolib.federated.threat import ServerKind, ThreatModel, check_types, client_sizes
 from reprolib.models import Victims, fingerprint, incoming, task
 from reprolib.models.task import Task
 from reprolib.models.victim import require_victim
@@ -140,6 +140,14 @@ class SharedUpdate:
             raise ValueError(
                 f"{attack} matches one gradient, but this update is the weight difference of {what}: share without "
                 "`local`, or with a single step of plain SGD"
+            )
+
+    def require_server(self, attack: str, *kinds: ServerKind) -> None:
+        """Errors: ValueError where the threat model does not let the server do what `attack` needs."""
+        if self.threat.server not in kinds:
+            raise ValueError(
+                f"{attack} needs a server of the kind {' or '.join(map(repr, kinds))}, but this update's threat model "
+                f"says server={self.threat.server!r}"
             )
 
     def as_gradients(self) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from reprolib.models.inputs import Images, Inputs
 from reprolib.models.task import Task
 
 
@@ -37,6 +38,11 @@ class Victim(nn.Module):
     def __init__(self, num_classes: int, image_shape: tuple[int, int, int], normalize: nn.Module) -> None:
         super().__init__()
         self.num_classes, self.image_shape, self.normalize = num_classes, image_shape, normalize
+
+    @property
+    def inputs(self) -> Inputs:
+        """What it takes: images, unless a network of another modality says otherwise."""
+        return Images(tuple(self.image_shape), self.mean, self.std)
 
     @property
     def mean(self) -> Tensor:

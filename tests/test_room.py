@@ -1,0 +1,190 @@
+"""Room for what comes next: a malicious server, tokens, several rounds. Each attack stands here, on no shared file."""
+
+import copy
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import nn
+
+from reprolib import data, models
+from reprolib.attacks import InvertingGradients, Reconstruction
+from reprolib.attacks.matching import Matching
+from reprolib.attacks.search import Search, SearchAttack
+from reprolib.federated import client, server
+from reprolib.federated.client import LocalTraining, ThreatModel
+from reprolib.federated.observation import Observation
+from reprolib.measure import metrics
+from reprolib.models.inputs import Tokens
+from reprolib.models.victim import Victim
+from reprolib.optimizers import adam, signed_adam
+
+
+def photos(count, size=1):
+    return data.load("photos", count=count * size).batches(size=size, count=count)
+
+
+def mlp():
+    torch.manual_seed(0)
+    layers = nn.Flatten(), nn.Linear(3 * 32 * 32, 128), nn.ReLU(), nn.Linear(128, 10)
+    return models.adapt(nn.Sequential(*layers), image_shape=(3, 32, 32), num_classes=10)
+
+
+# --- a malicious server
+
+
+@dataclass(frozen=True)
+class Steps(server.Honest):
+    """Every neuron of the first layer measures brightness, with a threshold of its own: imprint by weights alone."""
+
+    kind: str = "malicious parameters"
+
+    def broadcast(self, model):
+        sent = copy.deepcopy(model)
+        first, second = (layer for layer in sent.modules() if isinstance(layer, nn.Linear))
+        with torch.no_grad():
+            first.weight.fill_(1 / first.in_features)
+            first.bias.copy_(-torch.linspace(0, 1, len(first.bias)))
+            second.weight.copy_(second.weight[:, :1])  # so that neighbours differ in nothing but their thresholds
+        return sent
+
+
+class Differences:
+    """What a neuron lets through and the next does not, divided by the bias gradients' difference: one image alone."""
+
+    def __call__(self, model, update, seed=0, progress=None, snapshots=()):
+        update.check(model)
+        update.require_server("Differences", "malicious parameters")
+        name = next(name for name, layer in model.named_modules() if isinstance(layer, nn.Linear))
+        weight, bias = (update.gradients[f"{name}.{part}"].diff(dim=1) for part in ("weight", "bias"))
+        images = model.inputs.of_points((weight / bias[:, :, None]).unflatten(2, update.image_shape))
+        fits = ((images > -1e-2) & (images < 1.01)).flatten(2).all(2)
+        raw = torch.stack([(own[ok] if ok.any() else own)[:1] for own, ok in zip(images, fits, strict=True)])
+        nothing = torch.zeros(update.trials)
+        labels = torch.zeros(update.trials, 1, dtype=torch.int64)
+        return Reconstruction(raw, labels, nothing, nothing.long(), nothing.long() + 1, nothing.bool(), 0.0)
+
+
+def test_a_malicious_server_sends_its_weights_and_reads_a_batch():
+    (images, labels), crooked = photos(3, size=4), Steps()
+    sent = crooked.broadcast(mlp())
+    update = client.share(sent, images, labels, threat=ThreatModel(server=crooked.kind))
+    found = Differences()(sent, update)
+    nearest = (found.images - images).flatten(2).square().mean(2).min(1).values
+    assert (nearest < 1e-4).all(), "one image of each batch, exactly"
+    with pytest.raises(ValueError, match="Differences needs a server of the kind 'malicious parameters'.*'curious'"):
+        Differences()(sent, client.share(sent, images, labels))
+
+
+# --- tokens
+
+
+class Reader(Victim):
+    """Embeddings [N, L, D] of a few tokens, to classes."""
+
+    def __init__(self, vocabulary=20, length=5, width=8, classes=4):
+        super().__init__(classes, (length, width), nn.Identity())
+        self.register_buffer("table", torch.randn(vocabulary, width, generator=torch.Generator().manual_seed(1)))
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(length * width, 64), nn.Linear(64, classes)
+
+    @property
+    def inputs(self):
+        return Tokens(self.image_shape[0], self.table)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.body(x.flatten(1))))
+
+
+@dataclass(frozen=True)
+class Words(SearchAttack):
+    """Gradient matching over embeddings, read as the nearest tokens."""
+
+    iterations: int = 300
+    labels: str = "known"
+
+    def search(self, *told):
+        return WordSearch(self, *told)
+
+
+class WordSearch(Search):
+    def steps(self, x, start):
+        return adam(self.matching(start), x, self.attack.iterations, 0.05)
+
+
+def test_an_attack_on_tokens_goes_the_way_of_images():
+    model, random = Reader(), torch.Generator().manual_seed(0)
+    tokens = torch.randint(20, (3, 1, 5), generator=random)
+    labels = torch.randint(4, (3, 1), generator=random)
+    update = client.share(model, tokens, labels, threat=ThreatModel(labels="known"))
+    for attack in (Words(), InvertingGradients(300, 0.05, total_variation=0.0, signed=False)):
+        assert torch.equal(attack(model, update).images, tokens), attack
+    with pytest.raises(ValueError, match=r"tokens must lie in 0\.\.19, got 0 to 20"):
+        client.share(model, torch.tensor([[[0, 1, 2, 3, 20]]]), labels[:1])
+    with pytest.raises(ValueError, match=r"tokens must be int64 of shape \[trials, batch, 5\].*\[3, 1, 4\]"):
+        client.share(model, tokens[:, :, :4], labels)
+
+
+# --- rounds
+
+
+@dataclass(frozen=True)
+class Together:
+    """One batch that takes part in every round, matched with all its updates at once."""
+
+    iterations: int = 60
+
+    def __call__(self, seen, seed=0):
+        first = seen[0].update
+        shape = (first.batch_size, *first.image_shape)
+        labels = first.targets(first.labels, first.gradients["head.bias"])
+
+        def of(round_):
+            observation = Observation(round_.update.as_gradients())
+            return Matching(round_.model, observation, lambda x, rows: (x.view(-1, *shape), labels[rows]))
+
+        each = [of(round_) for round_ in seen]
+
+        def objective(x, rows):
+            values, slopes = zip(*(matching(x, rows) for matching in each), strict=True)
+            return sum(values), sum(slopes)
+
+        start = torch.rand(1, torch.Size(shape).numel(), generator=client.generator(seed, 0))
+        *_, minimum = signed_adam(objective, start, self.iterations, 0.05, project=lambda x: x.clamp(0, 1))
+        return minimum.last.view(1, *shape)
+
+
+def test_three_rounds_say_more_than_one():
+    (images, labels), told = photos(1, size=2), ThreatModel(labels="known")
+    honest, lenet = server.Honest(learning_rate=1e-3), models.build("lenet", 10, (3, 32, 32), seed=0)
+    rounds = list(server.rounds(honest, lenet, lambda _: (images, labels), 3, threat=told))
+    alone, together = (Together()(seen) for seen in (rounds[:1], rounds))
+    assert metrics.mse(together, images).mean() < metrics.mse(alone, images).mean()
+
+
+@pytest.mark.parametrize("local", [None, LocalTraining(2, 1, 0.1)])
+def test_a_round_is_a_step_of_federated_averaging(local):
+    (images, labels), told = photos(2, size=4), ThreatModel(observes="mean of 2")
+    model, honest = mlp(), server.Honest(learning_rate=0.2)
+    of_round = lambda r: (images[r : r + 1], labels[r : r + 1])  # noqa: E731
+    first, second = server.rounds(honest, model, of_round, 2, threat=told, local=local, seed=3)
+    assert first.model is model and (first.number, second.number) == (0, 1)
+    update = client.share(model, images[:1], labels[:1], threat=told, local=local, seed=3)
+    factor = -0.2 if local is None else 1.0
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(second.model.get_parameter(name), weight + factor * update.gradients[name][0])
+    again = client.share(second.model, images[1:], labels[1:], threat=told, local=local, seed=[(3, 1)])
+    torch.testing.assert_close(second.update.gradients, again.gradients)
+
+
+def test_rounds_refuse_what_is_no_federation():
+    (images, labels), model = photos(2), mlp()
+    crooked = replace(server.Honest(), kind="malicious architecture")
+    with pytest.raises(ValueError, match="the threat model says server='curious', but .* is 'malicious architecture'"):
+        next(server.rounds(crooked, model, lambda _: (images, labels), 1, threat=ThreatModel()))
+    with pytest.raises(ValueError, match=r"a round has one trial, images \[1, B, ..\], got 2"):
+        next(server.rounds(server.Honest(), model, lambda _: (images, labels), 1))
+    with pytest.raises(ValueError, match="learning_rate must be a finite number > 0, got 0"):
+        server.Honest(learning_rate=0)
+    with pytest.raises(ValueError, match="server must be one of 'curious', 'malicious parameters'.*got 'evil'"):
+        ThreatModel(server="evil")
