@@ -17,7 +17,7 @@ from test_runner import write_chapter
 from typer.testing import CliRunner
 
 from reprolib import cli, data
-from reprolib.book import chapter, checked, figures, records, results, runner, verification
+from reprolib.book import chapter, checked, comparison, figures, fingerprints, records, results, runner, verification
 from reprolib.measure import intervals, metrics
 
 CLAIMS = """
@@ -209,7 +209,7 @@ def test_replayed_and_fresh_parts_have_the_same_values(book):
     shown = dict(book.values)
     book.run("gpu", book.images)
     for name in ("measure", "whole"):
-        assert records.differences(shown[name], book.values[name]) == []
+        assert comparison.differences(shown[name], book.values[name]) == []
         assert [*shown[name]] == [*book.values[name]]
 
 
@@ -485,7 +485,7 @@ def test_a_smaller_run_leads_with_the_reference_run(book):
 
 
 def _coded(monkeypatch, code):
-    monkeypatch.setattr(records, "code_fingerprint", lambda function, inputs: code)
+    monkeypatch.setattr(fingerprints, "code_fingerprint", lambda function, inputs: code)
 
 
 def test_changed_code_is_said_until_it_is_verified(book, monkeypatch):

@@ -34,7 +34,18 @@ from IPython.display import Markdown, display
 
 from reprolib import clone, data
 from reprolib.atomic import write_atomic
-from reprolib.book import checked, claims, figures, opening, records, results
+from reprolib.book import (
+    checked,
+    claims,
+    comparison,
+    description,
+    figures,
+    fingerprints,
+    opening,
+    recorded_set,
+    records,
+    results,
+)
 from reprolib.book.ledger import Ledger, judge
 from reprolib.book.verdicts import SYMBOLS, Verdict, once, value_words
 from reprolib.measure.intervals import Interval
@@ -224,10 +235,10 @@ class Chapter:
             return images.after(skip) if skip and not images.substitute else images
 
         known = self._reference.get("sets", {}).get(request) if self.replays else None
-        images = opened() if known is None else records.RecordedSet(known, opened)
+        images = opened() if known is None else recorded_set.RecordedSet(known, opened)
         if known is not None and self._plan is not None:
             images.opened  # noqa: B018 - a verification needs the record's own images, and says at once that it lacks them
-        self._known[request] = records.known_of(images)
+        self._known[request] = recorded_set.known_of(images)
         if images.substitute:
             stands_for = self.ledger.substitutes.get(images.name, "").split(" and ")
             if name not in stands_for:
@@ -273,10 +284,11 @@ class Chapter:
         function: returns a DataFrame, or a dictionary of tensors, tables and JSON values. A killed chapter resumes
         after its last finished part; split a long experiment by calling `part` once a network. pictures: how many
         images of each tensor of pictures are kept; None keeps all.
-        A record answers where name, function, inputs and seed are equal (`records.describe`). In a chapter that shows
-        the reference run, a part whose inputs were changed runs here on two trials, and says so; an old result is never
-        shown in its place. A run's own store goes by the code and the installed packages as well
-        (`records.code_fingerprint`): change what a part runs, and it runs again; an edited docstring changes nothing.
+        A record answers where name, function, inputs and seed are equal (`description.describe`). In a chapter that
+        shows the reference run, a part whose inputs were changed runs here on two trials, and says so; an old result is
+        never shown in its place. A run's own store goes by the code and the installed packages as well
+        (`fingerprints.code_fingerprint`): change what a part runs, and it runs again; an edited docstring changes
+        nothing.
         What is returned went through the store, so fresh, resumed and replayed chapters see the same numbers.
         Raises ValueError for inputs whose content cannot be identified, and for results of another type; MissingPart
         for a part that no record answers and that cannot be run on fewer trials.
@@ -287,7 +299,7 @@ class Chapter:
             return self._computed(name, function, asked, inputs, pictures)
         record = self._recorded.get(name)
         differing = ["there is no record of this name"] if record is None else None
-        differing = differing or record.answers(records.describe(function), asked, self.seed)
+        differing = differing or record.answers(description.describe(function), asked, self.seed)
         if differing:
             return self._run_small(name, function, inputs, differing)
         code = self._code_of(record, function, inputs)
@@ -310,7 +322,7 @@ class Chapter:
         if not self.replays:
             return self.part(name, function, pictures=pictures, **inputs)
         record, note = self._recorded.get(name), "There is no record of it to compare with."
-        if record is not None and (differing := record.answers(records.describe(function), asked, self.seed)):
+        if record is not None and (differing := record.answers(description.describe(function), asked, self.seed)):
             self._small.add(name)
             note = f"Its record is of other inputs ({', '.join(differing)}), so there is nothing to compare it with."
             record = None
@@ -559,8 +571,8 @@ class Chapter:
         pictures: int | None,
     ) -> Any:
         """A part of a run: from the run's store, or computed and stored."""
-        code = records.code_fingerprint(function, inputs)
-        what = records.describe(function, "function")
+        code = fingerprints.code_fingerprint(function, inputs)
+        what = description.describe(function, "function")
         identity = [name, what, asked, self.seed, self.device.type, code, results.versions(), pictures]
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         path = clone.results_root() / "parts" / self.profile / f"{self.paper}-{name}-{key}.json"
@@ -672,7 +684,7 @@ class Chapter:
 
         def filled(value: Any) -> Any:
             nonlocal same
-            if isinstance(value, records.RecordedSet):
+            if isinstance(value, recorded_set.RecordedSet):
                 try:
                     return value.opened
                 except (FileNotFoundError, ValueError):
@@ -714,7 +726,7 @@ class Chapter:
             "trials": trials,
             "how": how,
             "differences": found,
-            "beside": records.beside(record.value, value),
+            "beside": comparison.beside(record.value, value),
             "code": code,
             "seconds": round(seconds, 1),
         }
@@ -725,15 +737,15 @@ class Chapter:
         """How a part that ran here was compared with its record, and where it differs; trials: `differences`'s."""
         if not records.same_kind(record.made, records.made(self.device, 0.0)):
             how = "the same outcomes, on another kind of machine, or with other packages or threads"
-            return how, records.differences(record.value, value, False, trials)
-        found = records.differences(record.value, value, True, trials)
-        if found and trials is not None and not records.differences(record.value, value, False, trials):
+            return how, comparison.differences(record.value, value, False, trials)
+        found = comparison.differences(record.value, value, True, trials)
+        if found and trials is not None and not comparison.differences(record.value, value, False, trials):
             return "the same outcomes; few trials at once are rounded otherwise than all of them", []
         return "equal to six digits", found
 
     def _code_of(self, record: records.Record, function: Callable[..., Any], inputs: Mapping[str, Any]) -> str:
         """The fingerprint of the code as it is now; a change since the record is noted."""
-        code = records.code_fingerprint(function, inputs)
+        code = fingerprints.code_fingerprint(function, inputs)
         if code != record.code:
             self._changed_code[record.name] = code
         return code
@@ -818,7 +830,7 @@ def accepted_records(paper: str, manifest: Mapping[str, Any]) -> tuple[dict[str,
 def _asked(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """A part's inputs as a record keeps them: without devices, on which results do not depend."""
     told = {key: item for key, item in inputs.items() if not isinstance(item, torch.device)}
-    return {key: records.describe(item, f"inputs[{key!r}]") for key, item in told.items()}
+    return {key: description.describe(item, f"inputs[{key!r}]") for key, item in told.items()}
 
 
 def _plan_of_verification() -> dict[str, Any] | None:

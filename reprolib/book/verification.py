@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from reprolib import clone
-from reprolib.book import chapter, checked, claims, records, results, runner
+from reprolib.book import chapter, checked, claims, comparison, records, results, runner
 from reprolib.book.ledger import judge
 from reprolib.book.verdicts import Verdict, validate_verdicts
 
@@ -174,7 +174,7 @@ def compare(paper: str, run: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         if asked := one.answers(other.function, other.inputs, other.seed):
             rows.append({"part": name, "equal": "—", "what differs": f"asked otherwise: {', '.join(asked)}"})
         else:
-            found = records.differences(one.value, other.value, records.same_kind(one.made, other.made))
+            found = comparison.differences(one.value, other.value, records.same_kind(one.made, other.made))
             rows.append({"part": name, "equal": "no" if found else "yes", "what differs": "; ".join(found)})
     only = {"only in the reference": old.keys() - new.keys(), "only in the run": new.keys() - old.keys()}
     rows += [
@@ -318,7 +318,7 @@ def _of_record(entry: dict[str, Any], found: dict[str, records.Record]) -> bool:
 def _trials(record: records.Record) -> list[int]:
     """The trials of a part whose tables know them; else none."""
     trials = record.inputs.get("trials")
-    return trials if isinstance(trials, list) and records.by_trial(record.value) else []
+    return trials if isinstance(trials, list) and comparison.by_trial(record.value) else []
 
 
 def _waiting(paper: str) -> set[str]:
