@@ -17,7 +17,20 @@ from test_runner import write_chapter
 from typer.testing import CliRunner
 
 from reprolib import cli, data
-from reprolib.book import chapter, checked, comparison, figures, fingerprints, records, results, runner, verification
+from reprolib.book import (
+    chapter,
+    checked,
+    comparison,
+    figures,
+    fingerprints,
+    parts,
+    recorded_set,
+    records,
+    reference_run,
+    results,
+    runner,
+    verification,
+)
 from reprolib.measure import intervals, metrics
 
 CLAIMS = """
@@ -86,7 +99,7 @@ class Book:
         monkeypatch.chdir(root)
         monkeypatch.delenv("REPROLIB_RESULTS", raising=False)
         monkeypatch.setattr(chapter, "display", lambda content, raw=False: self.shown.append(content["text/html"]))
-        monkeypatch.setattr(chapter, "_cell", lambda: self.cell)
+        monkeypatch.setattr(parts, "cell", lambda: self.cell)
         monkeypatch.setattr(figures, "png", lambda figure: checked.PNG)  # drawing is tested elsewhere, and slow
         monkeypatch.setattr(figures, "png_within", lambda figure, limit, drawn: drawn)
 
@@ -257,7 +270,7 @@ def test_what_differs_from_the_record_is_named(book, changed, named):
 
 
 def test_a_changed_part_that_cannot_run_small_is_a_gap_with_the_command(book):
-    with pytest.raises(chapter.MissingPart, match=r"part 'whole': .*\(inputs.power\); `reprolib run toy --profile gpu"):
+    with pytest.raises(parts.MissingPart, match=r"part 'whole': .*\(inputs.power\); `reprolib run toy --profile gpu"):
         book.run(power=3)
 
 
@@ -306,7 +319,7 @@ def test_images_are_found_wherever_they_stand_in_a_parts_inputs(book):
     ch = book.run(images=book.images)
     known = book.images_of_chapter
     inputs = {"a": [known], "b": {"c": (known, 1)}, "d": Holder(Holder(known), (Holder(known),)), "e": Holder(3)}
-    here, same = ch._with_images(inputs)
+    here, same = recorded_set.with_images(inputs, ch.seed)
     assert same and here["e"] is inputs["e"]
     found = (here["a"][0], here["b"]["c"][0], here["d"].images.images, here["d"].others[0].images)
     assert all(isinstance(images, data.ImageSet) for images in found)
@@ -552,7 +565,7 @@ def test_a_finished_run_becomes_the_reference_run(fresh):
     assert files == sorted(["toy.json", "main.png", "live.png", *whole_files])
     payload = results.load(fresh.results)
     assert payload["profile"] == "gpu" and set(payload["records"]) == {"live", "measure", "whole"}
-    found, problems = chapter.accepted_records("toy", payload["records"])
+    found, problems = reference_run.accepted_records("toy", payload["records"])
     assert len(found) == 3 and problems == []
     assert not list(fresh.home.parent.glob(".*"))
 
@@ -671,7 +684,7 @@ def test_two_parts_of_one_name_are_no_record(fresh):
     ch = fresh.run("gpu", fresh.images, finish=False)
     for _ in range(2):
         ch.part("whole", whole, seed=1, power=2)
-    assert ch._twice == set(), "the same again"
+    assert ch._parts.twice == set(), "the same again"
     ch.part("whole", whole, seed=1, power=3)
     ch.skip("hits", "not here")
     ch.finish()
@@ -819,17 +832,19 @@ def verify(book, monkeypatch):
         try:
             return verification.verify(types.SimpleNamespace(paper="toy"), parameters, seconds, lambda line: None)
         finally:
-            assert chapter.VERIFY not in os.environ
+            assert parts.VERIFY not in os.environ
 
     return called
 
 
 def _found(book):
-    return chapter.accepted_records("toy", results.load(book.results)["records"])[0], chapter.verification_log("toy")
+    return reference_run.accepted_records("toy", results.load(book.results)["records"])[
+        0
+    ], reference_run.verification_log("toy")
 
 
 def _logged(book):
-    return {entry["part"]: entry for entry in chapter.verification_log("toy")}
+    return {entry["part"]: entry for entry in reference_run.verification_log("toy")}
 
 
 def test_parts_that_run_equal_are_logged_with_their_code(book, verify):
@@ -877,7 +892,7 @@ def test_a_part_that_is_asked_for_twice_runs_again_once(book, verify, monkeypatc
     monkeypatch.setattr(runner, "execute_aside", execute)
     parameters = runner.Parameters("reference", 1, "cpu", book.images)
     found = verification.verify(types.SimpleNamespace(paper="toy"), parameters, 300.0, lambda line: None)
-    assert log.ran.count("whole") == 1 and found.failed == [] and len(chapter.verification_log("toy")) == 3
+    assert log.ran.count("whole") == 1 and found.failed == [] and len(reference_run.verification_log("toy")) == 3
 
 
 def test_of_a_long_part_a_few_trials_run_again(book, verify, monkeypatch):
@@ -975,7 +990,7 @@ def test_a_changed_line_of_the_part_is_caught(book, verify):
 def test_a_changed_setting_is_caught_and_a_part_that_is_gone(book, verify):
     assert sorted(verify(factor=0.75).failed) == ["live", "measure"]
     assert verify(only=("measure", "live")).failed == ["whole"]
-    with pytest.raises(chapter.MissingPart, match="part 'whole'"):
+    with pytest.raises(parts.MissingPart, match="part 'whole'"):
         verify(power=3)
 
 
@@ -1069,13 +1084,13 @@ def test_a_notebook_is_verified_as_papermill_runs_it(fresh, tmp_path, monkeypatc
     assert good.exit_code == 0 and "toy: 1 of 1 parts run again" in good.stdout, good.output
     assert "measure (all, " in good.stdout and "equal to six digits" in good.stdout
     assert "table, value: " in good.stdout
-    (entry,) = chapter.verification_log("toy")
+    (entry,) = reference_run.verification_log("toy")
     assert entry["code"] == records.load(fresh.record()).code and entry["count"] == 6
 
     write_chapter(fresh.root, "01-toy", CELLS.replace("** self.power", "* self.power"), run)
     bad = call("1")
     assert bad.exit_code == 1 and "1 parts differ from their records: measure" in bad.stderr
-    assert chapter.verification_log("toy") == []
+    assert reference_run.verification_log("toy") == []
 
 
 def test_a_chapter_without_records_is_named(book, monkeypatch):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from reprolib import data
 
 
 class RecordedSet:
@@ -72,3 +75,33 @@ def known_of(images: Any) -> dict[str, Any]:
         "classes": list(images.classes),
         "fingerprint": images.fingerprint,
     }
+
+
+def with_images(inputs: Mapping[str, Any], seed: int) -> tuple[dict[str, Any], bool]:
+    """The inputs with images in place of what a record knows of them, and whether they are the record's own.
+
+    seed: of the sets that stand in where its own are not here.
+    """
+    same = True
+
+    def filled(value: Any) -> Any:
+        nonlocal same
+        if isinstance(value, RecordedSet):
+            try:
+                return value.opened
+            except (FileNotFoundError, ValueError):
+                same = False
+                return data.choose(value.asked, value.split, None, seed)
+        if isinstance(value, dict):
+            new = {key: filled(item) for key, item in value.items()}
+            return new if any(new[key] is not item for key, item in value.items()) else value
+        if type(value) in (list, tuple):
+            new = [filled(item) for item in value]
+            return type(value)(new) if any(a is not b for a, b in zip(new, value, strict=True)) else value
+        if dataclasses.is_dataclass(value) and not isinstance(value, type | data.ImageSet):
+            own = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+            new = filled(own)
+            return dataclasses.replace(value, **new) if new is not own else value
+        return value
+
+    return {key: filled(item) for key, item in inputs.items()}, same

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import sys
 import zlib
 from collections.abc import Mapping
@@ -193,6 +194,13 @@ def load(path: str | os.PathLike) -> Record:
     return Record(**own, sha256=checksum(path))
 
 
+def copy(path: Path, target: Path) -> None:
+    """Copy a record to `target`, a path that ends in .json like its own; its tensors first, as `save` writes them."""
+    for suffix in (".safetensors", ".json"):
+        if path.with_suffix(suffix).is_file():
+            write_atomic(target.with_suffix(suffix), path.with_suffix(suffix).read_bytes())
+
+
 def checksum(path: str | os.PathLike) -> str:
     """SHA-256 of a record's JSON, which holds that of its tensors."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
@@ -226,3 +234,14 @@ def read_all(folder: str | os.PathLike) -> tuple[dict[str, Record], list[str]]:
         else:
             found[record.name] = record
     return found, problems
+
+
+def is_slug(name: str) -> bool:
+    """Whether a name may be a file's: no path, and the same on every file system."""
+    return re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name) is not None
+
+
+def check_slug(argument: str, name: str) -> None:
+    """Raise ValueError for a name that no file can have, naming the argument that gave it."""
+    if not is_slug(name):
+        raise ValueError(f"{argument}={name!r}: expected small letters, digits, dashes, dots and underscores")
