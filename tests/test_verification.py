@@ -23,6 +23,7 @@ from reprolib.book import (
     comparison,
     figures,
     fingerprints,
+    notebooks,
     parts,
     recorded_set,
     records,
@@ -828,7 +829,7 @@ def verify(book, monkeypatch):
             book.run(parameters.profile, parameters.data_root, parameters.seed, **options)
 
         monkeypatch.setattr(runner, "execute_aside", execute)
-        parameters = runner.Parameters("reference", 1, "cpu", book.images if images is None else images)
+        parameters = notebooks.Parameters("reference", 1, "cpu", book.images if images is None else images)
         try:
             return verification.verify(types.SimpleNamespace(paper="toy"), parameters, seconds, lambda line: None)
         finally:
@@ -878,7 +879,7 @@ def test_parts_run_with_the_threads_that_made_their_records(book, monkeypatch):
         book.name_again(name)
     used = []
     monkeypatch.setattr(runner, "execute_aside", lambda which, parameters, folder, threads: used.append(threads))
-    parameters = runner.Parameters("reference", 1, "cpu", book.images)
+    parameters = notebooks.Parameters("reference", 1, "cpu", book.images)
     found = verification.verify(types.SimpleNamespace(paper="toy"), parameters, 300.0, lambda line: None)
     assert used == [7] and sorted(found.failed) == ["live", "measure", "whole"], "nothing ran"
 
@@ -890,7 +891,7 @@ def test_a_part_that_is_asked_for_twice_runs_again_once(book, verify, monkeypatc
 
     verify()
     monkeypatch.setattr(runner, "execute_aside", execute)
-    parameters = runner.Parameters("reference", 1, "cpu", book.images)
+    parameters = notebooks.Parameters("reference", 1, "cpu", book.images)
     found = verification.verify(types.SimpleNamespace(paper="toy"), parameters, 300.0, lambda line: None)
     assert log.ran.count("whole") == 1 and found.failed == [] and len(reference_run.verification_log("toy")) == 3
 
@@ -1027,7 +1028,7 @@ def test_a_verification_needs_records_and_images(book, verify, monkeypatch, tmp_
     ):
         verify(images=str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="profile='cpu': a verification executes the profile reference"):
-        verification.verify(types.SimpleNamespace(paper="toy"), runner.Parameters("cpu"), 1.0)
+        verification.verify(types.SimpleNamespace(paper="toy"), notebooks.Parameters("cpu"), 1.0)
     book.results.unlink()
     with pytest.raises(FileNotFoundError, match="results/reference/toy holds no records: nothing to verify"):
         verify()

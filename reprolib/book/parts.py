@@ -32,9 +32,8 @@ class Parts:
 
     reference: the results of the committed reference run, None without. replaying: whether the chapter shows it where
     its records are there. folder: where this run's records go. show: puts HTML on the page.
-    entries: part -> what the results file keeps of its record. recorded: the reference run's records where
-    `replays`, that is, where they are shown. resumed: seconds that stored parts had taken. twice: names under which two different parts were asked
-    for.
+    replays: whether the reference run is shown, from its records. entries: part -> what the results file keeps of its
+    record. resumed: seconds that stored parts had taken. twice: names under which two different parts were asked for.
     """
 
     def __init__(
@@ -52,10 +51,10 @@ class Parts:
         self._replaying, self._folder, self._show = replaying, folder, show
         self._whole = reference is not None and "records" in reference
         self.replays = replaying and self._whole
-        self.recorded: dict[str, records.Record] = {}
+        self._recorded: dict[str, records.Record] = {}
         self._problems: list[str] = []
         if self.replays:
-            self.recorded, self._problems = reference_run.accepted_records(paper, reference["records"])
+            self._recorded, self._problems = reference_run.accepted_records(paper, reference["records"])
         self._plan = _plan_of_verification() if replaying else None
         self.entries: dict[str, dict[str, Any]] = {}
         self.resumed = 0.0
@@ -132,7 +131,7 @@ class Parts:
         self, name: str, function: Callable[..., Any], inputs: Mapping[str, Any]
     ) -> tuple[records.Record | None, list[str]]:
         """The record that answers a part, or None and in what the one of its name differs: nothing where none is."""
-        asked, record = _asked(inputs), self.recorded.get(name)
+        asked, record = _asked(inputs), self._recorded.get(name)
         if record is None:
             return None, []
         differing = record.answers(description.describe(function), asked, self._seed)
@@ -298,13 +297,13 @@ class Parts:
             "code changed and verified since": sorted(name for name, code in changed.items() if code in verified),
             "code changed and not verified": sorted(name for name, code in changed.items() if code not in verified),
             "not from the record": sorted(self._small),
-            "records that nothing asks for": sorted(self.recorded.keys() - self.entries.keys() - self._small),
+            "records that nothing asks for": sorted(self._recorded.keys() - self.entries.keys() - self._small),
             "records that cannot be used": list(self._problems),
         }
 
     def _verified(self) -> list[dict[str, Any]]:
         """What was verified of these very records."""
-        marks = {record.name: record.sha256 for record in self.recorded.values()}
+        marks = {record.name: record.sha256 for record in self._recorded.values()}
         return [
             entry
             for entry in reference_run.verification_log(self._paper)

@@ -24,7 +24,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from reprolib.atomic import write_atomic
-from reprolib.book import checked, claims, figures, ledger, matrix, results, runner
+from reprolib.book import checked, claims, figures, ledger, matrix, notebooks, results
 from reprolib.book.checked import Stored
 from reprolib.book.claims import number_words
 from reprolib.book.verdicts import REASONS, SYMBOLS, UNDECIDED, Verdict, count, count_at_99, once
@@ -32,7 +32,7 @@ from reprolib.book.verdicts import REASONS, SYMBOLS, UNDECIDED, Verdict, count, 
 REPORT_LIMIT = 5_000_000
 """Bytes of the report: most mail servers let an attachment of this size pass."""
 
-REPLAY = runner.PROFILES[0]
+REPLAY = notebooks.PROFILES[0]
 """The profile whose run shows the reference run from its records, and the folder of such runs."""
 
 MEANINGS = {
@@ -605,7 +605,7 @@ def _papers(root: Path) -> list[Paper]:
         raise ValueError(f"_toc.yml is not valid YAML: {' '.join(str(error).split())}") from error
     stems = re.findall(r"book/chapters/([\w.-]+)", contents)
     stems = sorted(dict.fromkeys(Path(stem).stem if stem.endswith((".ipynb", ".md")) else stem for stem in stems))
-    by_key = {runner.Chapter(root, stem).paper: stem for stem in stems}
+    by_key = {notebooks.Chapter(root, stem).paper: stem for stem in stems}
     keys = [*by_key, *sorted({path.stem for path in (root / "claims").glob("*.yml")} - by_key.keys())]
     return [_paper(root, key, by_key.get(key)) for key in keys]
 
@@ -626,7 +626,9 @@ def _paper(root: Path, key: str, stem: str | None) -> Paper:
     has_page, stale, heading, anchors = _page_notes(page) if stem else (False, "", "", frozenset())
     folder = root / "results"
     reference = _run("reference run", [folder / "reference" / key / f"{key}.json"], key, loaded)
-    run = _run("this run", [folder / "runs" / name / f"{key}.json" for name in runner.PROFILES], key, loaded, reference)
+    run = _run(
+        "this run", [folder / "runs" / name / f"{key}.json" for name in notebooks.PROFILES], key, loaded, reference
+    )
     return Paper(key, stem, title, loaded, reference, run, has_page, heading, anchors, stale, problems)
 
 
@@ -678,7 +680,7 @@ def _page_notes(page: Path) -> tuple[bool, str, str, frozenset[str]]:
     """Whether a chapter has a page, why it is out of date ("" where it is not), the id of its section's ledger, and the
     claims whose rows have a name there."""
     try:
-        notebook = runner.read_notebook(page)
+        notebook = notebooks.read_notebook(page)
         stale = notebook.metadata.get("reprolib", {}).get("stale")
         reason = f"last run failed: {stale['reason']}" if stale else ""
     except FileNotFoundError:

@@ -20,7 +20,18 @@ from typing import Any
 import pandas as pd
 
 from reprolib import clone
-from reprolib.book import chapter, checked, claims, comparison, parts, records, reference_run, results, runner
+from reprolib.book import (
+    chapter,
+    checked,
+    claims,
+    comparison,
+    notebooks,
+    parts,
+    records,
+    reference_run,
+    results,
+    runner,
+)
 from reprolib.book.ledger import judge
 from reprolib.book.verdicts import Verdict, validate_verdicts
 
@@ -240,7 +251,7 @@ def has_records(paper: str) -> bool:
 
 
 def verify(
-    which: runner.Chapter, parameters: runner.Parameters, seconds: float, tell: Callable[[str], None] = print
+    which: notebooks.Chapter, parameters: notebooks.Parameters, seconds: float, tell: Callable[[str], None] = print
 ) -> Verified:
     """Run trials of a chapter's committed records again and compare number with number.
 
