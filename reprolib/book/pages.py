@@ -25,8 +25,8 @@ from reprolib.book.notebooks import Chapter, Parameters, read_notebook, save_not
 
 STALE_TAG = "stale-page"
 
-AROUND = ("cli", "runner", "notebooks", "pages", "locks", "verification", "report")
-"""Files of the library that make, judge or show pages from outside: no chapter reaches them."""
+AROUND = ("runner", "notebooks", "pages", "locks", "verification", "report", "judged", "rendering", "wording")
+"""Files of `book` that run chapters or show them from outside: no chapter reaches them, nor the command line."""
 
 
 def fingerprint(chapter: Chapter, parameters: Parameters) -> str:
@@ -36,7 +36,8 @@ def fingerprint(chapter: Chapter, parameters: Parameters) -> str:
     checkpoints, the parameters, the versions of Python and of reprolib's requirements, and the data root's listing.
     """
     cells = read_notebook(chapter.notebook).cells
-    sources = (p for p in clone.PACKAGE.rglob("*.py") if p.stem not in AROUND)
+    around = {clone.PACKAGE / "cli.py", *(clone.PACKAGE / "book" / f"{name}.py" for name in AROUND)}
+    sources = (path for path in clone.PACKAGE.rglob("*.py") if path not in around)
     root = chapter.root
     inputs = {
         "cells": [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells],
