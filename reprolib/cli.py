@@ -26,7 +26,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from reprolib import clone
-from reprolib.book import runner
+from reprolib.book import locks, notebooks, runner
 
 console = Console()
 errors = Console(stderr=True)
@@ -63,8 +63,8 @@ def main(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback
 
 
 Names = Annotated[list[str] | None, typer.Argument(metavar="[CHAPTER]...", help="01-dlg, 1 or dlg; all if left out.")]
-Profile = Annotated[str, typer.Option(help=f"How much to run: {', '.join(runner.PROFILES)}.")]
-Device = Annotated[str, typer.Option(help=f"Where to run: {', '.join(runner.DEVICES)}.")]
+Profile = Annotated[str, typer.Option(help=f"How much to run: {', '.join(notebooks.PROFILES)}.")]
+Device = Annotated[str, typer.Option(help=f"Where to run: {', '.join(notebooks.DEVICES)}.")]
 Jobs = Annotated[int, typer.Option(help="Chapters at once; each gets cores / jobs threads.")]
 DataRoot = Annotated[Path | None, typer.Option("--data", envvar="REPROLIB_DATA", help="Folder of the image sets.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random number.")]
@@ -133,7 +133,7 @@ def verify(
     from reprolib.book import verification
 
     root, failed = find_root(), []
-    chosen = runner.find(root, names or ())
+    chosen = notebooks.find(root, names or ())
     without = [c for c in chosen if not verification.has_records(c.paper)]
     if len(without) == len(chosen) or names and without:
         stems = ", ".join(c.stem for c in without)
@@ -158,7 +158,7 @@ def accept(
     from reprolib.book import verification
 
     root = find_root()
-    console.print(escape(verification.accept(root, runner.find(root, [name])[0].paper, profile)), soft_wrap=True)
+    console.print(escape(verification.accept(root, notebooks.find(root, [name])[0].paper, profile)), soft_wrap=True)
 
 
 @app.command()
@@ -325,7 +325,7 @@ def find_root() -> Path:
 
 def build_site(root: Path) -> None:
     """Build the site anew from the executed pages: what a killed build has left is never taken for a finished page."""
-    with runner.locked(root / "book" / "chapters" / ".site.lock", "the site"):
+    with locks.locked(root / "book" / "chapters" / ".site.lock", "the site"):
         shutil.rmtree(root / "_build", ignore_errors=True)
         code = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
         done = subprocess.run([sys.executable, "-c", code, "build", str(root)])
@@ -333,9 +333,9 @@ def build_site(root: Path) -> None:
         raise RuntimeError(f"jupyter-book build ended with exit code {done.returncode}; its messages are above")
 
 
-def _parameters(profile: str, device: str, data: Path | None, seed: int) -> runner.Parameters:
+def _parameters(profile: str, device: str, data: Path | None, seed: int) -> notebooks.Parameters:
     root = str(data.expanduser().resolve()) if data else ""
-    parameters = runner.Parameters(profile, seed, device, root)
+    parameters = notebooks.Parameters(profile, seed, device, root)
     if device == "cuda":
         import torch
 
@@ -345,7 +345,7 @@ def _parameters(profile: str, device: str, data: Path | None, seed: int) -> runn
 
 
 def _run(
-    root: Path, names: list[str] | tuple, parameters: runner.Parameters, jobs: int, force: bool
+    root: Path, names: list[str] | tuple, parameters: notebooks.Parameters, jobs: int, force: bool
 ) -> list[runner.Outcome]:
     outcomes = runner.run(root, names, parameters, jobs, force, tell=lambda line: console.print(escape(line)))
     table = Table("chapter", "", "seconds", "where")
@@ -375,7 +375,7 @@ BUDGETS = {"smoke": "≤ 20 s", "cpu": "≤ 2 min on 2 cores", "gpu": "≤ 4 min
 def _costs(root: Path) -> Table:
     """Seconds of each chapter at each profile: of the last run here, else of the reference run, else the budget."""
     table = Table("chapter", *BUDGETS, title="What a profile costs")
-    for chapter in runner.chapters(root):
+    for chapter in notebooks.chapters(root):
         cells = []
         for profile, budget in BUDGETS.items():
             runs, reference = root / "results" / "runs" / profile, root / "results" / "reference" / chapter.paper

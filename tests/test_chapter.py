@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from reprolib import clone
-from reprolib.book import chapter, results
+from reprolib.book import chapter, markup, results
 from reprolib.federated.threat import ThreatModel
 from reprolib.measure.intervals import Interval, proportion
 
@@ -417,7 +417,7 @@ def test_names_of_folders_and_what_made_a_run_are_escaped(shown, tmp_path):
     assert TAG not in "".join(shown) and "&lt;img src=x onerror=alert(1)&gt;" in shown[-1]
     told = dict.fromkeys(("python", "platform", "device", "commit", "time", "seed"), TAG)
     told |= {"versions": {TAG: TAG}, "data": {TAG: TAG}, "seconds": 1.0, "threads": 1}
-    assert "<img" not in chapter._provenance(told)
+    assert "<img" not in markup.provenance(told)
 
 
 def _committed(tmp_path):
@@ -506,6 +506,6 @@ def test_a_run_goes_on_from_the_committed_records_of_an_unfinished_reference(sho
     shutil.rmtree(tmp_path / "results" / "parts")
     again = _start("gpu")
     assert again.part("count", _count, step=1)["mse"].tolist() == [0.1, math.inf]
-    assert again._parts["count"]["commit"] == "abc"
+    assert again._parts.entries["count"]["commit"] == "abc"
     again.part("count", _count, step=2)
     assert capsys.readouterr().out == "step 1\nstep 2\n"

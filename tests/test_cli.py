@@ -14,7 +14,7 @@ from test_runner import text_of, write_chapter
 from typer.testing import CliRunner
 
 from reprolib import cli
-from reprolib.book import runner
+from reprolib.book import locks, notebooks, runner
 
 
 @pytest.fixture
@@ -83,8 +83,8 @@ def test_outside_a_clone_nothing_is_run(tmp_path, monkeypatch):
 
 
 def test_a_second_run_of_a_chapter_ends_non_zero(book):
-    chapter = runner.Chapter(book, "01-good")
-    with runner.locked(chapter.lock, chapter.stem):
+    chapter = notebooks.Chapter(book, "01-good")
+    with locks.locked(chapter.lock, chapter.stem):
         result = call("run", "1")
     assert result.exit_code == 1
     assert f"01-good is being made by process {os.getpid()}" in result.stdout

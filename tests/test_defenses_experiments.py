@@ -8,7 +8,7 @@ import torch
 
 from reprolib import attacks, data, defenses, experiments, models
 from reprolib.attacks import matching
-from reprolib.book import records
+from reprolib.book import description, recorded_set
 from reprolib.defenses.graddefense import root_set
 from reprolib.experiments.defenses import (
     OnPublic,
@@ -56,11 +56,11 @@ def test_a_defense_on_public_images_needs_no_pixels_to_be_named(digits):
     def missing():
         raise FileNotFoundError("no images here")
 
-    known = records.RecordedSet(records.known_of(digits), missing)
+    known = recorded_set.RecordedSet(recorded_set.known_of(digits), missing)
     named = defenses.Compose([OnPublic(defenses.IntraInstaHide, known, "Intra-InstaHide of 4"), defenses.TopK(0.9)])
     own = replace(named.defenses[0], images=digits)
     assert str(named) == "Intra-InstaHide of 4, then pruning 90%"
-    assert records.describe(named.defenses[0]) == records.describe(own)
+    assert description.describe(named.defenses[0]) == description.describe(own)
     assert attacks.LearningToInvert.small(known).auxiliary is known
     with pytest.raises(ValueError, match="MixUp has no `reread`"):
         OnPublic(defenses.MixUp, digits, "MixUp").reread(None, None, {})

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from reprolib.measure import intervals
+from reprolib.measure import ends as ends_of
+from reprolib.measure import intervals, samples
 from reprolib.measure.intervals import Interval
 
 # --- how often the intervals hold the truth: every design of the book, as clusters x values in each
@@ -54,8 +55,8 @@ def test_shares_hold_the_truth(sizes):
     for rate in (0.5, 0.8, 0.9, 0.98):
         for correlation in correlations(sizes):
             found = counts(random, sizes, rate, correlation)
-            assert held(intervals._korn_graubard(found, sizes, 0.95), rate) >= 0.93, (rate, correlation)
-            assert held(intervals._korn_graubard(found, sizes, 0.99), rate) >= 0.975, (rate, correlation)
+            assert held(ends_of.korn_graubard(found, sizes, 0.95), rate) >= 0.93, (rate, correlation)
+            assert held(ends_of.korn_graubard(found, sizes, 0.99), rate) >= 0.975, (rate, correlation)
 
 
 SYMMETRIC = {
@@ -71,9 +72,9 @@ def test_symmetric_means_hold_the_truth(sizes):
     for law, draw in SYMMETRIC.items():
         for correlation in correlations(sizes):
             sums = totals(values(random, draw, sizes, correlation, sets=2000), sizes)
-            variance, freedom = intervals._variance(sums, sizes), intervals._freedom(sizes)
+            variance, freedom = samples.variance_of_mean(sums, sizes), samples.degrees_of_freedom(sizes)
             mean = sums.sum(1) / sizes.sum()
-            ends = intervals._student_ends(mean, variance, freedom, 0.95)
+            ends = ends_of.student_ends(mean, variance, freedom, 0.95)
             assert held(ends, 0.0) >= 0.93, (law, correlation)
 
 
@@ -85,8 +86,8 @@ def test_skewed_means_hold_the_truth_on_the_logarithmic_scale(sizes):
         waits = np.log(random.exponential(size=lognormal.shape)) - special.digamma(1)  # skewed the other way
         for logs in (lognormal, waits):
             sums = totals(logs, sizes)
-            variance, freedom = intervals._variance(sums, sizes), intervals._freedom(sizes)
-            ends = intervals._student_ends(sums.sum(1) / sizes.sum(), variance, freedom, 0.95)
+            variance, freedom = samples.variance_of_mean(sums, sizes), samples.degrees_of_freedom(sizes)
+            ends = ends_of.student_ends(sums.sum(1) / sizes.sum(), variance, freedom, 0.95)
             assert held(ends, 0.0) >= 0.90, correlation
 
 
@@ -98,7 +99,7 @@ def test_medians_hold_the_truth(sizes):
         errors = np.exp(2 * values(random, SYMMETRIC["normal"], sizes, correlation, sets=1000))
         ranked = np.sort(errors, axis=1)
         lower = totals((errors <= ranked[:, [(n - 1) // 2]]).astype(float), sizes)
-        rank = intervals._left_out(intervals._effective(lower, sizes, 0.95), n, 0.95)[:, None]
+        rank = ends_of.left_out(samples.effective_size(lower, sizes, 0.95), n, 0.95)[:, None]
         padded = np.pad(ranked, ((0, 0), (1, 1)), constant_values=((0, 0), (-np.inf, np.inf)))
         ends = [np.take_along_axis(padded, place, 1)[:, 0] for place in (rank, n + 1 - rank)]
         assert held(ends, 1.0) >= 0.90, correlation
@@ -116,7 +117,7 @@ def test_differences_of_hits_hold_the_truth(sizes):
                 rates /= rates.sum(2, keepdims=True)
             pairs = random.multinomial(sizes.astype(int), rates, (1500, len(sizes))).astype(float)
             both = [(pairs[..., i], sizes) for i in (0, 1)]
-            ends = intervals._recovered(*both, 0.95, paired=True)
+            ends = ends_of.recovered(*both, 0.95, paired=True)
             assert held(ends, only_a - only_b) >= 0.93, (only_a, only_b, correlation)
 
 
@@ -127,7 +128,7 @@ def test_two_samples_hold_the_truth(first, second):
     for correlation in CORRELATIONS:
         for rates in ((0.9, 0.5), (0.98, 0.9), (0.1, 0.1)):
             both = [(counts(random, s, p, correlation * (s[0] > 1)), s) for s, p in zip(sizes, rates, strict=True)]
-            ends = intervals._recovered(*both, 0.95, paired=False)
+            ends = ends_of.recovered(*both, 0.95, paired=False)
             assert held(ends, rates[0] - rates[1]) >= 0.93, (rates, correlation)
     covered = 0
     for _ in range(1000):
@@ -157,7 +158,7 @@ def test_what_was_simulated_is_what_the_functions_do():
         hits = random.random(len(groups)) < 0.8
         found = intervals.proportion(hits, groups)
         for level, ends in ((0.95, (found.low, found.high)), (0.99, (found.low99, found.high99))):
-            expected = intervals._korn_graubard(totals(hits[None].astype(float), sizes), sizes, level)
+            expected = ends_of.korn_graubard(totals(hits[None].astype(float), sizes), sizes, level)
             assert ends == pytest.approx([float(end[0]) for end in expected])
         shuffled = random.permutation(len(groups))
         assert intervals.proportion(hits[shuffled], groups[shuffled]).low == pytest.approx(found.low)

@@ -25,7 +25,7 @@ from hypothesis.extra import pandas as frames
 from torch import nn
 
 from reprolib import attacks, data, defenses, experiments, models
-from reprolib.book import records, results, sources
+from reprolib.book import comparison, description, fingerprints, packing, recorded_set, records, results, sources
 from reprolib.experiments import utility
 from reprolib.federated import client
 from reprolib.federated.threat import ThreatModel
@@ -39,7 +39,7 @@ def digits():
 
 
 def describe(value):
-    return records.describe(value, "inputs['x']")
+    return description.describe(value, "inputs['x']")
 
 
 # --- what a part was given
@@ -283,7 +283,7 @@ CONTENT = {
 def test_an_edit_of_prose_leaves_a_notebooks_function_equal(tmp_path, edit):
     one, other = (written(tmp_path, text) for text in (CELLS, CELLS.replace(*edit)))
     assert describe(one.run) == describe(other.run) and describe(one.Better) == describe(other.Better)
-    assert records.code_fingerprint(one.run, {}) == records.code_fingerprint(other.run, {})
+    assert fingerprints.code_fingerprint(one.run, {}) == fingerprints.code_fingerprint(other.run, {})
 
 
 @pytest.mark.parametrize("edit", CONTENT.values(), ids=CONTENT)
@@ -300,7 +300,7 @@ def test_an_edit_of_a_notebooks_class_is_seen(tmp_path, edit):
     one, other = (written(tmp_path, text) for text in (CELLS, CELLS.replace(*edit)))
     assert describe(one.Better) != describe(other.Better)
     if "return" in edit[0]:
-        assert records.code_fingerprint(one.Better, {}) != records.code_fingerprint(other.Better, {})
+        assert fingerprints.code_fingerprint(one.Better, {}) != fingerprints.code_fingerprint(other.Better, {})
 
 
 def test_a_default_counts_by_its_value(tmp_path):
@@ -332,7 +332,7 @@ class Layer(nn.Module):
     assert describe(one.Attack(0.5)) != describe(other.Attack(0.5))
     assert describe(one.Layer()) != describe(other.Layer())
     for name, made in (("Attack", lambda m: m.Attack(0.5)), ("Layer", lambda m: m.Layer())):
-        prints = [records.code_fingerprint(print_nothing, {"x": made(module)}) for module in (one, other)]
+        prints = [fingerprints.code_fingerprint(print_nothing, {"x": made(module)}) for module in (one, other)]
         assert prints[0] != prints[1], name
 
 
@@ -348,7 +348,7 @@ def test_a_file_beside_the_notebook_counts_by_its_source(tmp_path):
     ]
     found = [describe(reader.run)["reads"]["mine"] for reader in readers]
     assert found[0]["source"] != found[1]["source"]
-    assert len({records.code_fingerprint(reader.run, {}) for reader in readers}) == 2
+    assert len({fingerprints.code_fingerprint(reader.run, {}) for reader in readers}) == 2
 
 
 def test_lambdas_and_decorated_functions_can_be_described():
@@ -418,7 +418,7 @@ def package(tmp_path, monkeypatch):
 
 
 def _code(**inputs):
-    return records.code_fingerprint(experiments.attack_trials, {"attack": attacks.DLG.stable()} | inputs)
+    return fingerprints.code_fingerprint(experiments.attack_trials, {"attack": attacks.DLG.stable()} | inputs)
 
 
 ADDED = "\n\ndef _added():\n    return 1\n\n\n_ANOTHER = 1\n"
@@ -479,10 +479,10 @@ def test_what_only_shows_leads_nowhere(name):
 
 
 def test_a_change_in_a_module_that_nothing_of_the_part_imports_leaves_the_code_equal(package):
-    before = records.code_fingerprint(utility.with_defense, {"defense": defenses.TopK(0.9)})
+    before = fingerprints.code_fingerprint(utility.with_defense, {"defense": defenses.TopK(0.9)})
     (sources.PACKAGE / "attacks/ggl.py").write_text("")
     (sources.PACKAGE / "new_module.py").write_text("import torch\n")
-    assert records.code_fingerprint(utility.with_defense, {"defense": defenses.TopK(0.9)}) == before
+    assert fingerprints.code_fingerprint(utility.with_defense, {"defense": defenses.TopK(0.9)}) == before
 
 
 def test_prose_annotations_and_places_leave_the_code_equal(package):
@@ -519,7 +519,7 @@ def _reads_a_class(x, threat=ThreatModel):
 
 def test_a_notebooks_function_brings_what_it_reads(package):
     def codes():
-        return records.code_fingerprint(_reads_the_library, {}), records.code_fingerprint(_reads_a_class, {})
+        return fingerprints.code_fingerprint(_reads_the_library, {}), fingerprints.code_fingerprint(_reads_a_class, {})
 
     before = codes()
     package("attacks/ggl.py", "class GGL", "class GGL2")
@@ -533,8 +533,8 @@ def test_a_notebooks_function_brings_what_it_reads(package):
 
 
 def test_the_code_is_the_same_where_a_record_stands_for_the_images(digits):
-    known = records.RecordedSet(records.known_of(digits), lambda: digits)
-    assert records.code_fingerprint(print_nothing, {"x": [digits]}) == records.code_fingerprint(
+    known = recorded_set.RecordedSet(recorded_set.known_of(digits), lambda: digits)
+    assert fingerprints.code_fingerprint(print_nothing, {"x": [digits]}) == fingerprints.code_fingerprint(
         print_nothing, {"x": [known]}
     )
 
@@ -703,7 +703,7 @@ def test_any_table_comes_back(tmp_path, table):
     assert found.dtypes.tolist() == table.dtypes.tolist() and list(found) == list(table)
     for column in table:
         assert [*map(repr, found[column].tolist())] == [*map(repr, table[column].tolist())]
-    assert records.differences(found, table) == []
+    assert comparison.differences(found, table) == []
 
 
 def test_tensors_come_back_exactly(tmp_path):
@@ -761,7 +761,7 @@ def test_pictures_are_kept_in_8_bits_and_other_tensors_as_they_are(tmp_path):
     assert torch.allclose(levels, levels.round(), atol=1e-4)
     for name in ("beyond", "channels", "flat"):
         assert torch.equal(found[name], value[name])
-    assert records.differences(found, value) == []
+    assert comparison.differences(found, value) == []
 
 
 @pytest.mark.parametrize(("pictures", "count"), [(None, 6), (4, 4), (0, 0), (9, 6)])
@@ -774,7 +774,7 @@ def test_only_so_many_pictures_are_kept(tmp_path, pictures, count):
     }
     found = kept(tmp_path, value, pictures)
     assert (len(found["shown"]), len(found["raw"]), len(found["one"]), len(found["x"])) == (count, count, 3, 6)
-    assert records.differences(found, value) == []
+    assert comparison.differences(found, value) == []
 
 
 def test_json_values_dictionaries_and_lists_keep_their_order(tmp_path):
@@ -874,8 +874,8 @@ def rewrite(path, change):
 def change_tensors(path, change):
     """Change a record's tensors and compute all of its checksums again."""
     content = path.with_suffix(".safetensors")
-    arrays = records._inflated(safetensors.torch.load(content.read_bytes()))
-    content.write_bytes(safetensors.torch.save(records._deflated(change(arrays) or arrays)))
+    arrays = packing.inflated(safetensors.torch.load(content.read_bytes()))
+    content.write_bytes(safetensors.torch.save(packing.deflated(change(arrays) or arrays)))
     _mark(path)
 
 
@@ -1026,9 +1026,9 @@ def table(**columns):
 
 def test_a_part_that_ran_again_with_equal_numbers_does_not_differ():
     again = table(mse=[0.5 * (1 + 1e-8), 1e-7, math.inf], seconds=[1, 2, 3])
-    assert records.differences(table(seconds=[4, 5, 6]), again) == []
-    assert records.differences({"scores": table(), "n": 3}, {"scores": table(), "n": 3}) == []
-    assert records.differences(table(), table().iloc[::-1].reset_index(drop=True)) == [], "in another order"
+    assert comparison.differences(table(seconds=[4, 5, 6]), again) == []
+    assert comparison.differences({"scores": table(), "n": 3}, {"scores": table(), "n": 3}) == []
+    assert comparison.differences(table(), table().iloc[::-1].reset_index(drop=True)) == [], "in another order"
 
 
 CHANGED = {
@@ -1058,7 +1058,7 @@ CHANGED = {
 
 @pytest.mark.parametrize(("fresh", "message"), CHANGED.values(), ids=CHANGED)
 def test_what_differs_is_found_and_named(fresh, message):
-    found = records.differences(table(), fresh)
+    found = comparison.differences(table(), fresh)
     assert len(found) >= 1 and any(message in line for line in found), found
 
 
@@ -1073,7 +1073,7 @@ def test_every_entry_of_a_dictionary_is_compared():
         "shown": torch.rand(4, 3, 5, 5),
         "deep": {"a": [torch.ones(2), {"b": 1.5}]},
     }
-    assert records.differences(value, value) == []
+    assert comparison.differences(value, value) == []
     changes = {
         "n": (4, "n: 4 here, 3 recorded"),
         "rate": (0.26, "rate: 0.26 here, 0.25 recorded"),
@@ -1084,15 +1084,15 @@ def test_every_entry_of_a_dictionary_is_compared():
         "deep": ({"a": [torch.ones(2), {"b": 2.5}]}, "deep/a/1/b: 2.5 here, 1.5 recorded"),
     }
     for name, (other, message) in changes.items():
-        (line,) = records.differences(value, value | {name: other})
+        (line,) = comparison.differences(value, value | {name: other})
         assert re.match(message, line), line
-    assert records.differences(value, {k: v for k, v in value.items() if k != "n"}) == ["n: not here"]
-    assert records.differences(value, value | {"more": 1}) == ["more: not recorded"]
-    assert records.differences(value, value | {"curve": torch.ones(3)}) == [
+    assert comparison.differences(value, {k: v for k, v in value.items() if k != "n"}) == ["n: not here"]
+    assert comparison.differences(value, value | {"more": 1}) == ["more: not recorded"]
+    assert comparison.differences(value, value | {"curve": torch.ones(3)}) == [
         "curve is float32[3] here, float32[2] recorded"
     ]
-    assert records.differences(value, value | {"scores": 3}) == ["scores is a int here, a DataFrame recorded"]
-    assert records.differences({"seconds": 1.0, "a": {"seconds": 2}}, {"seconds": 3.0, "a": {"seconds": 5}}) == []
+    assert comparison.differences(value, value | {"scores": 3}) == ["scores is a int here, a DataFrame recorded"]
+    assert comparison.differences({"seconds": 1.0, "a": {"seconds": 2}}, {"seconds": 3.0, "a": {"seconds": 5}}) == []
 
 
 def test_what_went_through_a_file_equals_what_was_returned(tmp_path):
@@ -1102,9 +1102,9 @@ def test_what_went_through_a_file_equals_what_was_returned(tmp_path):
         "n": (1, np.int8(2)),
     }
     value |= {"is": Inner(0.5, None), "mean": np.float64(0.1)}
-    assert records.differences(kept(tmp_path, value, pictures=2), value) == []
+    assert comparison.differences(kept(tmp_path, value, pictures=2), value) == []
     darker = value | {"shown": (value["shown"] - 2 / 255).clamp(0, 1)}
-    assert len(records.differences(kept(tmp_path, value), darker)) == 1, "by more than a level of 8 bits"
+    assert len(comparison.differences(kept(tmp_path, value), darker)) == 1, "by more than a level of 8 bits"
 
 
 def test_a_few_trials_are_compared_in_their_rows():
@@ -1114,45 +1114,45 @@ def test_a_few_trials_are_compared_in_their_rows():
     }
     fresh = {"scores": table(trial=[1, 4, 5]), "shown": torch.rand(3, 1, 4, 4)}
     fresh["scores"]["mse"] = [1e-7, 1e-7, math.inf]
-    assert records.differences(recorded, fresh, True, [1, 4, 5]) == []
-    assert len(records.differences(recorded, fresh)) == 2, "not all of it, and other pictures"
-    (line,) = records.differences(recorded, {"scores": fresh["scores"].iloc[:2]}, True, [1, 4, 5])
+    assert comparison.differences(recorded, fresh, True, [1, 4, 5]) == []
+    assert len(comparison.differences(recorded, fresh)) == 2, "not all of it, and other pictures"
+    (line,) = comparison.differences(recorded, {"scores": fresh["scores"].iloc[:2]}, True, [1, 4, 5])
     assert line == "scores: 1 of 3 recorded rows are not here"
     fresh["scores"].loc[0, "hit"] = False
-    assert "trial 1: False here, True recorded" in records.differences(recorded, fresh, True, [1, 4, 5])[0]
+    assert "trial 1: False here, True recorded" in comparison.differences(recorded, fresh, True, [1, 4, 5])[0]
 
 
 def test_a_part_that_does_not_know_its_trials_cannot_be_compared_on_a_few():
     for value in ({"n": 1}, pd.DataFrame({"x": [1]}), {"a": table(), "b": pd.DataFrame({"x": [1]})}):
-        assert not records.by_trial(value)
-        assert records.differences(value, value, True, [0]) == [
+        assert not comparison.by_trial(value)
+        assert comparison.differences(value, value, True, [0]) == [
             "nothing of it can be compared on a few trials: run all of it"
         ]
-    assert records.by_trial(table()) and records.by_trial({"a": table(), "n": 3})
+    assert comparison.by_trial(table()) and comparison.by_trial({"a": table(), "n": 3})
 
 
 def test_on_another_machine_outcomes_are_compared_and_digits_are_not():
     recorded = table(mse=[0.5, 1e-7, math.inf], evaluations=[10, 20, 30], rank=[1, 1, 9], label=[3, 4, 5])
     chaotic = table(mse=[0.6, 5e-9, math.inf], evaluations=[11, 25, 30], rank=[1, 1, 4], label=[3, 4, 5])
-    assert records.differences(recorded, chaotic, exact=False) == []
-    assert len(records.differences(recorded, chaotic)) == 3
+    assert comparison.differences(recorded, chaotic, exact=False) == []
+    assert len(comparison.differences(recorded, chaotic)) == 3
     for change in (
         {"hit": [True, True, True]},
         {"label": [3, 4, 6]},
         {"mse": [0.5, 1e-7, 5.0]},
         {"mse": [0.5, 0.01, math.inf]},
     ):
-        assert len(records.differences(recorded, chaotic.assign(**change), exact=False)) == 1, change
+        assert len(comparison.differences(recorded, chaotic.assign(**change), exact=False)) == 1, change
     lost = table(mse=[3.0, 1e-7, 0.2], objective=[5.0, 1e-9, 7.0], label=[3, 4, 5], identified=[False, True, False])
     elsewhere = lost.assign(mse=[1e9, 1e-7, 0.2], objective=[5.5, 1e-9, 7.0], label=[8, 4, 5])
-    assert records.differences(lost, elsewhere, exact=False) == [], "chaos decides where a search ends that got lost"
-    assert len(records.differences(lost, elsewhere)) == 3
+    assert comparison.differences(lost, elsewhere, exact=False) == [], "chaos decides where a search ends that got lost"
+    assert len(comparison.differences(lost, elsewhere)) == 3
     for change in ({"label": [8, 4, 6]}, {"mse": [1e-3, 1e-7, 0.2]}, {"identified": [True, True, False]}):
-        assert records.differences(lost, elsewhere.assign(**change), exact=False) != [], change
+        assert comparison.differences(lost, elsewhere.assign(**change), exact=False) != [], change
     pixels = {"shown": torch.rand(2, 1, 4, 4), "index": torch.tensor([1])}
-    assert records.differences(pixels, {"shown": torch.rand(2, 1, 4, 4), "index": torch.tensor([1])}, False) == []
-    assert records.differences(pixels, pixels | {"index": torch.tensor([2])}, False) != []
-    assert records.differences(pixels, pixels | {"shown": torch.rand(2, 1, 5, 4)}, False) != []
+    assert comparison.differences(pixels, {"shown": torch.rand(2, 1, 4, 4), "index": torch.tensor([1])}, False) == []
+    assert comparison.differences(pixels, pixels | {"index": torch.tensor([2])}, False) != []
+    assert comparison.differences(pixels, pixels | {"shown": torch.rand(2, 1, 5, 4)}, False) != []
 
 
 @pytest.mark.parametrize(
@@ -1161,7 +1161,7 @@ def test_on_another_machine_outcomes_are_compared_and_digits_are_not():
     + [(0.0, 0.0, True), (math.inf, 1e9, False), (math.nan, math.nan, True), (0.0, 0.01, False), (-2.0, -3.0, True)],
 )
 def test_fractions_are_near_by_their_size(x, y, equal):
-    found = records.differences({"x": x}, {"x": y}, exact=False)
+    found = comparison.differences({"x": x}, {"x": y}, exact=False)
     assert (found == []) is equal
 
 
@@ -1218,53 +1218,55 @@ IDENTIFIED = {
 @pytest.mark.parametrize("name", IDENTIFIED)
 def test_rows_of_the_librarys_tables_find_their_counterparts(digits, name):
     made = _tables(digits)[name]()
-    keys, left, right, more, fewer = records._paired(made, made.copy())
+    keys, left, right, more, fewer = comparison._paired(made, made.copy())
     assert left == right and (more, fewer) == (0, 0) and sorted(left) == list(range(len(made)))
     if IDENTIFIED[name] is not None:
         assert set(keys) == set(IDENTIFIED[name]) and not made.duplicated(keys).any()
     else:
         assert not keys or made.duplicated(keys).any()
     assert not any(made[key].dtype.kind == "f" for key in keys)
-    assert records.differences(made, made.copy()) == []
-    column = next(c for c in reversed(made.columns) if c not in (*keys, *records.TIMES) and made[c].dtype.kind in "bf")
+    assert comparison.differences(made, made.copy()) == []
+    column = next(
+        c for c in reversed(made.columns) if c not in (*keys, *comparison.TIMES) and made[c].dtype.kind in "bf"
+    )
     changed = made.copy()
     place = len(made) - 1
     changed.loc[place, column] = not made[column][place] if made[column].dtype == bool else made[column][place] + 1.0
-    (line,) = records.differences(made, changed)
+    (line,) = comparison.differences(made, changed)
     assert f"table, {column}: 1 of {len(made)} rows differ" in line
-    assert records.differences(made, made.iloc[:-1]) == [f"table: 1 of {len(made)} recorded rows are not here"]
+    assert comparison.differences(made, made.iloc[:-1]) == [f"table: 1 of {len(made)} recorded rows are not here"]
 
 
 def test_compared_attacks_are_told_apart_by_their_names(digits):
     rows = [{"trial": t, "image": i, "psnr": 1.0, "attack": name} for name in "ab" for t in (0, 1) for i in (0, 1)]
     made = pd.DataFrame(rows)
-    keys = records._paired(made, made)[0]
+    keys = comparison._paired(made, made)[0]
     assert set(keys) == {"trial", "image", "attack"} and not made.duplicated(keys).any()
 
 
 def test_numbers_beside_the_recorded_ones_are_means_of_the_same_rows():
     recorded = pd.concat([table(), table(trial=[3, 4, 5], mse=[9.0, 9.0, 9.0])], ignore_index=True)
     fresh = table(trial=[0, 1, 5], mse=[0.5, 1e-7, 8.0], name=["a", "b", "c"], seconds=[1, 2, 3])
-    assert records.beside(recorded, fresh) == [
+    assert comparison.beside(recorded, fresh) == [
         "table, mse: 2.83333 here, 3.16667 recorded",
         "table, hit: 0.666667 here, 0.666667 recorded",
     ]
     repeated = pd.DataFrame({"network": [0, 0, 1, 1], "x": [1.0, 2.0, 3.0, 4.0]})
-    assert records.beside({"t": repeated, "n": 1}, {"t": repeated, "n": 1}) == ["t, x: 2.5 here, 2.5 recorded"]
-    assert records.beside({"t": repeated}, {}) == [] == records.beside(repeated, repeated.iloc[:0])
+    assert comparison.beside({"t": repeated, "n": 1}, {"t": repeated, "n": 1}) == ["t, x: 2.5 here, 2.5 recorded"]
+    assert comparison.beside({"t": repeated}, {}) == [] == comparison.beside(repeated, repeated.iloc[:0])
 
 
 # --- sets that only a record knows
 
 
 def test_a_recorded_set_tells_all_but_pixels(digits):
-    known = records.known_of(digits)
+    known = recorded_set.known_of(digits)
     assert json.loads(json.dumps(known)) == known
 
     def absent():
         raise FileNotFoundError("get it there")
 
-    images = records.RecordedSet(known, absent)
+    images = recorded_set.RecordedSet(known, absent)
     for name in (
         "name",
         "split",
@@ -1288,38 +1290,44 @@ def test_a_recorded_set_tells_all_but_pixels(digits):
 
 
 def test_a_recorded_set_gives_the_pixels_of_the_same_copy_alone(digits):
-    assert records.RecordedSet(records.known_of(digits), lambda: digits).batches(2, 3)[0].shape == (3, 2, 1, 8, 8)
+    assert recorded_set.RecordedSet(recorded_set.known_of(digits), lambda: digits).batches(2, 3)[0].shape == (
+        3,
+        2,
+        1,
+        8,
+        8,
+    )
     stand_in = dataclasses.replace(digits, name="photos")
     with pytest.raises(
         FileNotFoundError, match="its pixels are not here, only 'photos' in its place: let data_root or"
     ):
-        _ = records.RecordedSet(records.known_of(digits), lambda: stand_in).images
+        _ = recorded_set.RecordedSet(recorded_set.known_of(digits), lambda: stand_in).images
     other = dataclasses.replace(digits, images=digits.images.flip(0))
     with pytest.raises(
         ValueError, match=f"but the copy here .* fingerprint {other.fingerprint}: these are other images"
     ):
-        _ = records.RecordedSet(records.known_of(digits), lambda: other).images
+        _ = recorded_set.RecordedSet(recorded_set.known_of(digits), lambda: other).images
 
 
 def test_a_models_fingerprint_follows_its_weights():
     model = models.build("mlp", 10, (1, 8, 8), seed=0, width=4)
-    first = records.describe(model)
-    assert records.describe(model) == first
+    first = description.describe(model)
+    assert description.describe(model) == first
     with torch.no_grad():
         next(model.parameters()).mul_(2)
-    assert records.describe(model) != first
+    assert description.describe(model) != first
 
 
 def test_an_option_that_came_after_a_record_was_made_is_at_its_default_in_it():
     attack = attacks.GradInversion()
-    asked = {"attack": records.describe(attack), "several": records.describe([attack, attack])}
+    asked = {"attack": description.describe(attack), "several": description.describe([attack, attack])}
     older = json.loads(json.dumps(asked))
     for described in (older["attack"], *older["several"]):
         del described["signed"]
     made = {"commit": "abc"}
     record = records.Record("toy", "part", {"$function": "f"}, older, 1, "code", made, {})
     assert record.answers({"$function": "f"}, asked, 1) == []
-    other = asked | {"attack": records.describe(dataclasses.replace(attack, signed=True))}
+    other = asked | {"attack": description.describe(dataclasses.replace(attack, signed=True))}
     assert record.answers({"$function": "f"}, other, 1) == ["inputs.attack"]
     older["attack"]["seeds"] = 99
     assert record.answers({"$function": "f"}, asked, 1) == ["inputs.attack"], "an option that it does hold counts"
@@ -1328,7 +1336,7 @@ def test_an_option_that_came_after_a_record_was_made_is_at_its_default_in_it():
 def test_a_pixel_met_to_its_last_digit_is_no_outcome_on_another_machine():
     old = pd.DataFrame({"trial": [0, 1], "psnr_dim0": [math.inf, 14.0], "psnr": [12.5, 12.5]})
     here = old.assign(psnr_dim0=[16.7, 14.0])
-    assert "psnr_dim0: 1 of 2 rows differ" in records.differences(old, here)[0], "on the same kind of machine"
-    assert records.differences(old, here, exact=False) == []
-    assert records.differences(old, here.assign(psnr_dim0=[16.7, 40.0]), exact=False) != []
-    assert records.differences(old, here.assign(psnr=[16.7, math.inf]), exact=False) != []
+    assert "psnr_dim0: 1 of 2 rows differ" in comparison.differences(old, here)[0], "on the same kind of machine"
+    assert comparison.differences(old, here, exact=False) == []
+    assert comparison.differences(old, here.assign(psnr_dim0=[16.7, 40.0]), exact=False) != []
+    assert comparison.differences(old, here.assign(psnr=[16.7, math.inf]), exact=False) != []

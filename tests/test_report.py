@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reprolib.book import claims, report, results
+from reprolib.book import claims, judged, rendering, report, results, wording
 from reprolib.book.ledger import Ledger
 from reprolib.book.verdicts import REASONS, SYMBOLS
 from reprolib.measure import intervals
@@ -246,17 +246,17 @@ def test_each_word_is_shown_with_symbol_and_class(root, word, claim, further, mo
     write_claims(root, "dlg", "Deep Leakage", further=further, model=model)
     add_run(root, "dlg", "gpu", "reference", **run)
     shown = re.search(r'<span class="verdict ([a-z-]+)">(\S+) ([a-z ]+)</span>', row(page(root, "scoreboard"), claim))
-    assert (shown[1], shown[2], shown[3]) == (report.CLASSES[word], SYMBOLS[word], word)
+    assert (shown[1], shown[2], shown[3]) == (wording.CLASSES[word], SYMBOLS[word], word)
 
 
 def test_every_word_and_reason_is_explained_and_has_its_look(root):
-    assert report.MEANINGS.keys() == SYMBOLS.keys() == set(report.FAILURES_FIRST)
-    assert tuple(report.REASON_MEANINGS) == REASONS
-    assert {word for kind in report.KINDS.values() for word in kind} == SYMBOLS.keys() - {"setting"}
-    assert badges(page(root, "words")) == list(report.CLASSES.values())
+    assert wording.MEANINGS.keys() == SYMBOLS.keys() == set(wording.FAILURES_FIRST)
+    assert tuple(wording.REASON_MEANINGS) == REASONS
+    assert {word for kind in wording.KINDS.values() for word in kind} == SYMBOLS.keys() - {"setting"}
+    assert badges(page(root, "words")) == list(wording.CLASSES.values())
     assert all(f"<b>{reason}</b>" in page(root, "reasons") for reason in REASONS)
     css = (Path(__file__).parents[1] / "book/_static/leaky.css").read_text(encoding="utf-8")
-    for name in report.CLASSES.values():
+    for name in wording.CLASSES.values():
         assert f".verdict.{name} {{" in css and f".verdict.{name} {{" in written(root)
 
 
@@ -345,13 +345,13 @@ def test_images_that_every_run_shares_stand_in_the_list(root):
 
 
 def test_counts_in_words():
-    counts = report.Counts({"reproduced": 3, "not decided here": 2, "holds": 2}, {"data": 2}, 3, 1, 1, 1, 2)
-    assert report._listed(counts) == (
+    counts = judged.Counts({"reproduced": 3, "not decided here": 2, "holds": 2}, {"data": 2}, 3, 1, 1, 1, 2)
+    assert rendering.listed(counts) == (
         "3 reproduced, 2 not decided here (2 data), 2 identities hold; of 3 decided results 1 on one network only, "
         "1 the same at 99 %, 1 without a 99 % interval; 2 provisional"
     )
-    assert report._counted("holds on a substitute", 2) == "2 hold on a substitute"
-    assert report._counted("fails", 1) == "1 identity fails"
+    assert rendering.counted("holds on a substitute", 2) == "2 hold on a substitute"
+    assert rendering.counted("fails", 1) == "1 identity fails"
 
 
 def test_one_table_a_run_counts_all_chapters(root):

@@ -17,7 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from reprolib.book import chapter, claims, runner
+from reprolib.book import chapter, claims, notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -118,7 +118,7 @@ def test_make_hands_the_data_root_on_as_it_is(tmp_path, name, by):
 
 
 def test_the_runner_knows_the_profiles_of_the_claims():
-    assert runner.PROFILES == chapter.PROFILES == ("reference", *claims.PROFILES)
+    assert notebooks.PROFILES == chapter.PROFILES == ("reference", *claims.PROFILES)
 
 
 def test_every_chapter_is_in_the_table_of_contents_and_in_the_readme():
@@ -132,7 +132,7 @@ def test_every_chapter_can_be_cited_and_so_can_its_paper():
     entries = (ROOT / "book" / "chapters.bib").read_text()
     papers = (ROOT / "book" / "references.bib").read_text()
     cited = re.findall(r"chapter   = \{(\d+)\}", entries)
-    assert [int(number) for number in cited] == [runner.Chapter(ROOT, path.stem).number for path in NOTEBOOKS]
+    assert [int(number) for number in cited] == [notebooks.Chapter(ROOT, path.stem).number for path in NOTEBOOKS]
     for path in NOTEBOOKS:
         title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
         assert f"title     = {{{title}}}" in entries

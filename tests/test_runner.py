@@ -11,12 +11,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from reprolib.book import runner
+from reprolib.book import locks, notebooks, pages, runner
 
 PARAMETERS = 'profile = "reference"\nseed = 0\ndevice = "auto"\ndata_root = ""'
 
 
-def write_chapter(root: Path, stem: str, *sources: str) -> runner.Chapter:
+def write_chapter(root: Path, stem: str, *sources: str) -> notebooks.Chapter:
     cells = [
         nbformat.v4.new_markdown_cell(f"# Chapter {stem}\n\nWhat the paper says.", id="title"),
         nbformat.v4.new_code_cell(PARAMETERS, id="parameters", metadata={"tags": ["parameters"]}),
@@ -24,16 +24,16 @@ def write_chapter(root: Path, stem: str, *sources: str) -> runner.Chapter:
     ]
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     (root / "notebooks").mkdir(exist_ok=True)
-    chapter = runner.Chapter(root, stem)
+    chapter = notebooks.Chapter(root, stem)
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), chapter.notebook)
     return chapter
 
 
-def put_good_page(chapter: runner.Chapter, text: str = "the last good page") -> bytes:
+def put_good_page(chapter: notebooks.Chapter, text: str = "the last good page") -> bytes:
     page = nbformat.read(chapter.notebook, as_version=4)
     page.cells.append(nbformat.v4.new_markdown_cell(text, id="good"))
     page.metadata["reprolib"] = {"fingerprint": "of another day"}
-    runner.save_notebook(page, chapter.page)
+    notebooks.save_notebook(page, chapter.page)
     return chapter.page.read_bytes()
 
 
@@ -50,30 +50,30 @@ def leftovers(root: Path) -> list[str]:
 def test_chapters_are_found_by_stem_number_and_paper(tmp_path):
     for stem in ("02-idlg", "01-dlg", "03-ig"):
         write_chapter(tmp_path, stem)
-    assert [c.stem for c in runner.find(tmp_path)] == ["01-dlg", "02-idlg", "03-ig"]
-    assert [c.stem for c in runner.find(tmp_path, ["idlg", "1", "01-dlg"])] == ["01-dlg", "02-idlg"]
+    assert [c.stem for c in notebooks.find(tmp_path)] == ["01-dlg", "02-idlg", "03-ig"]
+    assert [c.stem for c in notebooks.find(tmp_path, ["idlg", "1", "01-dlg"])] == ["01-dlg", "02-idlg"]
 
 
 def test_the_paper_is_the_one_that_the_notebook_opens(tmp_path):
     write_chapter(tmp_path, "03-inverting-gradients", 'ch = chapter.start("ig", profile)')
-    (found,) = runner.find(tmp_path, ["ig"])
+    (found,) = notebooks.find(tmp_path, ["ig"])
     assert (found.stem, found.paper, found.number) == ("03-inverting-gradients", "ig", 3)
 
 
 def test_unknown_names_list_the_known_ones(tmp_path):
     with pytest.raises(ValueError, match="holds no notebook: run this inside a clone"):
-        runner.find(tmp_path)
+        notebooks.find(tmp_path)
     write_chapter(tmp_path, "01-dlg")
     with pytest.raises(ValueError, match="chapter 'gdl' is unknown; known chapters: 01-dlg"):
-        runner.find(tmp_path, ["gdl"])
+        notebooks.find(tmp_path, ["gdl"])
     with pytest.raises(ValueError, match="'huge' is unknown; known profiles: reference, smoke, cpu, gpu, paper"):
-        runner.Parameters(profile="huge")
+        notebooks.Parameters(profile="huge")
     with pytest.raises(ValueError, match="device 'gpu' is unknown; known devices: auto, cpu, cuda"):
-        runner.Parameters(device="gpu")
+        notebooks.Parameters(device="gpu")
     with pytest.raises(ValueError, match="seed is -1; it must be 0 or more"):
-        runner.Parameters(seed=-1)
+        notebooks.Parameters(seed=-1)
     with pytest.raises(ValueError, match="data_root '/no/such/folder' is not a folder"):
-        runner.Parameters(data_root="/no/such/folder")
+        notebooks.Parameters(data_root="/no/such/folder")
     with pytest.raises(ValueError, match="jobs is 0; it must be at least 1"):
         runner.run(tmp_path, jobs=0)
 
@@ -82,11 +82,11 @@ def test_fingerprint_follows_what_a_chapter_reads_and_nothing_else(tmp_path):
     chapter = write_chapter(tmp_path, "01-dlg", "1 + 1")
     data = tmp_path / "data"
     data.mkdir()
-    base = runner.Parameters(profile="smoke", data_root=str(data))
-    seen = [runner.fingerprint(chapter, base)]
+    base = notebooks.Parameters(profile="smoke", data_root=str(data))
+    seen = [pages.fingerprint(chapter, base)]
 
     def changed() -> bool:
-        seen.append(runner.fingerprint(chapter, base))
+        seen.append(pages.fingerprint(chapter, base))
         return seen[-1] not in seen[:-1]
 
     executed = nbformat.read(chapter.notebook, as_version=4)
@@ -104,7 +104,7 @@ def test_fingerprint_follows_what_a_chapter_reads_and_nothing_else(tmp_path):
     assert changed()
     write_chapter(tmp_path, "01-dlg", "1 + 2")
     assert changed()
-    assert runner.fingerprint(chapter, runner.Parameters(profile="smoke", seed=2, data_root=str(data))) not in seen
+    assert pages.fingerprint(chapter, notebooks.Parameters(profile="smoke", seed=2, data_root=str(data))) not in seen
 
 
 def test_a_failing_chapter_does_not_stop_the_others(tmp_path, monkeypatch):
@@ -116,7 +116,7 @@ def test_a_failing_chapter_does_not_stop_the_others(tmp_path, monkeypatch):
     )
     bad = write_chapter(tmp_path, "02-bad", "1 + 1", "raise ValueError('too grey\\nsecond line')")
     old = put_good_page(bad)
-    parameters = runner.Parameters(profile="smoke", seed=7)
+    parameters = notebooks.Parameters(profile="smoke", seed=7)
     lines = []
     outcomes = runner.run(tmp_path, parameters=parameters, jobs=2, tell=lines.append)
     assert [o.status for o in outcomes] == ["ran", "failed"]
@@ -142,22 +142,22 @@ def test_a_failing_chapter_does_not_stop_the_others(tmp_path, monkeypatch):
 def test_a_stale_mark_stands_below_the_title_once(tmp_path):
     chapter = write_chapter(tmp_path, "01-dlg")
     put_good_page(chapter)
-    runner.mark_stale(chapter, "first reason")
-    runner.mark_stale(chapter, "second reason")
+    pages.mark_stale(chapter, "first reason")
+    pages.mark_stale(chapter, "second reason")
     page = nbformat.read(chapter.page, as_version=4)
     assert page.cells[0].source == "# Chapter 01-dlg"
     assert "second reason" in page.cells[1].source and time.strftime("%Y-%m-%d") in page.cells[1].source
     assert page.cells[2].source == "What the paper says."
     assert "first reason" not in text_of(chapter.page)
     assert page.metadata.reprolib.stale.reason == "second reason"
-    page.metadata.reprolib.fingerprint = runner.fingerprint(chapter, runner.Parameters())
-    runner.save_notebook(page, chapter.page)
-    assert not runner.is_current(chapter, runner.Parameters()), "a stale page is run again whatever its inputs"
+    page.metadata.reprolib.fingerprint = pages.fingerprint(chapter, notebooks.Parameters())
+    notebooks.save_notebook(page, chapter.page)
+    assert not pages.is_current(chapter, notebooks.Parameters()), "a stale page is run again whatever its inputs"
 
 
 def test_a_chapter_that_never_ran_leaves_a_page_that_says_so(tmp_path):
     chapter = write_chapter(tmp_path, "01-dlg")
-    runner.mark_stale(chapter, "cell 1: KeyError")
+    pages.mark_stale(chapter, "cell 1: KeyError")
     text = text_of(chapter.page)
     assert "# Chapter 01-dlg" in text and "has not run to its end yet" in text and "KeyError" in text
 
@@ -174,25 +174,25 @@ def test_a_killed_kernel_and_a_killed_process_are_failures_of_one_chapter(tmp_pa
         "ValueError: 03-none.ipynb is not a complete notebook (Notebook does not appear"
     )
     assert [o.kept for o in outcomes] == [True, False, False] and all(o.stale for o in outcomes)
-    assert "# 03-none" in text_of(runner.Chapter(tmp_path, "03-none").page)
+    assert "# 03-none" in text_of(notebooks.Chapter(tmp_path, "03-none").page)
 
 
 def test_a_second_run_of_the_same_chapter_says_so_and_does_nothing(tmp_path):
     chapter = write_chapter(tmp_path, "01-dlg", "1 + 1")
-    with runner.locked(chapter.lock, chapter.stem):
-        outcome = runner.execute(chapter, runner.Parameters())
+    with locks.locked(chapter.lock, chapter.stem):
+        outcome = runner.execute(chapter, notebooks.Parameters())
     assert outcome.status == "busy" and not outcome.good and not (outcome.kept or outcome.stale)
     assert f"01-dlg is being made by process {os.getpid()}, since 20" in outcome.where
     assert not chapter.page.exists()
-    with runner.locked(chapter.lock, chapter.stem):
+    with locks.locked(chapter.lock, chapter.stem):
         pass  # the lock is free again
 
 
 def test_a_holder_that_could_not_leave_its_name_is_another_process(tmp_path):
     chapter = write_chapter(tmp_path, "01-dlg")
-    with runner.locked(chapter.lock, chapter.stem):
+    with locks.locked(chapter.lock, chapter.stem):
         chapter.lock.with_suffix(".holder").unlink()
-        assert "01-dlg is being made by another process" in runner.execute(chapter, runner.Parameters()).where
+        assert "01-dlg is being made by another process" in runner.execute(chapter, notebooks.Parameters()).where
 
 
 def test_a_lock_that_cannot_be_taken_is_one_failed_outcome(tmp_path):
@@ -219,7 +219,7 @@ def test_a_file_in_the_place_of_the_pages_folder_fails_each_chapter(tmp_path):
     chapters = [write_chapter(tmp_path, stem) for stem in ("01-dlg", "02-idlg")]
     (tmp_path / "book").mkdir()
     (tmp_path / "book" / "chapters").write_text("")
-    outcomes = [runner.execute(chapter, runner.Parameters()) for chapter in chapters]
+    outcomes = [runner.execute(chapter, notebooks.Parameters()) for chapter in chapters]
     assert [o.status for o in outcomes] == ["failed"] * 2
     assert all("cannot be taken (File exists)" in o.where for o in outcomes)
 
@@ -246,13 +246,13 @@ def test_a_page_or_notebook_that_is_none_stops_nothing(tmp_path, text):
     chapter = write_chapter(tmp_path, "01-dlg")
     chapter.page.parent.mkdir(parents=True)
     chapter.page.write_text(text, errors="surrogateescape")
-    assert not runner.is_current(chapter, runner.Parameters())
+    assert not pages.is_current(chapter, notebooks.Parameters())
     assert runner._marked(chapter, "cell 1: KeyError") == ("cell 1: KeyError", True)
     assert "has not run to its end yet" in text_of(chapter.page) and "# Chapter 01-dlg" in text_of(chapter.page)
 
     chapter.notebook.write_text(text, errors="surrogateescape")
-    assert runner.find(tmp_path, ["dlg"]) == [chapter]
-    outcome = runner.execute(chapter, runner.Parameters())
+    assert notebooks.find(tmp_path, ["dlg"]) == [chapter]
+    outcome = runner.execute(chapter, notebooks.Parameters())
     assert outcome.status == "failed" and not outcome.kept
     assert outcome.where.startswith("ValueError: 01-dlg.ipynb is not a complete notebook (")
     assert "\n" not in outcome.where
@@ -262,8 +262,8 @@ def test_notes_of_another_on_a_page_are_no_fingerprint(tmp_path):
     chapter = write_chapter(tmp_path, "01-dlg")
     page = nbformat.read(chapter.notebook, as_version=4)
     page.metadata["reprolib"] = [1]
-    runner.save_notebook(page, chapter.page)
-    assert not runner.is_current(chapter, runner.Parameters())
+    notebooks.save_notebook(page, chapter.page)
+    assert not pages.is_current(chapter, notebooks.Parameters())
 
 
 def test_a_folder_in_the_place_of_a_page_is_one_failed_outcome(tmp_path):
@@ -277,9 +277,9 @@ def test_a_folder_in_the_place_of_a_page_is_one_failed_outcome(tmp_path):
 
 
 def test_a_notebook_that_cannot_be_read_does_not_say_that_its_page_was_not_saved(tmp_path):
-    chapter = runner.Chapter(tmp_path, "01-dlg")
+    chapter = notebooks.Chapter(tmp_path, "01-dlg")
     chapter.notebook.mkdir(parents=True)
-    outcome = runner.execute(chapter, runner.Parameters())
+    outcome = runner.execute(chapter, notebooks.Parameters())
     assert outcome.where == "the chapter could not be executed: Is a directory (01-dlg.ipynb)"
 
 
@@ -287,7 +287,7 @@ def test_a_failure_that_cannot_be_kept_does_not_say_so(tmp_path):
     chapter = write_chapter(tmp_path, "01-dlg", "1 / 0")
     chapter.failed.parent.parent.mkdir(parents=True)
     chapter.failed.parent.write_text("a file in the folder's place")
-    outcome = runner.execute(chapter, runner.Parameters())
+    outcome = runner.execute(chapter, notebooks.Parameters())
     assert outcome.where == "cell 3: ZeroDivisionError: division by zero" and outcome.stale and not outcome.kept
     assert leftovers(tmp_path) == []
 
@@ -322,7 +322,7 @@ def test_chapters_run_whatever_the_environment_says(tmp_path, monkeypatch):
         f"import os, sys\nnames = 'OMP_NUM_THREADS', 'REPROLIB_DATA'\n"
         f"print({names}, sys.flags.optimize, *map(os.environ.get, names))",
     )
-    (outcome,) = runner.run(tmp_path, parameters=runner.Parameters(data_root=str(data)), tell=lambda line: None)
+    (outcome,) = runner.run(tmp_path, parameters=notebooks.Parameters(data_root=str(data)), tell=lambda line: None)
     assert outcome.status == "ran", outcome.where
     assert f"set() 0 1 {data}" in text_of(chapter.page)
 
@@ -330,10 +330,10 @@ def test_chapters_run_whatever_the_environment_says(tmp_path, monkeypatch):
 def test_what_cannot_be_read_in_the_data_root_is_left_to_who_needs_it(tmp_path, monkeypatch):
     chapter, data = write_chapter(tmp_path, "01-dlg"), tmp_path / "data"
     (data / "lost+found").mkdir(parents=True)
-    parameters = runner.Parameters(data_root=str(data))
+    parameters = notebooks.Parameters(data_root=str(data))
     (data / "gone").symlink_to(tmp_path / "nowhere")
     (data / "round").symlink_to(data / "round")
-    seen = runner.fingerprint(chapter, parameters)
+    seen = pages.fingerprint(chapter, parameters)
     scan = os.scandir
 
     def refused(folder):
@@ -342,7 +342,7 @@ def test_what_cannot_be_read_in_the_data_root_is_left_to_who_needs_it(tmp_path, 
         return scan(folder)
 
     monkeypatch.setattr(runner.os, "scandir", refused)
-    assert runner.fingerprint(chapter, parameters) == seen
+    assert pages.fingerprint(chapter, parameters) == seen
 
 
 def test_a_full_disk_leaves_the_old_page(tmp_path):
@@ -351,7 +351,7 @@ def test_a_full_disk_leaves_the_old_page(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # a write beyond fails, as on a full disk
     try:
-        outcome = runner.execute(chapter, runner.Parameters())
+        outcome = runner.execute(chapter, notebooks.Parameters())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert outcome.status == "failed" and "the page could not be saved: File too large" in outcome.where
@@ -368,14 +368,14 @@ def test_a_disk_too_full_even_for_the_mark_leaves_the_page_as_it_was(tmp_path, m
 
     monkeypatch.setattr(runner, "_execute", full)
     monkeypatch.setattr(runner.os, "fsync", full)
-    outcome = runner.execute(chapter, runner.Parameters())
+    outcome = runner.execute(chapter, notebooks.Parameters())
     assert "No space left on device (nor could the page be marked stale" in outcome.where
     assert chapter.page.read_bytes() == old
     assert leftovers(tmp_path) == []
 
 
 SLOW = "import pathlib, time\npathlib.Path('reached').touch()\ntime.sleep(600 if pathlib.Path('slow').exists() else 0)"
-RUN = "import pathlib\nfrom reprolib.book import runner\n{patch}\nrunner.{call}"
+RUN = "import pathlib\nfrom reprolib.book import notebooks, runner\n{patch}\nrunner.{call}"
 STOP_IN_SAVE = """
 import os, time
 def stop(*_):
@@ -395,7 +395,7 @@ def test_sigkill_leaves_the_old_page_and_the_next_run_continues(tmp_path, moment
     else:
         (tmp_path / "slow").unlink()
         step = "replace" if moment == "before the page is replaced" else "fsync"
-        call = "execute(runner.Chapter(pathlib.Path.cwd(), '01-dlg'), runner.Parameters())"
+        call = "execute(notebooks.Chapter(pathlib.Path.cwd(), '01-dlg'), notebooks.Parameters())"
         # Only the last `reached` counts: the cell has touched it too, so the script removes it as papermill ends.
         patch = "papermill = runner.papermill.execute_notebook\n" + STOP_IN_SAVE.format(step=step)
         script = RUN.format(patch=patch, call=call).replace(
@@ -413,10 +413,10 @@ def test_sigkill_leaves_the_old_page_and_the_next_run_continues(tmp_path, moment
     process.wait()
     assert chapter.page.read_bytes() == old
     (tmp_path / "slow").unlink(missing_ok=True)
-    outcome = runner.execute(chapter, runner.Parameters())
+    outcome = runner.execute(chapter, notebooks.Parameters())
     while outcome.status == "busy" and time.monotonic() < deadline:  # the worker has yet to see that its parent is gone
         time.sleep(0.1)
-        outcome = runner.execute(chapter, runner.Parameters())
+        outcome = runner.execute(chapter, notebooks.Parameters())
     assert outcome.status == "ran"
     assert "complete" in text_of(chapter.page)
     assert leftovers(tmp_path) == []

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reprolib import attacks, data, defenses, experiments
-from reprolib.book import records, sources
+from reprolib.book import fingerprints, sources
 from reprolib.experiments import utility
 from reprolib.federated import client
 
@@ -216,7 +216,7 @@ PARTS = {
 @pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
 def test_all_that_a_part_runs_was_found_in_the_sources(part):
     function, inputs = part()
-    _, roots, called = records._begins(function, inputs)
+    _, roots, called = fingerprints._begins(function, inputs)
     found = set(sources.reached(roots, called))
     ran = _ran(lambda: function(**inputs))
     assert len(ran) > 20

@@ -17,7 +17,21 @@ from test_runner import write_chapter
 from typer.testing import CliRunner
 
 from reprolib import cli, data
-from reprolib.book import chapter, checked, figures, records, results, runner, verification
+from reprolib.book import (
+    chapter,
+    checked,
+    comparison,
+    figures,
+    fingerprints,
+    notebooks,
+    parts,
+    recorded_set,
+    records,
+    reference_run,
+    results,
+    runner,
+    verification,
+)
 from reprolib.measure import intervals, metrics
 
 CLAIMS = """
@@ -86,7 +100,7 @@ class Book:
         monkeypatch.chdir(root)
         monkeypatch.delenv("REPROLIB_RESULTS", raising=False)
         monkeypatch.setattr(chapter, "display", lambda content, raw=False: self.shown.append(content["text/html"]))
-        monkeypatch.setattr(chapter, "_cell", lambda: self.cell)
+        monkeypatch.setattr(parts, "cell", lambda: self.cell)
         monkeypatch.setattr(figures, "png", lambda figure: checked.PNG)  # drawing is tested elsewhere, and slow
         monkeypatch.setattr(figures, "png_within", lambda figure, limit, drawn: drawn)
 
@@ -209,7 +223,7 @@ def test_replayed_and_fresh_parts_have_the_same_values(book):
     shown = dict(book.values)
     book.run("gpu", book.images)
     for name in ("measure", "whole"):
-        assert records.differences(shown[name], book.values[name]) == []
+        assert comparison.differences(shown[name], book.values[name]) == []
         assert [*shown[name]] == [*book.values[name]]
 
 
@@ -257,7 +271,7 @@ def test_what_differs_from_the_record_is_named(book, changed, named):
 
 
 def test_a_changed_part_that_cannot_run_small_is_a_gap_with_the_command(book):
-    with pytest.raises(chapter.MissingPart, match=r"part 'whole': .*\(inputs.power\); `reprolib run toy --profile gpu"):
+    with pytest.raises(parts.MissingPart, match=r"part 'whole': .*\(inputs.power\); `reprolib run toy --profile gpu"):
         book.run(power=3)
 
 
@@ -306,7 +320,7 @@ def test_images_are_found_wherever_they_stand_in_a_parts_inputs(book):
     ch = book.run(images=book.images)
     known = book.images_of_chapter
     inputs = {"a": [known], "b": {"c": (known, 1)}, "d": Holder(Holder(known), (Holder(known),)), "e": Holder(3)}
-    here, same = ch._with_images(inputs)
+    here, same = recorded_set.with_images(inputs, ch.seed)
     assert same and here["e"] is inputs["e"]
     found = (here["a"][0], here["b"]["c"][0], here["d"].images.images, here["d"].others[0].images)
     assert all(isinstance(images, data.ImageSet) for images in found)
@@ -485,7 +499,7 @@ def test_a_smaller_run_leads_with_the_reference_run(book):
 
 
 def _coded(monkeypatch, code):
-    monkeypatch.setattr(records, "code_fingerprint", lambda function, inputs: code)
+    monkeypatch.setattr(fingerprints, "code_fingerprint", lambda function, inputs: code)
 
 
 def test_changed_code_is_said_until_it_is_verified(book, monkeypatch):
@@ -552,7 +566,7 @@ def test_a_finished_run_becomes_the_reference_run(fresh):
     assert files == sorted(["toy.json", "main.png", "live.png", *whole_files])
     payload = results.load(fresh.results)
     assert payload["profile"] == "gpu" and set(payload["records"]) == {"live", "measure", "whole"}
-    found, problems = chapter.accepted_records("toy", payload["records"])
+    found, problems = reference_run.accepted_records("toy", payload["records"])
     assert len(found) == 3 and problems == []
     assert not list(fresh.home.parent.glob(".*"))
 
@@ -671,7 +685,7 @@ def test_two_parts_of_one_name_are_no_record(fresh):
     ch = fresh.run("gpu", fresh.images, finish=False)
     for _ in range(2):
         ch.part("whole", whole, seed=1, power=2)
-    assert ch._twice == set(), "the same again"
+    assert ch._parts.twice == set(), "the same again"
     ch.part("whole", whole, seed=1, power=3)
     ch.skip("hits", "not here")
     ch.finish()
@@ -815,21 +829,23 @@ def verify(book, monkeypatch):
             book.run(parameters.profile, parameters.data_root, parameters.seed, **options)
 
         monkeypatch.setattr(runner, "execute_aside", execute)
-        parameters = runner.Parameters("reference", 1, "cpu", book.images if images is None else images)
+        parameters = notebooks.Parameters("reference", 1, "cpu", book.images if images is None else images)
         try:
             return verification.verify(types.SimpleNamespace(paper="toy"), parameters, seconds, lambda line: None)
         finally:
-            assert chapter.VERIFY not in os.environ
+            assert parts.VERIFY not in os.environ
 
     return called
 
 
 def _found(book):
-    return chapter.accepted_records("toy", results.load(book.results)["records"])[0], chapter.verification_log("toy")
+    return reference_run.accepted_records("toy", results.load(book.results)["records"])[
+        0
+    ], reference_run.verification_log("toy")
 
 
 def _logged(book):
-    return {entry["part"]: entry for entry in chapter.verification_log("toy")}
+    return {entry["part"]: entry for entry in reference_run.verification_log("toy")}
 
 
 def test_parts_that_run_equal_are_logged_with_their_code(book, verify):
@@ -863,7 +879,7 @@ def test_parts_run_with_the_threads_that_made_their_records(book, monkeypatch):
         book.name_again(name)
     used = []
     monkeypatch.setattr(runner, "execute_aside", lambda which, parameters, folder, threads: used.append(threads))
-    parameters = runner.Parameters("reference", 1, "cpu", book.images)
+    parameters = notebooks.Parameters("reference", 1, "cpu", book.images)
     found = verification.verify(types.SimpleNamespace(paper="toy"), parameters, 300.0, lambda line: None)
     assert used == [7] and sorted(found.failed) == ["live", "measure", "whole"], "nothing ran"
 
@@ -875,9 +891,9 @@ def test_a_part_that_is_asked_for_twice_runs_again_once(book, verify, monkeypatc
 
     verify()
     monkeypatch.setattr(runner, "execute_aside", execute)
-    parameters = runner.Parameters("reference", 1, "cpu", book.images)
+    parameters = notebooks.Parameters("reference", 1, "cpu", book.images)
     found = verification.verify(types.SimpleNamespace(paper="toy"), parameters, 300.0, lambda line: None)
-    assert log.ran.count("whole") == 1 and found.failed == [] and len(chapter.verification_log("toy")) == 3
+    assert log.ran.count("whole") == 1 and found.failed == [] and len(reference_run.verification_log("toy")) == 3
 
 
 def test_of_a_long_part_a_few_trials_run_again(book, verify, monkeypatch):
@@ -975,7 +991,7 @@ def test_a_changed_line_of_the_part_is_caught(book, verify):
 def test_a_changed_setting_is_caught_and_a_part_that_is_gone(book, verify):
     assert sorted(verify(factor=0.75).failed) == ["live", "measure"]
     assert verify(only=("measure", "live")).failed == ["whole"]
-    with pytest.raises(chapter.MissingPart, match="part 'whole'"):
+    with pytest.raises(parts.MissingPart, match="part 'whole'"):
         verify(power=3)
 
 
@@ -1012,7 +1028,7 @@ def test_a_verification_needs_records_and_images(book, verify, monkeypatch, tmp_
     ):
         verify(images=str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="profile='cpu': a verification executes the profile reference"):
-        verification.verify(types.SimpleNamespace(paper="toy"), runner.Parameters("cpu"), 1.0)
+        verification.verify(types.SimpleNamespace(paper="toy"), notebooks.Parameters("cpu"), 1.0)
     book.results.unlink()
     with pytest.raises(FileNotFoundError, match="results/reference/toy holds no records: nothing to verify"):
         verify()
@@ -1069,13 +1085,13 @@ def test_a_notebook_is_verified_as_papermill_runs_it(fresh, tmp_path, monkeypatc
     assert good.exit_code == 0 and "toy: 1 of 1 parts run again" in good.stdout, good.output
     assert "measure (all, " in good.stdout and "equal to six digits" in good.stdout
     assert "table, value: " in good.stdout
-    (entry,) = chapter.verification_log("toy")
+    (entry,) = reference_run.verification_log("toy")
     assert entry["code"] == records.load(fresh.record()).code and entry["count"] == 6
 
     write_chapter(fresh.root, "01-toy", CELLS.replace("** self.power", "* self.power"), run)
     bad = call("1")
     assert bad.exit_code == 1 and "1 parts differ from their records: measure" in bad.stderr
-    assert chapter.verification_log("toy") == []
+    assert reference_run.verification_log("toy") == []
 
 
 def test_a_chapter_without_records_is_named(book, monkeypatch):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reprolib.book import checked, figures
+from reprolib.book import checked, figures, markup
 from reprolib.book.claims import Paper
 from reprolib.book.verdicts import SYMBOLS, Verdict
 
@@ -36,6 +36,18 @@ def opening(paper: Paper, verdicts: Sequence[Verdict], reference: Mapping[str, A
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
     return sentence + table + _picture(paper.picture, reference, folder)
+
+
+def record_missing(paper: str, run: str, problem: str) -> str:
+    """The box of a chapter whose reference run is no data yet. run: what ran instead, as HTML. problem: why, or ""."""
+    why = html.escape(problem) if problem else "it has not been computed yet as data"
+    text = (
+        f"<b>Record missing</b>: {why}. What follows ran here at the sizes of a test ({run}): its numbers "
+        f"mean little. The pictures of the older reference run stand before its own. "
+        f"<code>reprolib run {html.escape(paper)} --profile gpu --data ROOT</code> makes the record, "
+        f"<code>--profile cpu</code> runs the chapter small."
+    )
+    return markup.box("⚠ Record missing", text, "#D55E00")
 
 
 _COLUMNS = ("the paper says", "published", "measured", "verdict")

@@ -18,7 +18,15 @@ from pathlib import Path
 from reprolib.clone import PACKAGE
 
 # What shows measurements and makes none: a part's result does not depend on it.
-PRESENTATION = ("reprolib.book", "reprolib.cli", "reprolib.atomic", "reprolib.clone", "reprolib.measure.intervals")
+PRESENTATION = (
+    "reprolib.book",
+    "reprolib.cli",
+    "reprolib.atomic",
+    "reprolib.clone",
+    "reprolib.measure.intervals",
+    "reprolib.measure.samples",
+    "reprolib.measure.ends",
+)
 
 WHOLE = "*"
 """In a place, for everything that a module defines."""

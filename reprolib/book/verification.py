@@ -20,7 +20,18 @@ from typing import Any
 import pandas as pd
 
 from reprolib import clone
-from reprolib.book import chapter, checked, claims, records, results, runner
+from reprolib.book import (
+    chapter,
+    checked,
+    claims,
+    comparison,
+    notebooks,
+    parts,
+    records,
+    reference_run,
+    results,
+    runner,
+)
 from reprolib.book.ledger import judge
 from reprolib.book.verdicts import Verdict, validate_verdicts
 
@@ -114,7 +125,7 @@ def _copied(payload: dict[str, Any], source: Path, made: Path, fresh: Path) -> f
     (fresh / "records").mkdir(parents=True)
     for name, entry in payload["records"].items():
         copy = fresh / "records" / f"{name}.json"
-        if not chapter.is_slug(name) or not (source / copy.name).is_file():
+        if not records.is_slug(name) or not (source / copy.name).is_file():
             raise ValueError(f"the record of part {name!r} is missing from the run: run the chapter again")
         shutil.copyfile(source / copy.name, copy)
         if records.checksum(copy) != entry["sha256"]:
@@ -174,7 +185,7 @@ def compare(paper: str, run: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         if asked := one.answers(other.function, other.inputs, other.seed):
             rows.append({"part": name, "equal": "—", "what differs": f"asked otherwise: {', '.join(asked)}"})
         else:
-            found = records.differences(one.value, other.value, records.same_kind(one.made, other.made))
+            found = comparison.differences(one.value, other.value, records.same_kind(one.made, other.made))
             rows.append({"part": name, "equal": "no" if found else "yes", "what differs": "; ".join(found)})
     only = {"only in the reference": old.keys() - new.keys(), "only in the run": new.keys() - old.keys()}
     rows += [
@@ -240,7 +251,7 @@ def has_records(paper: str) -> bool:
 
 
 def verify(
-    which: runner.Chapter, parameters: runner.Parameters, seconds: float, tell: Callable[[str], None] = print
+    which: notebooks.Chapter, parameters: notebooks.Parameters, seconds: float, tell: Callable[[str], None] = print
 ) -> Verified:
     """Run trials of a chapter's committed records again and compare number with number.
 
@@ -257,14 +268,14 @@ def verify(
     named = results.load(home / f"{paper}.json").get("records") if (home / f"{paper}.json").is_file() else None
     if not named:
         raise FileNotFoundError(f"results/reference/{paper} holds no records: nothing to verify")
-    found, problems = chapter.accepted_records(paper, named)
+    found, problems = reference_run.accepted_records(paper, named)
     if problems:
         raise ValueError("; ".join(problems))
     data_root = parameters.data_root or os.environ.get("REPROLIB_DATA", "")
     if not data_root:
         raise FileNotFoundError("a verification runs on the record's own images: name their folder with --data")
     parameters = replace(parameters, data_root=data_root)
-    log = [entry for entry in chapter.verification_log(paper) if _of_record(entry, found)]
+    log = [entry for entry in reference_run.verification_log(paper) if _of_record(entry, found)]
     plan = _drawn(found, log, seconds, _waiting(paper))
     # as many as the records were made with: otherwise their digits do not come out again
     threads = Counter(found[name].made["threads"] for name in plan).most_common(1)[0][0]
@@ -273,11 +284,11 @@ def verify(
         notes = Path(folder) / "log"
         notes.touch()
         Path(folder, "plan").write_text(json.dumps({"parts": plan, "log": str(notes)}), encoding="utf-8")
-        os.environ[chapter.VERIFY] = str(Path(folder, "plan"))
+        os.environ[parts.VERIFY] = str(Path(folder, "plan"))
         try:
             runner.execute_aside(which, parameters, Path(folder), threads)
         finally:
-            del os.environ[chapter.VERIFY]
+            del os.environ[parts.VERIFY]
         entries = [json.loads(line) for line in notes.read_text(encoding="utf-8").splitlines()]
     lines, failed, now = [], [], datetime.now(UTC).isoformat(timespec="seconds")
     for entry in entries:
@@ -318,7 +329,7 @@ def _of_record(entry: dict[str, Any], found: dict[str, records.Record]) -> bool:
 def _trials(record: records.Record) -> list[int]:
     """The trials of a part whose tables know them; else none."""
     trials = record.inputs.get("trials")
-    return trials if isinstance(trials, list) and records.by_trial(record.value) else []
+    return trials if isinstance(trials, list) and comparison.by_trial(record.value) else []
 
 
 def _waiting(paper: str) -> set[str]:

@@ -18,11 +18,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from scipy import special, stats
+from scipy import stats
 
-LEAST_CORRELATION = 0.1
-"""Two trials of one cluster are taken to be correlated at least this much, whatever a few clusters happen to show."""
+from reprolib.measure.ends import korn_graubard, left_out, recovered, student_ends
+from reprolib.measure.samples import (
+    Sample,
+    beta_binomial,
+    check_finite,
+    check_hits,
+    check_several,
+    degrees_of_freedom,
+    effective_size,
+    logarithms,
+    sampled,
+    t_quantile,
+    two_sampled,
+    variance_of_mean,
+)
 
 
 @dataclass(frozen=True)
@@ -90,18 +102,18 @@ def proportion(hits: Any, clusters: Any = None) -> Interval:
     >>> intervals.proportion([1] * 50, clusters=[network for network in range(5) for _ in range(10)]).ends()
     '[0.765, 1]'
     """
-    sample = _sample("hits", hits, clusters)
-    _only_hits("hits", sample.values)
+    sample = sampled("hits", hits, clusters)
+    check_hits("hits", sample.values)
     totals, sizes = sample.totals(), sample.sizes
     if sample.own:
         method = "Clopper-Pearson"
     elif sample.count == 1:
-        effective = float(_effective(totals, sizes, 0.95))
+        effective = float(effective_size(totals, sizes, 0.95))
         method = f"Clopper-Pearson on an effective n of {effective:.3g}, one network"
     else:
         method = f"Korn-Graubard {sample.over}"
     return _interval(
-        sample.values.mean(), lambda level: _korn_graubard(totals, sizes, level), sample.n, method, sample.count
+        sample.values.mean(), lambda level: korn_graubard(totals, sizes, level), sample.n, method, sample.count
     )
 
 
@@ -125,7 +137,7 @@ def pooled(shares: Any, each: int) -> Interval:
     shares: [clusters], each a whole number of hits over `each`. n counts trials.
     Raises ValueError for shares outside [0, 1] or between two whole numbers of hits.
     """
-    sample = _sample("shares", shares, None)
+    sample = sampled("shares", shares, None)
     counts = np.round(sample.values * each)
     if not ((counts >= 0) & (counts <= each) & (abs(counts - sample.values * each) < 1e-3)).all():
         raise ValueError(f"shares must be whole numbers of {each} trials, over {each}")
@@ -169,8 +181,8 @@ def mean(values: Any, clusters: Any = None, within: tuple[float, float] | None =
     >>> found.value, found.clusters, found.method
     (21.5, 2, 'cluster t over 2 clusters')
     """
-    sample = _sample("values", values, clusters)
-    _finite("values", sample.values)
+    sample = sampled("values", values, clusters)
+    check_finite("values", sample.values)
     found = _student(sample, "t")
     if within is None:
         return found
@@ -192,20 +204,20 @@ def difference(a: Any, b: Any, clusters: Any = None) -> Interval:
     nothing bounds what was not seen: where no pair differs the width is zero, and decides nothing.
     Raises ValueError for different lengths, for values that are not finite and for fewer than two clusters.
     """
-    first, second = _sample("a", a, clusters), _sample("b", b, None)
+    first, second = sampled("a", a, clusters), sampled("b", b, None)
     if first.n != second.n:
         raise ValueError(f"a has {first.n} values and b {second.n}: a paired difference needs as many, in one order")
-    _finite("a", first.values)
-    _finite("b", second.values)
+    check_finite("a", first.values)
+    check_finite("b", second.values)
     delta = replace(first, values=first.values - second.values)
     within = all(((x.values >= 0) & (x.values <= 1)).all() for x in (first, second))
     if not (within and np.isin(delta.values, (-1, 0, 1)).all()):
         return _student(delta, "paired t")
-    _several("a", delta)
+    check_several("a", delta)
     only = [(delta.totals(delta.values == sign), delta.sizes) for sign in (1, -1)]
     return _interval(
         delta.values.mean(),
-        lambda level: _recovered(*only, level, paired=True),
+        lambda level: recovered(*only, level, paired=True),
         delta.n,
         f"paired hits, Korn-Graubard {delta.over}",
         delta.count,
@@ -220,13 +232,13 @@ def mean_difference(a: Any, b: Any, clusters_a: Any = None, clusters_b: Any = No
     `difference`. n counts both samples.
     Raises ValueError for values that are not finite and for a sample of fewer than two clusters.
     """
-    first, second = _two(a, b, clusters_a, clusters_b)
+    first, second = two_sampled(a, b, clusters_a, clusters_b)
     if not (np.isin(first.values, (0, 1)).all() and np.isin(second.values, (0, 1)).all()):
         return _welch(first, second)
     shares = [(sample.totals(), sample.sizes) for sample in (first, second)]
     return _interval(
         first.values.mean() - second.values.mean(),
-        lambda level: _recovered(*shares, level, paired=False),
+        lambda level: recovered(*shares, level, paired=False),
         first.n + second.n,
         f"two shares, Korn-Graubard over {first.count} and {second.count} clusters",
         min(first.count, second.count),
@@ -242,16 +254,18 @@ def median(values: Any, clusters: Any = None) -> Interval:
     95 %, the ends are infinite: nothing is known.
     Raises ValueError for fewer than two clusters.
     """
-    sample = _sample("values", values, clusters)
-    _several("values", sample)
+    sample = sampled("values", values, clusters)
+    check_several("values", sample)
     values = np.where(np.isnan(sample.values), np.inf, sample.values)
     ranked = np.sort(values)
     middle = ranked[(sample.n - 1) // 2]
     counts = np.stack([sample.totals(values < middle), sample.totals(values <= middle)])
 
     def ends(level: float) -> tuple[float, float]:
-        effective = _effective(counts, sample.sizes, level).min()  # of the two sides that equal values may be put on
-        rank = int(_left_out(effective, sample.n, level))
+        effective = effective_size(
+            counts, sample.sizes, level
+        ).min()  # of the two sides that equal values may be put on
+        rank = int(left_out(effective, sample.n, level))
         padded = np.concatenate([[-np.inf], ranked, [np.inf]])
         return padded[rank], padded[sample.n + 1 - rank]
 
@@ -266,7 +280,7 @@ def log_mean(values: Any, clusters: Any = None) -> Interval:
 
     values: [n], positive and finite. `skewed` is set.
     """
-    return _exponential(mean(_logarithms("values", values), clusters))
+    return _exponential(mean(logarithms("values", values), clusters))
 
 
 def log_ratio(a: Any, b: Any, clusters: Any = None) -> Interval:
@@ -274,7 +288,7 @@ def log_ratio(a: Any, b: Any, clusters: Any = None) -> Interval:
 
     a, b: [n], positive and finite. `skewed` is set.
     """
-    a, b = _logarithms("a", a), _logarithms("b", b)
+    a, b = logarithms("a", a), logarithms("b", b)
     if len(a) != len(b):
         raise ValueError(f"a has {len(a)} values and b {len(b)}: a paired ratio needs as many, in one order")
     return _exponential(mean(a - b, clusters))
@@ -286,7 +300,7 @@ def log_mean_ratio(a: Any, b: Any, clusters_a: Any = None, clusters_b: Any = Non
     a, b: [n_a] and [n_b], positive and finite, for instance evaluations until success of the runs that got there.
     n counts both samples. `skewed` is set.
     """
-    first, second = _two(_logarithms("a", a), _logarithms("b", b), clusters_a, clusters_b)
+    first, second = two_sampled(logarithms("a", a), logarithms("b", b), clusters_a, clusters_b)
     return _exponential(_welch(first, second))
 
 
@@ -304,16 +318,16 @@ def between_share(values: Any, clusters: Any) -> Interval:
     Raises ValueError for values that are not finite, for fewer than two clusters, where no cluster has two values, and
     for measures that do not vary.
     """
-    sample = _sample("values", values, clusters)
-    _finite("values", sample.values)
-    _several("values", sample)
+    sample = sampled("values", values, clusters)
+    check_finite("values", sample.values)
+    check_several("values", sample)
     if sample.sizes.max() == 1:
         raise ValueError("every cluster has one value: the share between clusters needs two values in some of them")
     if np.isin(sample.values, (0, 1)).all():
-        shares, profile = _beta_binomial(sample.totals(), sample.sizes)
+        shares, profile = beta_binomial(sample.totals(), sample.sizes)
 
         def held(level: float) -> tuple[float, float]:
-            bound = _quantile(level, sample.count - 1) ** 2
+            bound = t_quantile(level, sample.count - 1) ** 2
             inside = np.flatnonzero(2 * (profile.max() - profile) <= bound)
             return shares[max(inside[0] - 1, 0)], shares[min(inside[-1] + 1, len(shares) - 1)]
 
@@ -353,7 +367,7 @@ def trials_needed(bound: float, each: int = 1) -> int:
 
     def reached(count: int) -> float:
         sizes = np.full(count, float(each))
-        return float(_korn_graubard(sizes, sizes, 0.95)[0])
+        return float(korn_graubard(sizes, sizes, 0.95)[0])
 
     counts = range(1 if each == 1 else 2, 10**6)
     return counts[bisect_left(counts, bound, key=reached)] * each
@@ -370,86 +384,7 @@ def clusters_needed(sd: float, margin: float) -> int:
     if not (sd > 0 and margin > 0):
         raise ValueError(f"sd={sd}, margin={margin}: expected both to be positive")
     counts = range(2, 10**6)
-    return counts[bisect_left(counts, -margin, key=lambda g: -_quantile(0.95, g - 1) * sd / math.sqrt(g))]
-
-
-# --- inside -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """Values and the number of the cluster that each belongs to. own: every value is a cluster of its own."""
-
-    values: np.ndarray
-    index: np.ndarray
-
-    @property
-    def n(self) -> int:
-        return len(self.values)
-
-    @property
-    def count(self) -> int:
-        return int(self.index.max()) + 1
-
-    @property
-    def own(self) -> bool:
-        return self.count == self.n
-
-    @property
-    def sizes(self) -> np.ndarray:
-        return np.bincount(self.index).astype(float)
-
-    @property
-    def over(self) -> str:
-        return f"over {self.count} {'values' if self.own else 'clusters'}"
-
-    def totals(self, of: np.ndarray | None = None) -> np.ndarray:
-        """The sum over each cluster, of the values or of something else that there is one of for each value."""
-        return np.bincount(self.index, weights=self.values if of is None else of, minlength=self.count)
-
-
-def _sample(name: str, values: Any, clusters: Any) -> _Sample:
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"{name} has shape {values.shape}, no values in a row: expected [n] with n >= 1")
-    if clusters is None:
-        return _Sample(values, np.arange(len(values)))
-    index, _ = pd.factorize(np.asarray(clusters).reshape(-1))
-    if len(index) != len(values):
-        raise ValueError(f"clusters has {len(index)} entries for {len(values)} values: expected one for each")
-    if (index < 0).any():
-        raise ValueError(f"clusters lacks a name for {int((index < 0).sum())} of {len(index)} values")
-    return _Sample(values, index)
-
-
-def _several(name: str, sample: _Sample) -> None:
-    if sample.count == 1:
-        raise ValueError(f"{name}: all values belong to one cluster, and an interval needs at least two of them")
-
-
-def _two(a: Any, b: Any, clusters_a: Any, clusters_b: Any) -> tuple[_Sample, _Sample]:
-    first, second = _sample("a", a, clusters_a), _sample("b", b, clusters_b)
-    for name, sample in (("a", first), ("b", second)):
-        _finite(name, sample.values)
-        _several(name, sample)
-    return first, second
-
-
-def _finite(name: str, values: np.ndarray) -> None:
-    if bad := int((~np.isfinite(values)).sum()):
-        raise ValueError(f"{name} holds {bad} values that are not finite: use `below` or `median` for errors")
-
-
-def _only_hits(name: str, values: np.ndarray) -> None:
-    if not np.isin(values, (0, 1)).all():
-        raise ValueError(f"{name} must be 0 or 1, true or false")
-
-
-def _logarithms(name: str, values: Any) -> np.ndarray:
-    values = np.asarray(values, dtype=np.float64)
-    if not (np.isfinite(values) & (values > 0)).all():
-        raise ValueError(f"{name} holds values that are not positive and finite: they have no logarithm")
-    return np.log(values)
+    return counts[bisect_left(counts, -margin, key=lambda g: -t_quantile(0.95, g - 1) * sd / math.sqrt(g))]
 
 
 def _interval(
@@ -470,122 +405,27 @@ def _exponential(of_logarithms: Interval) -> Interval:
     return replace(of_logarithms, **found, method=f"{of_logarithms.method}, on logarithms", skewed=True)
 
 
-def _student(sample: _Sample, what: str) -> Interval:
+def _student(sample: Sample, what: str) -> Interval:
     """t over the clusters of a sample; what: "t", or "paired t"."""
-    _several("values", sample)
-    value, variance, freedom = sample.values.mean(), _variance(sample.totals(), sample.sizes), _freedom(sample.sizes)
-    method = f"{what if sample.own else f'cluster {what}'} {sample.over}"
-    return _interval(
-        value, lambda level: _student_ends(value, variance, freedom, level), sample.n, method, sample.count
+    check_several("values", sample)
+    value, variance, freedom = (
+        sample.values.mean(),
+        variance_of_mean(sample.totals(), sample.sizes),
+        degrees_of_freedom(sample.sizes),
     )
+    method = f"{what if sample.own else f'cluster {what}'} {sample.over}"
+    return _interval(value, lambda level: student_ends(value, variance, freedom, level), sample.n, method, sample.count)
 
 
-def _welch(first: _Sample, second: _Sample) -> Interval:
-    parts = [(float(_variance(x.totals(), x.sizes)), _freedom(x.sizes)) for x in (first, second)]
+def _welch(first: Sample, second: Sample) -> Interval:
+    parts = [(float(variance_of_mean(x.totals(), x.sizes)), degrees_of_freedom(x.sizes)) for x in (first, second)]
     variance = sum(part for part, _ in parts)
     freedom = variance**2 / sum(part**2 / own for part, own in parts) if variance else math.inf
     value = first.values.mean() - second.values.mean()
     return _interval(
         value,
-        lambda level: _student_ends(value, variance, freedom, level),
+        lambda level: student_ends(value, variance, freedom, level),
         first.n + second.n,
         f"Welch's t over {first.count} and {second.count} clusters",
         min(first.count, second.count),
     )
-
-
-def _quantile(level: float, freedom: Any) -> Any:
-    return stats.t.ppf(0.5 + level / 2, freedom)
-
-
-def _student_ends(value: Any, variance: Any, freedom: Any, level: float) -> tuple[Any, Any]:
-    spread = np.sqrt(variance)
-    spread = np.where(spread > 1e-12 * abs(value), spread, 0.0)  # less is what rounding leaves of no variation
-    half = np.where(spread > 0, _quantile(level, freedom) * spread, 0.0)
-    return value - half, value + half
-
-
-# What follows works on totals [..., clusters] and sizes [clusters], so that many samples of one design go at once.
-
-
-def _variance(totals: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The variance of the mean over all values, by leaving out one cluster after the other."""
-    n, count = sizes.sum(), len(sizes)
-    residual = totals - sizes * (totals.sum(-1, keepdims=True) / n)
-    return (count - 1) / count * ((residual / (n - sizes)) ** 2).sum(-1)
-
-
-def _freedom(sizes: np.ndarray) -> float:
-    return sizes.sum() ** 2 / (sizes**2).sum() - 1
-
-
-def _effective(totals: np.ndarray, sizes: np.ndarray, level: float) -> np.ndarray:
-    """How many independent trials are worth as much as these."""
-    n, count = sizes.sum(), len(sizes)
-    size = (sizes**2).sum() / n
-    least = 1 + LEAST_CORRELATION * (size - 1)
-    if count == 1:
-        return np.full(totals.shape[:-1], n / least)
-    if count == n:
-        return np.full(totals.shape[:-1], n)
-    share = totals.sum(-1) / n
-    alone = share * (1 - share) / n
-    effect = np.divide(_variance(totals, sizes), alone, out=np.zeros_like(alone), where=alone > 0)
-    return n / np.clip(effect, least, size) * (_quantile(level, n - 1) / _quantile(level, _freedom(sizes))) ** 2
-
-
-def _korn_graubard(totals: np.ndarray, sizes: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    return _clopper_pearson(totals.sum(-1) / sizes.sum(), _effective(totals, sizes, level), level)
-
-
-def _clopper_pearson(share: np.ndarray, n: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """The exact ends for n trials, where n need not be whole."""
-    tail = (1 - level) / 2
-    hits, misses = share * n, (1 - share) * n
-    low = np.where(hits > 0, special.betaincinv(np.where(hits > 0, hits, 1), misses + 1, tail), 0.0)
-    high = np.where(misses > 0, special.betaincinv(hits + 1, np.where(misses > 0, misses, 1), 1 - tail), 1.0)
-    return low, high
-
-
-def _recovered(
-    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], level: float, paired: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """The ends of one share less another from the ends of both; shares of the same pairs cannot both be large."""
-    (p, (low_p, high_p)), (q, (low_q, high_q)) = (
-        (totals.sum(-1) / sizes.sum(), _korn_graubard(totals, sizes, level)) for totals, sizes in (first, second)
-    )
-    together = 0.0
-    if paired:  # the correlation of two shares of a multinomial; -1 where one of them is all
-        rest = (1 - p) * (1 - q)
-        together = -np.sqrt(np.where(rest > 0, p * q / np.where(rest > 0, rest, 1), 1))
-    down, up = (p - low_p, high_q - q), (high_p - p, q - low_q)
-    lower, upper = (np.sqrt(x**2 - 2 * together * x * y + y**2) for x, y in (down, up))
-    return np.maximum(p - q - lower, -1.0), np.minimum(p - q + upper, 1.0)
-
-
-def _left_out(effective: np.ndarray, n: int, level: float) -> np.ndarray:
-    """The rank, from either end, of the value that bounds the median of n: 1 is the outermost, 0 lies beyond it."""
-    tail = (1 - level) / 2
-    known = 0.5**effective < tail  # else one half is not even excluded where no value at all lies below
-    least = special.bdtrik(tail, np.where(known, effective, 10.0), 0.5)  # below that, the share excludes one half
-    return np.where(known, np.ceil(least * n / effective - 1e-9), 0).astype(int)
-
-
-def _beta_binomial(totals: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shares between clusters from 0 to 1, and the largest log likelihood for each over all rates of success."""
-    shares = np.linspace(0, 1, 101)
-    rate = special.expit(np.linspace(-8, 8, 161))[:, None]
-    pairs, times = np.unique(np.stack([totals, sizes]), axis=1, return_counts=True)
-    hits, misses = pairs[0], pairs[1] - pairs[0]
-    profile = []
-    for share in shares:
-        if share == 0:
-            each = special.xlogy(hits, rate) + special.xlog1py(misses, -rate)
-        elif share == 1:
-            mixed = (hits > 0) & (misses > 0)
-            each = np.where(mixed, -np.inf, np.where(hits > 0, np.log(rate), np.log1p(-rate)))
-        else:
-            a, b = rate * (1 - share) / share, (1 - rate) * (1 - share) / share
-            each = special.betaln(hits + a, misses + b) - special.betaln(a, b)
-        profile.append((each * times).sum(1).max())
-    return shares, np.array(profile)

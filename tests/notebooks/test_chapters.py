@@ -9,10 +9,10 @@ import nbformat
 import pytest
 import torch
 
-from reprolib.book import results, runner
+from reprolib.book import notebooks, results
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CHAPTERS = runner.chapters(ROOT)
+CHAPTERS = notebooks.chapters(ROOT)
 
 
 def executed(chapter, tmp_path, *parameters):

@@ -1,0 +1,232 @@
+"""A part's result beside its record: where two runs of one part differ.
+
+It measures nothing and shows nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from reprolib.book import results
+
+KEYS = ("network", "trial", "image", "draw", "batch", "attack", "rule", "offset", "classes", "steps", "stage", "case")
+KEYS += ("attacker", "outer", "defense", "client", "seed", "tensor", "baseline")
+"""Columns by which rows of two tables are found to be the same trial; not where they hold fractions."""
+
+TIMES = ("seconds",)
+"""Columns and entries that no two runs share."""
+
+COSTS = ("evaluations", "starts", "rank")
+"""Whole numbers that depend on the last digits of a search."""
+
+EXACT_HITS = ("psnr_dim0",)
+"""Measures that are infinite as soon as one pixel is met to its last digit, which another machine need not do."""
+
+LOST = 1e-2
+"""Mean squared error beyond which a search ended away from its image."""
+
+
+def by_trial(value: Any) -> bool:
+    """Whether a few trials of what a part returned can be compared: it holds tables, and each knows its trials."""
+    tables = [value] if isinstance(value, pd.DataFrame) else [v for v in value.values() if isinstance(v, pd.DataFrame)]
+    return bool(tables) and all("trial" in table for table in tables)
+
+
+def differences(recorded: Any, fresh: Any, exact: bool = True, trials: Sequence[int] | None = None) -> list[str]:
+    """Where a part that ran again differs from its record, one line each.
+
+    Everything is compared: tables row by row, with the same columns and rows, tensors, texts and numbers; seconds
+    never. Rows are matched by the columns of KEYS that they have, and by their order where these are equal.
+    exact: every number must be equal to six digits, or to 1e-12, as on the kind of machine that made the record; and
+    pictures to a level of 8 bits. Otherwise, on another kind, or where fewer trials ran at once, what was decided must
+    be equal, truths, texts and whole numbers other than COSTS, and of fractions the size, because a search is chaotic
+    in its last digits: a factor of two, and below one a factor of two in decibels. Tensors of fractions are not
+    compared there, nor whether one of EXACT_HITS is infinite; and of a search that ended away from its image both times
+    (LOST), at other objectives, only whether the image was identified: chaos alone says where it ended.
+    trials: those that ran again, where these are not all (`by_trial`): then the tables are compared in their rows, and
+    nothing else.
+    """
+    if trials is None:
+        return _compared(recorded, fresh, "", exact)
+    if not by_trial(recorded):
+        return ["nothing of it can be compared on a few trials: run all of it"]
+    if isinstance(recorded, pd.DataFrame):
+        recorded, fresh = {"table": recorded}, {"table": fresh}
+    old, new = ({k: v for k, v in tables.items() if isinstance(v, pd.DataFrame)} for tables in (recorded, fresh))
+    return _compared({name: table[table.trial.isin(trials)] for name, table in old.items()}, new, "", exact)
+
+
+def beside(recorded: Any, fresh: Any) -> list[str]:
+    """Fresh numbers beside recorded ones, one line a column: its mean over the rows that both have."""
+    pairs = {"table": (recorded, fresh)}
+    if isinstance(recorded, Mapping):
+        pairs = {name: (item, fresh.get(name)) for name, item in recorded.items()}
+    lines = []
+    for name, (old, new) in pairs.items():
+        if not (isinstance(old, pd.DataFrame) and isinstance(new, pd.DataFrame)):
+            continue
+        keys, theirs, ours, _, _ = _paired(old, new)
+        for column in new.select_dtypes(["bool", "number"]).columns.difference([*keys, *TIMES], sort=False):
+            if ours and column in old and old[column].dtype.kind in "biuf":
+                here, there = (t[column].iloc[rows].astype(float).mean() for t, rows in ((new, ours), (old, theirs)))
+                lines.append(f"{name}, {column}: {here:.6g} here, {there:.6g} recorded")
+    return lines
+
+
+def _compared(old: Any, new: Any, name: str, exact: bool) -> list[str]:
+    """Lines on where two values differ, and in what."""
+    if dataclasses.is_dataclass(new) and not isinstance(new, type):  # a record holds its fields
+        new = {field.name: getattr(new, field.name) for field in dataclasses.fields(new)}
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        lines = [f"{_of(name, key)}: not here" for key in old.keys() - new.keys()]
+        lines += [f"{_of(name, key)}: not recorded" for key in new.keys() - old.keys()]
+        lines.sort()
+        for key in old:
+            if key in new and key not in TIMES:
+                lines += _compared(old[key], new[key], _of(name, key), exact)
+        return lines
+    if isinstance(old, pd.DataFrame) and isinstance(new, pd.DataFrame):
+        return _compared_tables(old, new, name or "table", exact)
+    if isinstance(old, Tensor) and isinstance(new, Tensor):
+        return _compared_tensors(old, new.detach().cpu(), name, exact)
+    kinds = pd.DataFrame | Tensor | Mapping
+    lists = isinstance(old, list) and isinstance(new, list | tuple) and len(old) == len(new)
+    if lists and any(isinstance(item, kinds | list) for item in old):
+        parts = enumerate(zip(old, new, strict=True))
+        return [line for i, pair in parts for line in _compared(*pair, _of(name, str(i)), exact)]
+    if isinstance(old, kinds) or isinstance(new, kinds):
+        return [f"{name or 'the part'} is a {type(new).__name__} here, a {type(old).__name__} recorded"]
+    same = _same(results.encoded(old), results.encoded(new), exact)
+    return [] if same else [f"{name}: {_short(new)} here, {_short(old)} recorded"]
+
+
+def _of(name: str, key: str) -> str:
+    return f"{name}/{key}" if name else key
+
+
+def _short(value: Any) -> str:
+    text = repr(value.item() if isinstance(value, np.generic) else value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _compared_tables(old: pd.DataFrame, new: pd.DataFrame, name: str, exact: bool) -> list[str]:
+    ours, theirs = ({str(column) for column in table} for table in (new, old))
+    lines = [f"{name}: column {column} is not here" for column in sorted(theirs - ours)]
+    lines += [f"{name}: column {column} is not recorded" for column in sorted(ours - theirs)]
+    keys, left, right, more, fewer = _paired(old, new)
+    if more:
+        lines.append(f"{name}: {more} of {len(new)} rows have no counterpart in the record")
+    if fewer:
+        lines.append(f"{name}: {fewer} of {len(old)} recorded rows are not here")
+    here, there = new.iloc[right].reset_index(drop=True), old.iloc[left].reset_index(drop=True)
+    lost = np.zeros(len(here), dtype=bool) if exact else _lost(here, there)
+    for column in [column for column in new if str(column) in theirs and column not in (*keys, *TIMES)]:
+        a, b = here[column], there[str(column)]
+        equal = _equal(a, b, exact, str(column))
+        if not exact and column in EXACT_HITS:
+            equal |= np.isinf(a.to_numpy()) ^ np.isinf(b.to_numpy())
+        unequal = np.flatnonzero(~equal if column == "identified" else ~equal & ~lost)
+        if len(unequal):
+            row = int(unequal[0])
+            place = ", ".join(f"{key} {new[key].iloc[right[row]]}" for key in keys) or f"row {right[row]}"
+            lines.append(
+                f"{name}, {column}: {len(unequal)} of {len(a)} rows differ, first at {place}: "
+                f"{_short(a[row])} here, {_short(b[row])} recorded"
+            )
+    return lines
+
+
+def _lost(here: pd.DataFrame, there: pd.DataFrame) -> np.ndarray:
+    """Rows of searches that ended away from their image in both tables, and not in one place."""
+    if not all({"mse", "objective"} <= set(table) for table in (here, there)):
+        return np.zeros(len(here), dtype=bool)
+    away = (here.mse.to_numpy() > LOST) & (there.mse.to_numpy() > LOST)
+    return away & ~_near(here.objective.to_numpy(), there.objective.to_numpy(), True)
+
+
+def _paired(old: pd.DataFrame, new: pd.DataFrame) -> tuple[list[str], list[int], list[int], int, int]:
+    """Rows of two tables that are the same trial: the key columns, places in old and in new, and how many are alone."""
+    keys = [key for key in KEYS if all(key in table and table[key].dtype.kind != "f" for table in (old, new))]
+    found: dict[tuple[str, ...], deque[int]] = {}
+    for place, key in enumerate(_rows(old, keys)):
+        found.setdefault(key, deque()).append(place)
+    left, right = [], []
+    for place, key in enumerate(_rows(new, keys)):
+        if found.get(key):
+            left.append(found[key].popleft())
+            right.append(place)
+    return keys, left, right, len(new) - len(right), len(old) - len(left)
+
+
+def _rows(table: pd.DataFrame, keys: list[str]) -> list[tuple[str, ...]]:
+    if not keys:
+        return [()] * len(table)
+    return list(zip(*(map(repr, table[key].tolist()) for key in keys), strict=True))
+
+
+def _equal(a: pd.Series, b: pd.Series, exact: bool, column: str) -> np.ndarray:
+    if a.dtype.kind in "biuf" and b.dtype.kind in "biuf":
+        if "f" in (a.dtype.kind, b.dtype.kind):
+            return _near(a.to_numpy(float), b.to_numpy(float), exact)
+        return (a == b).to_numpy() | (not exact and column in COSTS)
+
+    def plain(item: Any) -> Any:  # what is missing in a column of text is None or NaN, as pandas has it
+        return None if isinstance(item, float) and np.isnan(item) else results.encoded(item)
+
+    ours, theirs = (map(plain, side.tolist()) for side in (a, b))
+    return np.array([_same(x, y, exact) for x, y in zip(ours, theirs, strict=True)], dtype=bool)
+
+
+def _near(x: np.ndarray, y: np.ndarray, exact: bool) -> np.ndarray:
+    """Whether numbers are equal as `differences` says; NaN and an infinite number equal nothing but themselves."""
+    with np.errstate(all="ignore"):
+        tolerance = 1e-6 if exact else 0.5
+        near = np.abs(x - y) <= tolerance * np.maximum(np.abs(x), np.abs(y)) + 1e-12
+        if not exact:
+            low, high = np.log(np.minimum(x, y)), np.log(np.maximum(x, y))
+            near |= (high < 0) & np.isfinite(low) & (high - low <= -0.5 * low)
+        return (np.isfinite(x) & np.isfinite(y) & near) | (x == y) | (np.isnan(x) & np.isnan(y))
+
+
+def _same(x: Any, y: Any, exact: bool) -> bool:
+    """Whether two JSON values are equal as `differences` says."""
+    if isinstance(x, dict) and isinstance(y, dict):
+        return x.keys() == y.keys() and all(key in TIMES or _same(x[key], y[key], exact) for key in x)
+    if isinstance(x, list) and isinstance(y, list):
+        return len(x) == len(y) and all(_same(one, other, exact) for one, other in zip(x, y, strict=True))
+    numbers = [one for one in (x, y) if isinstance(one, int | float) and not isinstance(one, bool)]
+    if len(numbers) == 2 and any(isinstance(one, float) for one in numbers):
+        return bool(_near(np.array(float(x)), np.array(float(y)), exact))
+    return type(x) is type(y) and x == y
+
+
+def _compared_tensors(old: Tensor, new: Tensor, name: str, exact: bool) -> list[str]:
+    if old.ndim >= 4 and old.shape[1:] == new.shape[1:] and len(old) < len(new):
+        new = new[: len(old)]  # a record may keep the first pictures only
+    if (old.shape, old.dtype) != (new.shape, new.dtype):
+        shapes = [f"{str(one.dtype).removeprefix('torch.')}{list(one.shape)}" for one in (new, old)]
+        return [f"{name} is {shapes[0]} here, {shapes[1]} recorded"]
+    if not old.is_floating_point():
+        unequal = old != new
+    elif not exact:
+        return []
+    else:
+        unequal = ~torch.from_numpy(_near(new.double().numpy(), old.double().numpy(), exact))
+        levels = old.double() * 255
+        if old.numel() and (levels - levels.round()).abs().max() < 1e-3:  # pictures are kept in 8 bits
+            unequal &= (levels - new.double() * 255).abs().nan_to_num(nan=256.0) > 0.51
+    if not unequal.any():
+        return []
+    return [f"{name}: {int(unequal.sum())} of {unequal.numel()} numbers differ, by up to {_gap(old, new):.3g}"]
+
+
+def _gap(old: Tensor, new: Tensor) -> float:
+    return float((old.double() - new.double()).abs().nan_to_num(nan=torch.inf).max())
