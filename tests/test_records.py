@@ -1340,3 +1340,27 @@ def test_a_pixel_met_to_its_last_digit_is_no_outcome_on_another_machine():
     assert comparison.differences(old, here, exact=False) == []
     assert comparison.differences(old, here.assign(psnr_dim0=[16.7, 40.0]), exact=False) != []
     assert comparison.differences(old, here.assign(psnr=[16.7, math.inf]), exact=False) != []
+
+
+def searches(flipped, worse=None, count=40):
+    """A table of searches, and another run of it in which some ended elsewhere: half of them worse, or as many."""
+    found = pd.DataFrame({"trial": range(count), "mse": 1e-6, "objective": 1e-9, "identified": True})
+    found.loc[::2, ["mse", "objective", "identified"]] = 0.2, 0.5, False
+    again = found.copy()
+    lost, kept = again.index[::2], again.index[1::2]
+    worse = flipped // 2 if worse is None else worse
+    again.loc[kept[:worse], ["mse", "objective", "identified"]] = 0.3, 0.7, False
+    again.loc[lost[: flipped - worse], ["mse", "objective", "identified"]] = 2e-6, 1e-9, True
+    return {"scores": found}, {"scores": again}
+
+
+def test_a_few_searches_may_end_elsewhere_on_another_machine_but_not_many_and_not_all_one_way():
+    assert comparison.ended_elsewhere(*searches(4)) == "4 of 40 searches ended elsewhere"
+    assert comparison.ended_elsewhere(*searches(1, 1)) == "1 of 40 searches ended elsewhere"
+    assert comparison.ended_elsewhere(*searches(5)) == "", "more than one in ten"
+    assert comparison.ended_elsewhere(*searches(20, 20, count=400)) == "", "all of them worse"
+    assert comparison.ended_elsewhere(*searches(1, 1, count=8)) == "", "one of eight is more than one in ten"
+    old, new = searches(2)
+    assert comparison.ended_elsewhere(old | {"share": 0.5}, new | {"share": 0.4}) == "", "something else differs"
+    assert comparison.ended_elsewhere(old, old) == "", "nothing does"
+    assert len(comparison.differences(old, new, False)) > 0, "on the machine that made it, it is a difference"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from reprolib.book import results
@@ -29,6 +30,9 @@ COSTS = ("evaluations", "starts", "rank")
 
 EXACT_HITS = ("psnr_dim0",)
 """Measures that are infinite as soon as one pixel is met to its last digit, which another machine need not do."""
+
+ELSEWHERE = 10
+"""On another kind of machine one search in so many may end elsewhere: how its sums are rounded decides where."""
 
 LOST = 1e-2
 """Mean squared error beyond which a search ended away from its image."""
@@ -62,6 +66,35 @@ def differences(recorded: Any, fresh: Any, exact: bool = True, trials: Sequence[
         recorded, fresh = {"table": recorded}, {"table": fresh}
     old, new = ({k: v for k, v in tables.items() if isinstance(v, pd.DataFrame)} for tables in (recorded, fresh))
     return _compared({name: table[table.trial.isin(trials)] for name, table in old.items()}, new, "", exact)
+
+
+def ended_elsewhere(recorded: Any, fresh: Any) -> str:
+    """In words, how many searches ended elsewhere, where that is all in which a whole part differs from its record.
+
+    For two kinds of machine. At most one in ELSEWHERE of a table's searches, as many for the better as for the worse (a
+    sign test of their errors at 5 %): what is wrong in the code shows in more of them, or in one direction. "" where a
+    part differs in more than this.
+    """
+    old, new = ({"table": each} if isinstance(each, pd.DataFrame) else each for each in (recorded, fresh))
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return ""
+    kept_old, kept_new, found, searches = dict(old), dict(new), 0, 0
+    for name, table in old.items():
+        if not (isinstance(table, pd.DataFrame) and isinstance(new.get(name), pd.DataFrame) and "mse" in table):
+            continue
+        _, left, right, _, _ = _paired(table, new[name])
+        there, here = table.iloc[left].reset_index(drop=True), new[name].iloc[right].reset_index(drop=True)
+        other = np.zeros(len(here), dtype=bool)
+        for unequal in _unequal(here, there, False).values():
+            other |= unequal
+        lower = int((here.mse < there.mse)[other].sum())
+        if other.sum() * ELSEWHERE > len(other) or (other.any() and binomtest(lower, int(other.sum())).pvalue < 0.05):
+            return ""
+        kept_old[name], kept_new[name] = there[~other], here[~other]
+        found, searches = found + int(other.sum()), searches + len(other)
+    return (
+        "" if not found or differences(kept_old, kept_new, False) else f"{found} of {searches} searches ended elsewhere"
+    )
 
 
 def beside(recorded: Any, fresh: Any) -> list[str]:
@@ -127,21 +160,28 @@ def _compared_tables(old: pd.DataFrame, new: pd.DataFrame, name: str, exact: boo
     if fewer:
         lines.append(f"{name}: {fewer} of {len(old)} recorded rows are not here")
     here, there = new.iloc[right].reset_index(drop=True), old.iloc[left].reset_index(drop=True)
-    lost = np.zeros(len(here), dtype=bool) if exact else _lost(here, there)
-    for column in [column for column in new if str(column) in theirs and column not in (*keys, *TIMES)]:
+    for column, unequal in _unequal(here, there, exact).items():
+        if column not in keys and unequal.any():
+            row = int(np.flatnonzero(unequal)[0])
+            place = ", ".join(f"{key} {new[key].iloc[right[row]]}" for key in keys) or f"row {right[row]}"
+            lines.append(
+                f"{name}, {column}: {unequal.sum()} of {len(unequal)} rows differ, first at {place}: "
+                f"{_short(here[column][row])} here, {_short(there[str(column)][row])} recorded"
+            )
+    return lines
+
+
+def _unequal(here: pd.DataFrame, there: pd.DataFrame, exact: bool) -> dict[Any, np.ndarray]:
+    """Which rows differ, a column at a time, in the columns that both tables have."""
+    lost, found = np.zeros(len(here), dtype=bool) if exact else _lost(here, there), {}
+    theirs = {str(column) for column in there}
+    for column in [column for column in here if str(column) in theirs and column not in TIMES]:
         a, b = here[column], there[str(column)]
         equal = _equal(a, b, exact, str(column))
         if not exact and column in EXACT_HITS:
             equal |= np.isinf(a.to_numpy()) ^ np.isinf(b.to_numpy())
-        unequal = np.flatnonzero(~equal if column == "identified" else ~equal & ~lost)
-        if len(unequal):
-            row = int(unequal[0])
-            place = ", ".join(f"{key} {new[key].iloc[right[row]]}" for key in keys) or f"row {right[row]}"
-            lines.append(
-                f"{name}, {column}: {len(unequal)} of {len(a)} rows differ, first at {place}: "
-                f"{_short(a[row])} here, {_short(b[row])} recorded"
-            )
-    return lines
+        found[column] = ~equal if column == "identified" else ~equal & ~lost
+    return found
 
 
 def _lost(here: pd.DataFrame, there: pd.DataFrame) -> np.ndarray:

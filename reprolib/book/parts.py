@@ -276,7 +276,10 @@ class Parts:
         """How a part that ran here was compared with its record, and where it differs; trials: `differences`'s."""
         if not records.same_kind(record.made, records.made(self._device, 0.0)):
             how = "the same outcomes, on another kind of machine, or with other packages or threads"
-            return how, comparison.differences(record.value, value, False, trials)
+            found = comparison.differences(record.value, value, False, trials)
+            if found and trials is None and (few := comparison.ended_elsewhere(record.value, value)):
+                return f"{how}; {few}", []
+            return how, found
         found = comparison.differences(record.value, value, True, trials)
         if found and trials is not None and not comparison.differences(record.value, value, False, trials):
             return "the same outcomes; few trials at once are rounded otherwise than all of them", []
