@@ -134,6 +134,7 @@ class Chapter:
         self._figures: dict[str, dict[str, Any]] = {}
         self._threat: Any = None
         self._reference = reference
+        self._made = "" if reference is None else reference_run.made_on(reference)
         self._folder_of_run = REPLAY if replaying else profile
         self._parts = Parts(
             paper, profile, seed, device, reference, replaying, self._folder("runs") / "records", self.show
@@ -282,7 +283,7 @@ class Chapter:
         kept = self._kept_figure(name)
         if not self.replays and kept is not None:
             picture, old = kept
-            said = f"<b>Figure {number}.</b> {html.escape(old)} <i>(reference run, {html.escape(reference_run.made_on(self._reference))})</i>"
+            said = f"<b>Figure {number}.</b> {html.escape(old)} <i>(reference run, {html.escape(self._made)})</i>"
             front = figures.captioned(figures.picture(picture, old), said, f"fig-{name}")
             again = figures.captioned(figures.picture(drawn, caption), title)
             body = front + markup.fold("The same figure from this run", again)
@@ -317,7 +318,7 @@ class Chapter:
         stored = [] if self._reference is None else self._reference.get("shown", [])
         if not self.replays and number <= len(stored):
             old = stored[number - 1]
-            note = f"<i>(reference run, {html.escape(reference_run.made_on(self._reference))})</i>"
+            note = f"<i>(reference run, {html.escape(self._made)})</i>"
             front = markup.table(old["table"], number, old["caption"], folded, note)
             body = front + markup.fold(
                 "The same table from this run", markup.table(shown, number, caption, "", "", anchors)
@@ -390,7 +391,7 @@ class Chapter:
             self.show(opening.opening(self.ledger.paper, now, self._reference, folder))
         if self.replays:
             text = (
-                f"This page shows the <b>reference run</b> from its committed records ({html.escape(reference_run.made_on(self._reference))}). "
+                f"This page shows the <b>reference run</b> from its committed records ({html.escape(self._made)}). "
                 f"Every table and figure says whether it comes from the record or ran here."
             )
             self.show(markup.box("The reference run", text))
@@ -406,7 +407,7 @@ class Chapter:
             self.show(
                 markup.box(
                     "All claims in the reference run",
-                    markup.in_a_minute(now, reference_run.made_on(self._reference)),
+                    markup.in_a_minute(now, self._made),
                     "#009E73",
                 )
             )
