@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from reprolib.book import claims
+from reprolib.book import claims, criteria
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,9 +95,9 @@ def test_one_value_of_a_setting_is_a_list_of_one(write):
 
 def test_a_measure_is_a_sentence_or_says_what_it_is_measured_on(write):
     measures = claims.load(write()).measures
-    assert measures["steps"].says == "the number of steps" and measures["steps"].on == claims.Conditions()
+    assert measures["steps"].says == "the number of steps" and measures["steps"].on == criteria.Conditions()
     # YAML 1.1 takes the key `on` for a truth value
-    assert measures["undefended"].on == claims.Conditions(model="LeNet", batch=1)
+    assert measures["undefended"].on == criteria.Conditions(model="LeNet", batch=1)
     assert measures["label_accuracy"].share and not measures["gain"].share and not measures["steps"].share
 
 
@@ -212,7 +212,7 @@ def test_bounds_of_shares_are_no_percentages(write):
     ],
 )
 def test_what_an_attack_gets_is_told_from_other_shares(says, success):
-    assert claims.Measure(says=says).success is success
+    assert criteria.Measure(says=says).success is success
 
 
 def test_a_difference_of_shares_may_be_held_to_zero(write):
@@ -260,7 +260,7 @@ def test_nor_that_of_a_part(write):
     ],
 )
 def test_the_whole_interval_decides(bound, interval, holds):
-    assert claims.Criterion(measure="m", **bound).holds(*interval) is holds
+    assert criteria.Criterion(measure="m", **bound).holds(*interval) is holds
 
 
 @pytest.mark.parametrize("central", [2, 6])

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reprolib.book import claims, ledger, results
-from reprolib.book.claims import Claim, Measure, Paper
+from reprolib.book import criteria, judge, ledger, results
+from reprolib.book.claims import Claim, Paper
+from reprolib.book.criteria import Measure
 from reprolib.measure.intervals import Interval
 
 SETTING = {"model": ["LeNet"], "data": ["mnist"], "batch": [1], "budget": [300]}
@@ -256,7 +257,7 @@ def test_every_part_is_judged(share, error, word):
 
 
 def test_parts_are_partly_on_a_substitute():
-    made = PARTS.model_copy(update={"setting": claims.Setting(data="lfw")})
+    made = PARTS.model_copy(update={"setting": criteria.Setting(data="lfw")})
     assert verdict(made, error=interval(0.2, 0.3)).verdict == "partly on a substitute"
 
 
@@ -440,15 +441,15 @@ def test_the_payload_goes_through_a_results_file(run, tmp_path):
     assert found["measures"]["error"]["high"] == math.inf and found["measures"]["error"]["skewed"] is True
     assert found["skipped"] == {"control": {"reason": "compute", "why": "too long"}}
     assert found["verdicts"] == [verdict.model_dump() for verdict in run.verdicts()]
-    assert ledger.judge(run.paper, found) == run.verdicts() and ledger.faults(run.paper, found) == []
+    assert judge.judge(run.paper, found) == run.verdicts() and judge.faults(run.paper, found) == []
 
 
 def test_a_criterion_may_change_without_another_run(run):
     run.record("share", interval(), 320, "mnist")
     payload = stored(run)
     stricter = paper(claim(criterion={"measure": "share", "at_least": 0.99}))
-    assert ledger.judge(stricter, payload)[0].verdict == "not reproduced"
-    (fault,) = ledger.faults(stricter, payload)
+    assert judge.judge(stricter, payload)[0].verdict == "not reproduced"
+    (fault,) = judge.faults(stricter, payload)
     assert fault.startswith(
         "c: differs when judged anew: criterion is 'at least 90 %', not 'at least 99 %'; verdict is"
     )
@@ -475,7 +476,7 @@ def test_older_files_decide_only_by_intervals_that_cover(method, n, clusters):
     old |= {"images": 320, "data": "mnist", "substitute_for": None}
     payload = {"profile": "gpu", "measures": {"share": old}, "skipped": {"error": "too long"}}
     payload |= {"provenance": {"seed": 0, "time": "2026-11-21T09:05:45+00:00"}}
-    found = ledger.judge(paper(claim(), claim(id="e", criterion={"measure": "error", "at_least": 0.9})), payload)
+    found = judge.judge(paper(claim(), claim(id="e", criterion={"measure": "error", "at_least": 0.9})), payload)
     assert (found[1].reason, found[1].why) == ("missing", "too long")
     if clusters is None:
         assert (found[0].reason, found[0].why) == ("missing", "its stored interval does not cover; a new run decides")
@@ -487,7 +488,7 @@ def test_older_files_decide_only_by_intervals_that_cover(method, n, clusters):
 def test_a_control_of_an_older_file_must_cover_too():
     old = {"value": 0.95, "low": 0.92, "high": 0.98, "n": 9, "method": "Welch", "images": 320, "data": "mnist"}
     payload = {"profile": "gpu", "measures": {"share": old | {"method": "Wilson"}, "control": old}, "skipped": {}}
-    assert ledger.judge(paper(GATED), payload)[0].reason == "gate"
+    assert judge.judge(paper(GATED), payload)[0].reason == "gate"
 
 
 def test_a_stored_interval_that_is_none_is_named(run):
@@ -495,7 +496,7 @@ def test_a_stored_interval_that_is_none_is_named(run):
     payload = stored(run)
     payload["measures"]["share"]["low"] = 2.0
     with pytest.raises(ValueError, match="stored measure 'share': "):
-        ledger.judge(run.paper, payload)
+        judge.judge(run.paper, payload)
 
 
 # Each changes what a payload holds, or its claim, after the verdict was stored.
@@ -516,21 +517,21 @@ def test_faults_name_the_rule_that_a_stored_verdict_breaks(fault):
     run = ledger.Ledger(paper(made), "gpu", seed=1)
     run.record("share", interval(), 320, "mnist")
     payload = stored(run)
-    assert ledger.faults(run.paper, payload) == []
+    assert judge.faults(run.paper, payload) == []
     now = paper(changes.pop("claim", made))
     if changes.pop("gone", False):
         payload["measures"] = {}
     else:
         payload["measures"]["share"] |= changes
-    found = ledger.faults(now, payload)
+    found = judge.faults(now, payload)
     assert found[0].startswith(fault) and found[-1].startswith("c: differs when judged anew: ")
 
 
 def test_faults_name_verdicts_that_are_missing_or_of_another_schema(run):
     payload = stored(run)
-    assert ledger.faults(paper(claim(), claim(id="d")), payload) == ["d: no verdict is stored"]
+    assert judge.faults(paper(claim(), claim(id="d")), payload) == ["d: no verdict is stored"]
     payload["verdicts"][0]["measured"] = "95 %"
-    assert ledger.faults(run.paper, payload)[0].startswith("verdict of claim 'c', measured: unknown key; known: id, ")
+    assert judge.faults(run.paper, payload)[0].startswith("verdict of claim 'c', measured: unknown key; known: id, ")
 
 
 # --- whatever is measured, no verdict breaks a rule -------------------------------------------------------------------
@@ -581,7 +582,7 @@ def runs(draw):
         parts = [{"name": name, "criterion": criterion(name)} for name in ("share", "error")]
         told |= {"criterion": None, "parts": parts}
     made = paper(claim(**told), on=one_of("model", ON, {}, ON | {"model": "MLP"}))
-    return made, found, one_of("profile", "gpu", *claims.PROFILES)
+    return made, found, one_of("profile", "gpu", *criteria.PROFILES)
 
 
 def recorded(made, found, profile):
@@ -610,11 +611,11 @@ def test_no_measurement_breaks_a_rule(drawn):
     made, found, profile = drawn
     run = recorded(made, found, profile)
     (one,), (judged,) = made.claims, run.verdicts()
-    assert ledger.faults(made, stored(run)) == []
+    assert judge.faults(made, stored(run)) == []
     assert (judged.reason == "") is judged.decided
     if not judged.decided:
         return
-    assert claims.PROFILES.index(profile) >= claims.PROFILES.index(one.needs.profile)
+    assert criteria.PROFILES.index(profile) >= criteria.PROFILES.index(one.needs.profile)
     assert one.gate is None or found["control"][0].low >= 0.5
     for criterion in one.criteria:
         value, images, data = found[criterion.measure]
@@ -660,4 +661,4 @@ def test_no_verdict_can_be_changed_by_hand(drawn, key):
     if all(then[name] == value for name, value in changed.items()):
         return
     payload["verdicts"] = [then | changed]
-    assert ledger.faults(made, payload)
+    assert judge.faults(made, payload)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from reprolib.book.claims import Claim, Measure, Paper
+from reprolib.book.claims import Claim, Paper
+from reprolib.book.criteria import Measure
 from reprolib.book.opening import opening
 from reprolib.book.verdicts import Verdict
 

@@ -17,7 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from reprolib.book import chapter, claims, notebooks
+from reprolib.book import chapter, criteria, notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -118,7 +118,7 @@ def test_make_hands_the_data_root_on_as_it_is(tmp_path, name, by):
 
 
 def test_the_runner_knows_the_profiles_of_the_claims():
-    assert notebooks.PROFILES == chapter.PROFILES == ("reference", *claims.PROFILES)
+    assert notebooks.PROFILES == chapter.PROFILES == ("reference", *criteria.PROFILES)
 
 
 def test_every_chapter_is_in_the_table_of_contents_and_in_the_readme():

@@ -3,7 +3,8 @@ import math
 import pytest
 
 from reprolib.book import verdicts
-from reprolib.book.claims import Claim, Measure, Paper
+from reprolib.book.claims import Claim, Paper
+from reprolib.book.criteria import Measure
 from reprolib.book.verdicts import Verdict
 from reprolib.measure.intervals import Interval
 

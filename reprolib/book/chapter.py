@@ -29,6 +29,7 @@ from IPython.display import Markdown, display
 from reprolib import clone, data
 from reprolib.atomic import write_atomic
 from reprolib.book import checked, claims, figures, markup, opening, recorded_set, records, reference_run, results
+from reprolib.book.criteria import PROFILES as SIZES
 from reprolib.book.ledger import Ledger
 from reprolib.book.parts import Parts
 from reprolib.book.verdicts import Verdict
@@ -47,7 +48,7 @@ PICTURE_LIMIT = 150_000
 REPLAY = "reference"
 """The profile that shows the committed reference run: its parts are read from records, the rest is executed."""
 
-PROFILES = (REPLAY, *claims.PROFILES)
+PROFILES = (REPLAY, *SIZES)
 
 UNRECORDED = "smoke"
 """The sizes at which that profile runs a chapter without records: a book of many chapters is replayed in minutes."""
@@ -64,7 +65,7 @@ def start(
     """Open a paper's chapter.
 
     paper: the name of a file in `claims/`. profile: "reference" shows the committed reference run, and where there is
-    none runs at the sizes of UNRECORDED; or one of `claims.PROFILES`, which runs everything here. device: "auto", "cpu"
+    none runs at the sizes of UNRECORDED; or one of `criteria.PROFILES`, which runs all here. device: "auto", "cpu"
     or "cuda". data_root: folder of the papers' image sets; "" takes REPROLIB_DATA, and without it the offline sets
     stand in. sizes: name -> its values in the four profiles, from smoke to paper; `ch.settings` has the active ones.
     Raises ValueError for unknown names, a missing CUDA device, and sizes that lack a profile.
@@ -79,11 +80,10 @@ def start(
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed={seed!r}: expected a whole number of at least 0")
     for name, values in (sizes or {}).items():
-        if len(values) != len(claims.PROFILES):
-            raise ValueError(f"sizes[{name!r}]={values!r}: expected a value for each of {', '.join(claims.PROFILES)}")
+        if len(values) != len(SIZES):
+            raise ValueError(f"sizes[{name!r}]={values!r}: expected a value for each of {', '.join(SIZES)}")
     by_profile = {
-        title: {name: values[place] for name, values in (sizes or {}).items()}
-        for place, title in enumerate(claims.PROFILES)
+        title: {name: values[place] for name, values in (sizes or {}).items()} for place, title in enumerate(SIZES)
     }
     figures.style()
     loaded = claims.load(root / "claims" / f"{paper}.yml")
@@ -134,6 +134,7 @@ class Chapter:
         self._figures: dict[str, dict[str, Any]] = {}
         self._threat: Any = None
         self._reference = reference
+        self._made = "" if reference is None else reference_run.made_on(reference)
         self._folder_of_run = REPLAY if replaying else profile
         self._parts = Parts(
             paper, profile, seed, device, reference, replaying, self._folder("runs") / "records", self.show
@@ -195,9 +196,7 @@ class Chapter:
 
     def settings_table(self) -> None:
         """Show the settings of all four profiles, with the active column marked."""
-        columns = {
-            f"▶ {name} (this run)" if name == self.profile else name: self._sizes[name] for name in claims.PROFILES
-        }
+        columns = {f"▶ {name} (this run)" if name == self.profile else name: self._sizes[name] for name in SIZES}
         table = pd.DataFrame(
             {"setting": [name.replace("_", " ") for name in vars(self.settings)]}
             | {title: [markup.words(value) for value in sizes.values()] for title, sizes in columns.items()}
@@ -284,7 +283,7 @@ class Chapter:
         kept = self._kept_figure(name)
         if not self.replays and kept is not None:
             picture, old = kept
-            said = f"<b>Figure {number}.</b> {html.escape(old)} <i>(reference run, {html.escape(self._made())})</i>"
+            said = f"<b>Figure {number}.</b> {html.escape(old)} <i>(reference run, {html.escape(self._made)})</i>"
             front = figures.captioned(figures.picture(picture, old), said, f"fig-{name}")
             again = figures.captioned(figures.picture(drawn, caption), title)
             body = front + markup.fold("The same figure from this run", again)
@@ -319,7 +318,7 @@ class Chapter:
         stored = [] if self._reference is None else self._reference.get("shown", [])
         if not self.replays and number <= len(stored):
             old = stored[number - 1]
-            note = f"<i>(reference run, {html.escape(self._made())})</i>"
+            note = f"<i>(reference run, {html.escape(self._made)})</i>"
             front = markup.table(old["table"], number, old["caption"], folded, note)
             body = front + markup.fold(
                 "The same table from this run", markup.table(shown, number, caption, "", "", anchors)
@@ -392,7 +391,7 @@ class Chapter:
             self.show(opening.opening(self.ledger.paper, now, self._reference, folder))
         if self.replays:
             text = (
-                f"This page shows the <b>reference run</b> from its committed records ({html.escape(self._made())}). "
+                f"This page shows the <b>reference run</b> from its committed records ({html.escape(self._made)}). "
                 f"Every table and figure says whether it comes from the record or ran here."
             )
             self.show(markup.box("The reference run", text))
@@ -405,13 +404,13 @@ class Chapter:
                 if problem:
                     self.show(markup.box("⚠ The reference run cannot be shown", html.escape(problem), "#D55E00"))
         if now:
-            self.show(markup.box("All claims in the reference run", markup.in_a_minute(now, self._made()), "#009E73"))
-
-    def _made(self) -> str:
-        """Device and hours of the reference run."""
-        made = self._reference["provenance"]
-        threads = f"{made['threads']} thread{'s' * (made['threads'] > 1)}"
-        return f"{made['device']}, {threads}, {results.duration(made['seconds'])}"
+            self.show(
+                markup.box(
+                    "All claims in the reference run",
+                    markup.in_a_minute(now, self._made),
+                    "#009E73",
+                )
+            )
 
     def _folder(self, kind: str) -> Path:
         return clone.results_root() / kind / self._folder_of_run / self.paper

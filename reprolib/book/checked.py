@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from reprolib.book import claims, results
+from reprolib.book import criteria, results
 from reprolib.book.verdicts import REASONS
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -100,7 +100,7 @@ class Stored(_Checked):
     """
 
     paper: str
-    profile: Literal[claims.PROFILES]
+    profile: Literal[criteria.PROFILES]
     measures: dict[str, Measured]
     skipped: dict[str, _Skipped | str]
     figures: list[Figure]

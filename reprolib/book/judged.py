@@ -17,7 +17,7 @@ import yaml
 from docutils.nodes import make_id
 from markupsafe import Markup
 
-from reprolib.book import checked, claims, ledger, notebooks, results
+from reprolib.book import checked, claims, criteria, judge, notebooks, results
 from reprolib.book.checked import Stored
 from reprolib.book.verdicts import REASONS, UNDECIDED, Verdict, count, count_at_99, once
 from reprolib.book.wording import FAILURES, FAILURES_FIRST, many
@@ -171,7 +171,7 @@ class Change:
     """Claims of a paper whose criterion was set after a measurement, for one reason. state: of their verdicts now."""
 
     ids: tuple[str, ...]
-    changed: claims.Changed
+    changed: criteria.Changed
     state: str
 
 
@@ -269,7 +269,7 @@ class Paper:
     @property
     def changes(self) -> list[Change]:
         """Every `changed` entry of the claims, those of equal date, reason and state in one."""
-        found: dict[tuple[claims.Changed, str], list[str]] = {}
+        found: dict[tuple[criteria.Changed, str], list[str]] = {}
         for claim in self.claims.claims if self.claims else ():
             if claim.changed is not None:
                 found.setdefault((claim.changed, self._state(claim)), []).append(claim.id)
@@ -333,7 +333,7 @@ def _run(title: str, paths: list[Path], key: str, paper: claims.Paper | None, re
         where = f"{title.capitalize()} ({path.parent.name})"
         try:
             stored, payload = checked.read(path, key)
-            verdicts = {verdict.id: verdict for verdict in ledger.judge(paper, payload)} if paper else {}
+            verdicts = {verdict.id: verdict for verdict in judge.judge(paper, payload)} if paper else {}
             written = path.stat().st_mtime_ns
         except FileNotFoundError:
             continue

@@ -15,7 +15,8 @@ import pandas as pd
 import yaml
 from pydantic import Field, ValidationError
 
-from reprolib.book.claims import Paper, Strict
+from reprolib.book.claims import Paper
+from reprolib.book.criteria import Strict
 
 BROKEN, PROTECTED = 0.5, 0.2
 """A defense is broken if the whole interval lies above the one, and protects if it lies below the other."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from reprolib import clone
 from reprolib.book import checked, claims, records, results
-from reprolib.book.ledger import judge
+from reprolib.book.judge import judge
 from reprolib.book.verdicts import Verdict
 
 
@@ -36,6 +36,13 @@ def read(paper: str, loaded: claims.Paper) -> tuple[dict[str, Any] | None, list[
         return None, [], ""
     except (ValueError, OSError) as error:
         return None, [], fault(error)
+
+
+def made_on(reference: Mapping[str, Any]) -> str:
+    """Device and hours of the run that made these results."""
+    made = reference["provenance"]
+    threads = f"{made['threads']} thread{'s' * (made['threads'] > 1)}"
+    return f"{made['device']}, {threads}, {results.duration(made['seconds'])}"
 
 
 def fault(error: ValueError | OSError) -> str:

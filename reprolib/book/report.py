@@ -18,7 +18,7 @@ from pathlib import Path
 import matplotlib as mpl
 
 from reprolib.atomic import write_atomic
-from reprolib.book import checked, claims, figures, matrix
+from reprolib.book import checked, claims, criteria, figures, matrix
 from reprolib.book.judged import Counts, Figure, Paper, read_papers
 from reprolib.book.rendering import TEMPLATES
 from reprolib.book.verdicts import once
@@ -184,7 +184,7 @@ def _totals(papers: list[Paper]) -> dict[str, dict[str, Counts]]:
     return found
 
 
-FIRST_PAGE = {"strip": claims.PROFILES, "every-attack": ("gpu", "paper")}
+FIRST_PAGE = {"strip": criteria.PROFILES, "every-attack": ("gpu", "paper")}
 """Figures for the first page, and the profiles whose figure may stand there: a reconstruction over the iterations, and
 all attacks on the same images, which a run of a few iterations would show unfinished, not as strong as they are."""
 

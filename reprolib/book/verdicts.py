@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, ConfigDict, ValidationError, model_validator
 
-from reprolib.book.claims import Paper, Reading, Strict, number_words
+from reprolib.book.claims import Paper
+from reprolib.book.criteria import Reading, Strict, number_words
 from reprolib.measure.intervals import Interval
 
 SYMBOLS = {

@@ -32,7 +32,7 @@ from reprolib.book import (
     results,
     runner,
 )
-from reprolib.book.ledger import judge
+from reprolib.book.judge import judge
 from reprolib.book.verdicts import Verdict, validate_verdicts
 
 TRIALS = 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reprolib.book import claims
-from reprolib.book.claims import number_words
+from reprolib.book.criteria import number_words
 from reprolib.book.verdicts import SYMBOLS, UNDECIDED, Verdict
 
 MEANINGS = {

@@ -1,10 +1,11 @@
 """Experiments of the chapters: a file for those of one chapter, under its name, and others for what several share.
 
-Shared are `networks` (an attack on many images under many networks), `labels` (labels read off gradients) and
-`gallery` (every attack on the same images). `training`, `generators` and `utility` train victims, decoders and priors,
-and measure what a defense costs. Nothing below imports from here.
+Shared are `networks` (an attack on many images under many networks), `batches` (drawn from a set), `labels` (labels
+read off gradients) and `gallery` (every attack on the same images). `training`, `generators` and `utility` train
+victims, decoders and priors, and measure what a defense costs. Nothing below imports from here.
 """
 
+from reprolib.experiments.batches import Batches, draw
 from reprolib.experiments.defenses import (
     attack_after_feedback,
     attack_encoded,
@@ -16,20 +17,14 @@ from reprolib.experiments.defenses import (
 )
 from reprolib.experiments.dlg import follow
 from reprolib.experiments.fgla import (
-    Batches,
     blends,
     compared,
     decoded,
-    draw,
-    fresh_head,
-    heads_in_training,
     masked_searches,
     natural,
     oracle,
     pipeline,
     restored_labels,
-    separation_errors,
-    speed,
     unseen_classes,
 )
 from reprolib.experiments.gallery import every_attack
@@ -64,6 +59,7 @@ from reprolib.experiments.precode import (
     objective_curves,
 )
 from reprolib.experiments.recognition import recognised
+from reprolib.experiments.separation import fresh_head, heads_in_training, separation_errors, speed
 from reprolib.experiments.soteria import cost_of_the_truth, examine_soteria
 
 __all__ = [

@@ -11,7 +11,7 @@ from torch import nn
 from reprolib.attacks.fgla import FGLA
 from reprolib.data import ImageSet
 from reprolib.defenses.base import Defense
-from reprolib.experiments.fgla import Batches
+from reprolib.experiments.batches import Batches
 from reprolib.federated import client
 from reprolib.measure import metrics
 

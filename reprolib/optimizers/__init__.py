@@ -4,8 +4,9 @@ They know nothing of images and gradients: an objective is a function of a row.
 """
 
 from reprolib.optimizers.adam import adam, langevin_adam, ramp, signed_adam, warm_cosine
+from reprolib.optimizers.cyclic import CyclicLBFGS
 from reprolib.optimizers.evolution import cma_es
-from reprolib.optimizers.lbfgs import LBFGS, BatchedLBFGS, CyclicLBFGS, lbfgs, rows_that_fit
+from reprolib.optimizers.lbfgs import LBFGS, BatchedLBFGS, lbfgs, rows_that_fit
 from reprolib.optimizers.minimum import Minimum, Objective
 
 __all__ = [

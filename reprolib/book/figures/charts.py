@@ -1,207 +1,20 @@
-"""Figures of the book, in one look: white ground (it reads on light and dark pages), colours and markers that a
-colour-blind reader can tell apart, at most 7 inches wide with type of 9 points and more (legible at 390 pixels).
-
-Every function returns a `matplotlib.figure.Figure` that pyplot does not know, so that nothing is shown twice.
-"""
+"""Figures of numbers: curves, scatter, intervals, shares, distributions, and matrices."""
 
 from __future__ import annotations
 
-import hashlib
-import html
-import io
 import textwrap
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from PIL import Image
-from torch import Tensor
 
-WIDTH = 7.0
-MARKERS = "os^DvPX*"
+from reprolib.book.figures.look import WIDTH, check_columns, groups_of, legend_below, look_of, plain_axes
+
 Scale = Literal["linear", "log", "symlog"]
-
-
-def style() -> None:
-    """Set the book's look; `chapter.start` does it."""
-    mpl.rcdefaults()  # a reader's own matplotlibrc would change the book's figures
-    sns.set_theme(style="whitegrid", palette="colorblind", font="DejaVu Sans")
-    sizes = {"font.size": 10, "axes.labelsize": 10, "axes.titlesize": 10.5, "legend.fontsize": 9.5}
-    sizes |= {"xtick.labelsize": 9.5, "ytick.labelsize": 9.5, "lines.linewidth": 1.8, "lines.markersize": 5}
-    mpl.rcParams.update(sizes | {"figure.facecolor": "white", "savefig.facecolor": "white", "axes.edgecolor": "0.4"})
-    mpl.rcParams.update({"grid.color": "0.9", "text.color": "0.1", "axes.labelcolor": "0.1"})
-
-
-def png(figure: Figure, dpi: int = 150) -> bytes:
-    """The figure as a PNG, the same bytes for the same figure."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def png_within(figure: Figure, limit: int, whole: bytes) -> bytes:
-    """The figure as a PNG of at most `limit` bytes: in 256 colours and at lower resolution where it has to be.
-
-    whole: its `png`, which the caller has drawn anyway.
-    Raises ValueError when not even 40 dots an inch fit.
-    """
-    for dpi in (None, 120, 100, 80, 60, 40):
-        whole = whole if dpi is None else png(figure, dpi)
-        if len(whole) <= limit:
-            return whole
-        buffer = io.BytesIO()
-        Image.open(io.BytesIO(whole)).convert("RGB").quantize(256).save(buffer, format="png", optimize=True)
-        if len(buffer.getvalue()) <= limit:
-            return buffer.getvalue()
-    raise ValueError(f"limit={limit}: the figure takes {len(whole)} bytes even at 40 dots an inch; show less in it")
-
-
-# --- images -----------------------------------------------------------------------------------------------------------
-
-
-def reconstruction_grid(
-    rows: Mapping[str, Tensor],
-    titles: Sequence[str] | None = None,
-    captions: Mapping[str, Sequence[str]] | None = None,
-) -> Figure:
-    """Images in rows with a name each: truth, then one row an attack or defense.
-
-    rows: name -> [n, C, H, W], the same n in all; clamped to [0, 1] for display. titles: over the n columns.
-    captions: row name -> n short texts below its images, for instance the MSE.
-    """
-    captions = captions or {}
-    counts = {name: len(images) for name, images in rows.items()}
-    columns = next(iter(counts.values()), 0)
-    if columns == 0 or set(counts.values()) != {columns}:
-        raise ValueError(f"rows holds {counts} images: expected at least one, and as many in every row")
-    for name, texts in {**captions, **({"titles": titles} if titles else {})}.items():
-        if len(texts) != columns or name not in {*rows, "titles"}:
-            raise ValueError(f"captions or titles of {name!r}: expected {columns} texts for one of {list(rows)}")
-    side = min(1.0, (WIDTH - 1.2) / columns, max(8 / len(rows), 0.6))  # many rows must not make an endless figure
-    heights = [side + (0.2 if name in captions else 0.04) for name in rows]
-    figure = Figure(figsize=(1.2 + columns * side, sum(heights) + (0.25 if titles else 0.05)))
-    figure.set_layout_engine("compressed", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    small = max(6.5, min(9.0, 9.0 * side / 0.62))
-    for line, (name, images) in zip(grid, rows.items(), strict=True):
-        for i, (axes, image) in enumerate(zip(line, images, strict=True)):
-            _show(axes, image)
-            if name in captions:
-                axes.set_xlabel(captions[name][i], fontsize=small, labelpad=1)
-        label = "\n".join(textwrap.wrap(name, 15))
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=4, fontsize=9.5)
-    for axes, title in zip(grid[0], titles or [], strict=False):
-        axes.set_title(title, fontsize=9, pad=2)
-    return figure
-
-
-def strip(images: Tensor, iterations: Sequence[int], captions: Sequence[str] | None = None) -> Figure:
-    """One reconstruction over the iterations, left to right, in lines of at most eight.
-
-    images: [S, C, H, W]; iterations: S numbers; captions: S texts below, for instance the objective.
-    """
-    _same_length("iterations", iterations, len(images))
-    _same_length("captions", captions or iterations, len(images))
-    columns = min(8, len(images))
-    lines = -(-len(images) // columns)
-    side = min(1.2, WIDTH / columns)
-    figure = Figure(figsize=(columns * side, lines * (side + (0.42 if captions else 0.25))))
-    figure.set_layout_engine("compressed", w_pad=0.02, h_pad=0.03, wspace=0, hspace=0)
-    every = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes in every[len(images) :]:
-        axes.set_axis_off()
-    for i, (axes, image) in enumerate(zip(every, images, strict=False)):
-        _show(axes, image)
-        axes.set_title(f"{iterations[i]}", fontsize=9, pad=2)
-        if captions:
-            axes.set_xlabel(captions[i], fontsize=9, labelpad=1)
-    return figure
-
-
-def slider(
-    images: Tensor, iterations: Sequence[int], captions: Sequence[str] | None = None, truth: Tensor | None = None
-) -> str:
-    """HTML with a slider over the iterations of a reconstruction; the truth, where given, stays beside it.
-
-    images: [S, C, H, W]; truth: [C, H, W]. The pictures are in the page, so it works without network. The slider is a
-    range input (arrow keys move it); without scripts the page shows all iterations in a row.
-    """
-    _same_length("iterations", iterations, len(images))
-    _same_length("captions", captions or iterations, len(images))
-    frames = []
-    for i, image in enumerate(images):
-        text = f"iteration {iterations[i]}" + (f", {captions[i]}" if captions else "")
-        frames.append(_frame(image, text))
-    mark = "s" + hashlib.sha256("".join(frames).encode()).hexdigest()[:12]
-    beside = "" if truth is None else _frame(truth, "the client's image")
-    last = len(frames) - 1
-    return f"""<div id="{mark}" style="margin:1rem 0">
-<div style="display:flex;flex-wrap:wrap;gap:1rem">{beside}
-<div data-frames style="display:flex;flex-wrap:wrap;gap:.6rem">{"".join(frames)}</div></div>
-<label data-control hidden style="display:none;max-width:24rem">Iteration
-<input type="range" min="0" max="{last}" value="{last}" step="1" style="width:100%" aria-label="iteration"></label>
-<script>(function () {{
-  const box = document.getElementById("{mark}"), input = box.querySelector("input");
-  const frames = box.querySelectorAll("[data-frames] figure"), control = box.querySelector("[data-control]");
-  function show() {{
-    frames.forEach(function (frame, i) {{ frame.style.display = i === Number(input.value) ? "" : "none"; }});
-    input.setAttribute("aria-valuetext", frames[Number(input.value)].textContent.trim());
-  }}
-  control.hidden = false; control.style.display = "block";
-  input.addEventListener("input", show); show();
-}})();</script></div>"""
-
-
-def picture(png: bytes, alt: str) -> str:
-    """A PNG as HTML that holds it. alt: what it shows, in words."""
-    return f'<img src="{_address(png)}" alt="{html.escape(alt, quote=True)}" style="max-width:100%;height:auto">'
-
-
-def captioned(body: str, caption: str, anchor: str = "") -> str:
-    """HTML with a caption below it, which is HTML too. anchor: a name that links can lead to."""
-    name = f' id="{anchor}"' if anchor else ""
-    below = f'<figcaption style="margin-top:.3rem">{caption}</figcaption>'
-    return f'<figure{name} style="margin:1rem 0">{body}{below}</figure>'
-
-
-def _address(png: bytes) -> str:
-    return f"data:image/png;base64,{b64encode(png).decode()}"
-
-
-def _frame(image: Tensor, text: str) -> str:
-    buffer = io.BytesIO()
-    pixels = (_shown(image) * 255).round().astype(np.uint8)
-    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(buffer, format="png")
-    source, alt = _address(buffer.getvalue()), html.escape(text, quote=True)
-    return (
-        f'<figure style="margin:0;width:9rem"><img src="{source}" alt="{alt}" width="144" '
-        f'style="width:9rem;height:auto;image-rendering:pixelated"><figcaption style="font-size:.85rem">'
-        f"{html.escape(text)}</figcaption></figure>"
-    )
-
-
-def _shown(image: Tensor) -> np.ndarray:
-    """[C, H, W] -> [H, W, C] in [0, 1]; pixels that are not a number become black."""
-    return torch.nan_to_num(image.detach().cpu().float(), nan=0.0).clamp(0, 1).permute(1, 2, 0).numpy()
-
-
-def _show(axes: Axes, image: Tensor) -> None:
-    axes.imshow(_shown(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")  # cmap: for one channel only
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.grid(False)
-    sns.despine(ax=axes, left=True, bottom=True)
-
-
-# --- measurements -----------------------------------------------------------------------------------------------------
 
 
 def curves(
@@ -221,11 +34,11 @@ def curves(
 
     level: a dashed line across at that value, and its name in the legend.
     """
-    _columns(table, x, y, hue, low, high)
-    figure, axes = _plain(3.6)
-    for i, (name, group) in enumerate(_groups(table, hue)):
+    check_columns(table, x, y, hue, low, high)
+    figure, axes = plain_axes(3.6)
+    for i, (name, group) in enumerate(groups_of(table, hue)):
         group = group.sort_values(x, kind="stable")
-        colour, marker = _look(i)
+        colour, marker = look_of(i)
         axes.plot(group[x], group[y], color=colour, marker=marker if len(group) <= 40 else None, label=name)
         if low and high:
             axes.fill_between(group[x], group[low], group[high], color=colour, alpha=0.18, linewidth=0)
@@ -237,7 +50,7 @@ def curves(
         axes.set_xticks([], minor=True)
     if level is not None:  # after the scale: a line across fixes the limits of the other axis
         axes.axhline(level[0], color="0.25", linestyle="--", linewidth=1.2, label=level[1])
-    _legend(figure, axes, hue or (level and level[1]))
+    legend_below(figure, axes, hue or (level and level[1]))
     return figure
 
 
@@ -248,11 +61,11 @@ def panels(
 
     measures: column -> the label of its axis. log: the columns on a logarithmic axis.
     """
-    _columns(table, x, *measures)
+    check_columns(table, x, *measures)
     figure = Figure(figsize=(WIDTH, 0.5 + 1.9 * len(measures)), layout="constrained")
     rows = figure.subplots(len(measures), 1, sharex=True, squeeze=False)[:, 0]
     for i, (axes, (column, label)) in enumerate(zip(rows, measures.items(), strict=True)):
-        colour, marker = _look(i)
+        colour, marker = look_of(i)
         axes.plot(table[x], table[column], color=colour, marker=marker if len(table) <= 40 else None)
         axes.set(ylabel=label, yscale="log" if column in log else "linear")
         sns.despine(ax=axes)
@@ -271,13 +84,13 @@ def scatter(
     ylabel: str | None = None,
 ) -> Figure:
     """Points, one a row of the table, in a colour and marker a value of `hue`."""
-    _columns(table, x, y, hue)
-    figure, axes = _plain(3.6)
-    for i, (name, group) in enumerate(_groups(table, hue)):
-        colour, marker = _look(i)
+    check_columns(table, x, y, hue)
+    figure, axes = plain_axes(3.6)
+    for i, (name, group) in enumerate(groups_of(table, hue)):
+        colour, marker = look_of(i)
         axes.scatter(group[x], group[y], color=colour, marker=marker, s=26, alpha=0.75, linewidth=0, label=name)
     axes.set(xscale=xscale, yscale=yscale, xlabel=xlabel or x, ylabel=ylabel or y)
-    _legend(figure, axes, hue)
+    legend_below(figure, axes, hue)
     return figure
 
 
@@ -288,8 +101,8 @@ def tradeoff(table: pd.DataFrame, x: str, y: str, label: str, xlabel: str, ylabe
     lie together would hide labels beside them. The front is a dotted line.
     """
     ends = [f"{column}_{end}" for column in (x, y) for end in ("low", "high")]
-    _columns(table, x, y, label, *ends)
-    figure, axes = _plain(3.8 + 0.075 * len(table))  # the legend takes a line for three
+    check_columns(table, x, y, label, *ends)
+    figure, axes = plain_axes(3.8 + 0.075 * len(table))  # the legend takes a line for three
     reached, front = np.inf, []
     for _, row in table.sort_values([x, y], ascending=[False, True]).iterrows():
         if row[y] < reached:
@@ -298,7 +111,7 @@ def tradeoff(table: pd.DataFrame, x: str, y: str, label: str, xlabel: str, ylabe
     # right of a point of the front, only the next one's height can be had
     axes.step(*zip(*front, strict=True), where="post", color="0.45", linestyle=":", linewidth=1.2, label="front")
     for i, (_, row) in enumerate(table.iterrows()):
-        colour, marker = _look(i)
+        colour, marker = look_of(i)
         bars = [np.nan_to_num([[abs(row[c] - row[f"{c}_low"])], [abs(row[f"{c}_high"] - row[c])]]) for c in (x, y)]
         axes.errorbar(
             row[x], row[y], xerr=bars[0], yerr=bars[1], fmt=marker, color=colour, markersize=7, alpha=0.85,
@@ -309,7 +122,7 @@ def tradeoff(table: pd.DataFrame, x: str, y: str, label: str, xlabel: str, ylabe
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.04, 1.04), xlim=(table[x].min() - margin, table[x].max() + margin))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0))
-    _legend(figure, axes, label)
+    legend_below(figure, axes, label)
     return figure
 
 
@@ -327,13 +140,13 @@ def forest(
     label: the column that names the lines, in order of appearance; rows of one label and different `hue` lie beside
     each other. criterion: a dashed line at the value that the claim asks for, or at another that its label names.
     """
-    _columns(table, label, "value", "low", "high", hue)
+    check_columns(table, label, "value", "low", "high", hue)
     names = list(dict.fromkeys(table[label].astype(str)))
-    groups = _groups(table, hue)
-    figure, axes = _plain(0.9 + max(0.3, 0.17 * len(groups)) * len(names))
+    groups = groups_of(table, hue)
+    figure, axes = plain_axes(0.9 + max(0.3, 0.17 * len(groups)) * len(names))
     spread = np.linspace(-0.22, 0.22, len(groups)) if len(groups) > 1 else [0.0]
     for i, (name, group) in enumerate(groups):
-        colour, marker = _look(i)
+        colour, marker = look_of(i)
         places = [names.index(str(entry)) + spread[i] for entry in group[label]]
         ends = [group["value"] - group["low"], group["high"] - group["value"]]
         axes.errorbar(
@@ -347,7 +160,7 @@ def forest(
     if percent:
         axes.set_xlim(-0.02, 1.02)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    _legend(figure, axes, hue or (None if criterion is None else label))
+    legend_below(figure, axes, hue or (None if criterion is None else label))
     return figure
 
 
@@ -358,8 +171,8 @@ def dumbbells(table: pd.DataFrame, broken: float = 0.5, protects: float = 0.2) -
     text ("" for none measured). broken, protects: where the two zones begin that say what an interval means.
     """
     ends = [f"{who}{end}" for who in ("static", "adaptive") for end in ("", "_low", "_high")]
-    _columns(table, "defense", "cost", *ends)
-    figure, axes = _plain(1.25 + 0.36 * len(table))
+    check_columns(table, "defense", "cost", *ends)
+    figure, axes = plain_axes(1.25 + 0.36 * len(table))
     axes.axvspan(-0.02, protects, color="#0b5a94", alpha=0.10, linewidth=0)
     axes.axvspan(broken, 1.02, color="#9b2c12", alpha=0.08, linewidth=0)
     for x, name, place in ((-0.015, "protects", "left"), (1.015, "broken", "right")):
@@ -387,7 +200,7 @@ def dumbbells(table: pd.DataFrame, broken: float = 0.5, protects: float = 0.2) -
     axes.set(xlim=(-0.02, 1.02), ylim=(len(table) - 0.5, -0.5), xlabel="share of images identified")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(False, axis="y")
-    _legend(figure, axes, "attacker")
+    legend_below(figure, axes, "attacker")
     return figure
 
 
@@ -399,29 +212,29 @@ def fidelity(
     table: rows of `metrics.fidelity_curve` (threshold, value, low, high), with the columns `hue` (the method) and
     `panel` (the data set) where given. published: threshold, value and the same two columns.
     """
-    _columns(table, "threshold", "value", "low", "high", hue, panel)
-    panels = _groups(table, panel)
+    check_columns(table, "threshold", "value", "low", "high", hue, panel)
+    panels = groups_of(table, panel)
     figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    order = [name for name, _ in _groups(table, hue)]
+    order = [name for name, _ in groups_of(table, hue)]
     for axes, (title, shown) in zip(row, panels, strict=True):
-        for name, group in _groups(shown, hue):
-            colour, marker = _look(order.index(name))
+        for name, group in groups_of(shown, hue):
+            colour, marker = look_of(order.index(name))
             group = group.sort_values("threshold")
             axes.plot(group["threshold"], group["value"], color=colour, marker=marker, label=name)
             axes.fill_between(group["threshold"], group["low"], group["high"], color=colour, alpha=0.18, linewidth=0)
         if published is not None:
-            _columns(published, "threshold", "value", hue, panel)
+            check_columns(published, "threshold", "value", hue, panel)
             there = published[published[panel].astype(str) == title] if panel else published
-            for name, group in _groups(there, hue):
-                colour = _look(order.index(name))[0] if name in order else "0.3"
+            for name, group in groups_of(there, hue):
+                colour = look_of(order.index(name))[0] if name in order else "0.3"
                 words = f"{name}, published" if name else "published"
                 axes.plot(group["threshold"], group["value"], "x", color=colour, markersize=8, mew=2, label=words)
         axes.set(xscale="log", xlabel="MSE threshold", ylim=(-0.03, 1.03), title=title or "")
         axes.invert_xaxis()
     row[0].set_ylabel("share of runs below")
     row[0].yaxis.set_major_formatter(PercentFormatter(1.0))
-    _legend(figure, row[0], hue or (None if published is None else "published"))
+    legend_below(figure, row[0], hue or (None if published is None else "published"))
     return figure
 
 
@@ -441,7 +254,7 @@ def histogram(errors: Mapping[str, Any], threshold: float | None = None) -> Figu
         values = np.asarray(values, dtype=float)
         lost = ~(values <= 10.0**high)  # also true for NaN
         logs = np.log10(np.clip(values[~lost], 10.0 ** (low + step / 4), 10.0 ** (high - step / 4)))
-        axes.hist(logs, edges, color=_look(i)[0], edgecolor="white", linewidth=0.6)
+        axes.hist(logs, edges, color=look_of(i)[0], edgecolor="white", linewidth=0.6)
         bar = axes.bar(high + 3 * step, lost.sum(), width=2 * step, color="0.35", hatch="///", edgecolor="white")
         axes.bar_label(bar, fontsize=9)
         axes.margins(y=0.15)
@@ -461,7 +274,7 @@ def heatmap(
 ) -> Figure:
     """A matrix with its numbers: index down, columns across. label: what the numbers are. limits: of the colours."""
     values = table.astype(float)
-    figure, axes = _plain(1.1 + 0.38 * len(values))
+    figure, axes = plain_axes(1.1 + 0.38 * len(values))
     low, high = limits or (None, None)
     bar = {"label": label}
     sns.heatmap(
@@ -471,44 +284,3 @@ def heatmap(
     axes.set_ylabel(table.index.name or "")
     axes.tick_params(axis="y", rotation=0)
     return figure
-
-
-def _plain(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.subplots()
-    sns.despine(ax=axes)
-    return figure, axes
-
-
-def _look(i: int) -> tuple[Any, str]:
-    palette = sns.color_palette("colorblind")
-    return palette[i % len(palette)], MARKERS[i % len(MARKERS)]
-
-
-def _groups(table: pd.DataFrame, column: str | None) -> list[tuple[str, pd.DataFrame]]:
-    if column is None:
-        return [("", table)]
-    return [(str(name), group) for name, group in table.groupby(column, sort=False)]
-
-
-def _legend(figure: Figure, axes: Axes, wanted: str | None) -> None:
-    """One legend under the axes, where it covers nothing on a narrow screen."""
-    handles, names = axes.get_legend_handles_labels()
-    pairs = {name: handle for handle, name in zip(handles, names, strict=True) if name and not name.startswith("_")}
-    if wanted and pairs:
-        columns = min(4, len(pairs), max(1, int(92 / (6 + max(map(len, pairs))))))
-        figure.legend(pairs.values(), pairs.keys(), loc="outside lower center", ncols=columns, frameon=False)
-
-
-def _columns(table: pd.DataFrame, *names: str | None) -> None:
-    if missing := [name for name in names if name is not None and name not in table.columns]:
-        raise ValueError(f"the table has no columns {missing}; it has: {', '.join(map(str, table.columns))}")
-    if table.empty:
-        raise ValueError("the table has no rows: there is nothing to draw")
-
-
-def _same_length(argument: str, values: Sequence[Any], count: int) -> None:
-    if len(values) != count or count == 0:
-        raise ValueError(
-            f"{argument} has {len(values)} entries for {count} images: expected one each, and at least one"
-        )

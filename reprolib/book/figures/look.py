@@ -1,0 +1,93 @@
+"""The look that all figures share: style, colours and markers, legends, and the PNG that is saved."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+WIDTH = 7.0
+
+MARKERS = "os^DvPX*"
+
+
+def style() -> None:
+    """Set the book's look; `chapter.start` does it."""
+    mpl.rcdefaults()  # a reader's own matplotlibrc would change the book's figures
+    sns.set_theme(style="whitegrid", palette="colorblind", font="DejaVu Sans")
+    sizes = {"font.size": 10, "axes.labelsize": 10, "axes.titlesize": 10.5, "legend.fontsize": 9.5}
+    sizes |= {"xtick.labelsize": 9.5, "ytick.labelsize": 9.5, "lines.linewidth": 1.8, "lines.markersize": 5}
+    mpl.rcParams.update(sizes | {"figure.facecolor": "white", "savefig.facecolor": "white", "axes.edgecolor": "0.4"})
+    mpl.rcParams.update({"grid.color": "0.9", "text.color": "0.1", "axes.labelcolor": "0.1"})
+
+
+def png(figure: Figure, dpi: int = 150) -> bytes:
+    """The figure as a PNG, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def png_within(figure: Figure, limit: int, whole: bytes) -> bytes:
+    """The figure as a PNG of at most `limit` bytes: in 256 colours and at lower resolution where it has to be.
+
+    whole: its `png`, which the caller has drawn anyway.
+    Raises ValueError when not even 40 dots an inch fit.
+    """
+    for dpi in (None, 120, 100, 80, 60, 40):
+        whole = whole if dpi is None else png(figure, dpi)
+        if len(whole) <= limit:
+            return whole
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(whole)).convert("RGB").quantize(256).save(buffer, format="png", optimize=True)
+        if len(buffer.getvalue()) <= limit:
+            return buffer.getvalue()
+    raise ValueError(f"limit={limit}: the figure takes {len(whole)} bytes even at 40 dots an inch; show less in it")
+
+
+def plain_axes(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    sns.despine(ax=axes)
+    return figure, axes
+
+
+def look_of(i: int) -> tuple[Any, str]:
+    palette = sns.color_palette("colorblind")
+    return palette[i % len(palette)], MARKERS[i % len(MARKERS)]
+
+
+def groups_of(table: pd.DataFrame, column: str | None) -> list[tuple[str, pd.DataFrame]]:
+    if column is None:
+        return [("", table)]
+    return [(str(name), group) for name, group in table.groupby(column, sort=False)]
+
+
+def legend_below(figure: Figure, axes: Axes, wanted: str | None) -> None:
+    """One legend under the axes, where it covers nothing on a narrow screen."""
+    handles, names = axes.get_legend_handles_labels()
+    pairs = {name: handle for handle, name in zip(handles, names, strict=True) if name and not name.startswith("_")}
+    if wanted and pairs:
+        columns = min(4, len(pairs), max(1, int(92 / (6 + max(map(len, pairs))))))
+        figure.legend(pairs.values(), pairs.keys(), loc="outside lower center", ncols=columns, frameon=False)
+
+
+def check_columns(table: pd.DataFrame, *names: str | None) -> None:
+    if missing := [name for name in names if name is not None and name not in table.columns]:
+        raise ValueError(f"the table has no columns {missing}; it has: {', '.join(map(str, table.columns))}")
+    if table.empty:
+        raise ValueError("the table has no rows: there is nothing to draw")
+
+
+def check_length(argument: str, values: Sequence[Any], count: int) -> None:
+    if len(values) != count or count == 0:
+        raise ValueError(
+            f"{argument} has {len(values)} entries for {count} images: expected one each, and at least one"
+        )

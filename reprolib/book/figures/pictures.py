@@ -1,0 +1,154 @@
+"""Figures of images: grids of reconstructions, their way over the iterations, and a slider over it."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import io
+import textwrap
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from reprolib.book.figures.look import WIDTH, check_length
+
+
+def reconstruction_grid(
+    rows: Mapping[str, Tensor],
+    titles: Sequence[str] | None = None,
+    captions: Mapping[str, Sequence[str]] | None = None,
+) -> Figure:
+    """Images in rows with a name each: truth, then one row an attack or defense.
+
+    rows: name -> [n, C, H, W], the same n in all; clamped to [0, 1] for display. titles: over the n columns.
+    captions: row name -> n short texts below its images, for instance the MSE.
+    """
+    captions = captions or {}
+    counts = {name: len(images) for name, images in rows.items()}
+    columns = next(iter(counts.values()), 0)
+    if columns == 0 or set(counts.values()) != {columns}:
+        raise ValueError(f"rows holds {counts} images: expected at least one, and as many in every row")
+    for name, texts in {**captions, **({"titles": titles} if titles else {})}.items():
+        if len(texts) != columns or name not in {*rows, "titles"}:
+            raise ValueError(f"captions or titles of {name!r}: expected {columns} texts for one of {list(rows)}")
+    side = min(1.0, (WIDTH - 1.2) / columns, max(8 / len(rows), 0.6))  # many rows must not make an endless figure
+    heights = [side + (0.2 if name in captions else 0.04) for name in rows]
+    figure = Figure(figsize=(1.2 + columns * side, sum(heights) + (0.25 if titles else 0.05)))
+    figure.set_layout_engine("compressed", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    small = max(6.5, min(9.0, 9.0 * side / 0.62))
+    for line, (name, images) in zip(grid, rows.items(), strict=True):
+        for i, (axes, image) in enumerate(zip(line, images, strict=True)):
+            _show(axes, image)
+            if name in captions:
+                axes.set_xlabel(captions[name][i], fontsize=small, labelpad=1)
+        label = "\n".join(textwrap.wrap(name, 15))
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=4, fontsize=9.5)
+    for axes, title in zip(grid[0], titles or [], strict=False):
+        axes.set_title(title, fontsize=9, pad=2)
+    return figure
+
+
+def strip(images: Tensor, iterations: Sequence[int], captions: Sequence[str] | None = None) -> Figure:
+    """One reconstruction over the iterations, left to right, in lines of at most eight.
+
+    images: [S, C, H, W]; iterations: S numbers; captions: S texts below, for instance the objective.
+    """
+    check_length("iterations", iterations, len(images))
+    check_length("captions", captions or iterations, len(images))
+    columns = min(8, len(images))
+    lines = -(-len(images) // columns)
+    side = min(1.2, WIDTH / columns)
+    figure = Figure(figsize=(columns * side, lines * (side + (0.42 if captions else 0.25))))
+    figure.set_layout_engine("compressed", w_pad=0.02, h_pad=0.03, wspace=0, hspace=0)
+    every = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in every[len(images) :]:
+        axes.set_axis_off()
+    for i, (axes, image) in enumerate(zip(every, images, strict=False)):
+        _show(axes, image)
+        axes.set_title(f"{iterations[i]}", fontsize=9, pad=2)
+        if captions:
+            axes.set_xlabel(captions[i], fontsize=9, labelpad=1)
+    return figure
+
+
+def slider(
+    images: Tensor, iterations: Sequence[int], captions: Sequence[str] | None = None, truth: Tensor | None = None
+) -> str:
+    """HTML with a slider over the iterations of a reconstruction; the truth, where given, stays beside it.
+
+    images: [S, C, H, W]; truth: [C, H, W]. The pictures are in the page, so it works without network. The slider is a
+    range input (arrow keys move it); without scripts the page shows all iterations in a row.
+    """
+    check_length("iterations", iterations, len(images))
+    check_length("captions", captions or iterations, len(images))
+    frames = []
+    for i, image in enumerate(images):
+        text = f"iteration {iterations[i]}" + (f", {captions[i]}" if captions else "")
+        frames.append(_frame(image, text))
+    mark = "s" + hashlib.sha256("".join(frames).encode()).hexdigest()[:12]
+    beside = "" if truth is None else _frame(truth, "the client's image")
+    last = len(frames) - 1
+    return f"""<div id="{mark}" style="margin:1rem 0">
+<div style="display:flex;flex-wrap:wrap;gap:1rem">{beside}
+<div data-frames style="display:flex;flex-wrap:wrap;gap:.6rem">{"".join(frames)}</div></div>
+<label data-control hidden style="display:none;max-width:24rem">Iteration
+<input type="range" min="0" max="{last}" value="{last}" step="1" style="width:100%" aria-label="iteration"></label>
+<script>(function () {{
+  const box = document.getElementById("{mark}"), input = box.querySelector("input");
+  const frames = box.querySelectorAll("[data-frames] figure"), control = box.querySelector("[data-control]");
+  function show() {{
+    frames.forEach(function (frame, i) {{ frame.style.display = i === Number(input.value) ? "" : "none"; }});
+    input.setAttribute("aria-valuetext", frames[Number(input.value)].textContent.trim());
+  }}
+  control.hidden = false; control.style.display = "block";
+  input.addEventListener("input", show); show();
+}})();</script></div>"""
+
+
+def picture(png: bytes, alt: str) -> str:
+    """A PNG as HTML that holds it. alt: what it shows, in words."""
+    return f'<img src="{_address(png)}" alt="{html.escape(alt, quote=True)}" style="max-width:100%;height:auto">'
+
+
+def captioned(body: str, caption: str, anchor: str = "") -> str:
+    """HTML with a caption below it, which is HTML too. anchor: a name that links can lead to."""
+    name = f' id="{anchor}"' if anchor else ""
+    below = f'<figcaption style="margin-top:.3rem">{caption}</figcaption>'
+    return f'<figure{name} style="margin:1rem 0">{body}{below}</figure>'
+
+
+def _address(png: bytes) -> str:
+    return f"data:image/png;base64,{b64encode(png).decode()}"
+
+
+def _frame(image: Tensor, text: str) -> str:
+    buffer = io.BytesIO()
+    pixels = (_shown(image) * 255).round().astype(np.uint8)
+    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(buffer, format="png")
+    source, alt = _address(buffer.getvalue()), html.escape(text, quote=True)
+    return (
+        f'<figure style="margin:0;width:9rem"><img src="{source}" alt="{alt}" width="144" '
+        f'style="width:9rem;height:auto;image-rendering:pixelated"><figcaption style="font-size:.85rem">'
+        f"{html.escape(text)}</figcaption></figure>"
+    )
+
+
+def _shown(image: Tensor) -> np.ndarray:
+    """[C, H, W] -> [H, W, C] in [0, 1]; pixels that are not a number become black."""
+    return torch.nan_to_num(image.detach().cpu().float(), nan=0.0).clamp(0, 1).permute(1, 2, 0).numpy()
+
+
+def _show(axes: Axes, image: Tensor) -> None:
+    axes.imshow(_shown(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")  # cmap: for one channel only
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    sns.despine(ax=axes, left=True, bottom=True)
