@@ -163,7 +163,8 @@ def _problem(hint: Any, value: Any) -> tuple[str, str] | None:
         return None if isinstance(value, bool) else ("be True or False", "")
     kind = origin or hint  # dict[str, Tensor] is a dict
     if isinstance(kind, type) and not isinstance(value, kind):
-        return f"be {'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}", ""
+        word = kind.__name__.lower() if kind.__module__ == "collections.abc" else kind.__name__
+        return f"be {'an' if word[0] in 'AEIOUaeiou' else 'a'} {word}", ""
     return None
 
 
