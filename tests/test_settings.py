@@ -38,10 +38,8 @@ def _checked():
         if module.name.split(".")[1] in ROOMS:
             for kind in vars(importlib.import_module(module.name)).values():
                 if isinstance(kind, type) and is_dataclass(kind) and kind.__module__ == module.name:
-                    looked = [vars(each).get("__post_init__") for each in kind.__mro__]
-                    if any(
-                        made is not None and {"settings", "check"} <= set(made.__code__.co_names) for made in looked
-                    ):
+                    own = [vars(each)["__post_init__"] for each in kind.__mro__ if "__post_init__" in vars(each)]
+                    if any({"settings", "check"} <= set(function.__code__.co_names) for function in own):
                         found.add(kind)
     return sorted(found, key=lambda kind: kind.__qualname__)
 
@@ -150,5 +148,5 @@ def test_several_values_are_held_one_by_one():
 
 
 def test_an_attack_in_two_rounds_repeats_one_that_it_can():
-    with pytest.raises(ValueError, match="attack must be a DLG or an InvertingGradients, got LearningToInvert"):
+    with pytest.raises(ValueError, match="attack must be a DLG or an InvertingGradients, got LearningToInv"):
         Rereading(LearningToInvert(PHOTOS))
