@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import reprlib
 import types
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -28,28 +29,40 @@ MOST = 10**6
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a field takes: from `least` on, or above it, up to `most`, or below it."""
+    """The numbers that a field takes: from `least` on, or above it, up to `most`, or below it.
+
+    infinite: infinity too. note: what is said of the field behind its value, where that is refused.
+    """
 
     least: float = -math.inf
     most: float = math.inf
     above: bool = False
     below: bool = False
+    infinite: bool = False
+    note: str = ""
 
     def __contains__(self, value: float) -> bool:
         over = value > self.least if self.above else value >= self.least
-        return over and (value < self.most if self.below else value <= self.most)
+        return over and (value < self.most if self.below else value <= self.most) or self.infinite and value == math.inf
 
     def words(self, whole: bool) -> str:
         """What is expected, as a sentence goes on after "must"; whole: of whole numbers."""
-        if self.below:
-            return f"lie in {'(' if self.above else '['}{self.least:g}, {self.most:g})"
-        number = "a whole number" if whole else "a number" if math.isinf(self.most) else "a finite number"
+        if self._narrow:
+            return f"lie in {'(' if self.above else '['}{self.least:g}, {self.most:g}{')' if self.below else ']'}"
+        infinite = self.infinite or math.isinf(self.most) and not self.below
+        number = "a whole number" if whole else "a number" if infinite else "a finite number"
         return f"be {number} {'>' if self.above else '>='} {self.least:g}"
 
-    def bound(self) -> str:
-        """What is said behind the value where there is a largest one."""
+    def behind(self) -> str:
+        """What is said behind the value: the largest one, where there is one, and the note."""
         largest = self.most if isinstance(self.most, int) else f"{self.most:g}"
-        return "" if self.below or math.isinf(self.most) else f"; the largest is {largest}"
+        bound = f"; the largest is {largest}" if not self._narrow and not math.isinf(self.most) else ""
+        return bound + ", or infinity" * self.infinite + f"; {self.note}" * bool(self.note)
+
+    @property
+    def _narrow(self) -> bool:
+        """Whether it is an interval that is worth giving, and not all that a computer can hold."""
+        return self.most < MOST
 
 
 @dataclass(frozen=True)
@@ -59,27 +72,56 @@ class OneOf:
     words: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Like:
+    """What stands for an object of the annotated class is taken for one: it has this attribute."""
+
+    attribute: str
+
+
 Count = Annotated[int, Range(1, MOST)]
 CountOrNone = Annotated[int, Range(0, MOST)]
+Whole = Annotated[int, Range(1)]
+WholeOrNone = Annotated[int, Range(0)]
 Level = Annotated[float, Range(0, LARGEST)]
 Length = Annotated[float, Range(0, LARGEST, above=True)]
+LengthOrInfinity = Annotated[float, Range(0, LARGEST, above=True, infinite=True)]
+Positive = Annotated[float, Range(0, above=True, below=True)]
 Share = Annotated[float, Range(0, 1, below=True)]
 
 
 def check(settings: Any) -> None:
     """Hold each field of a frozen dataclass against its annotation; numpy's numbers become Python's on the way.
 
-    It understands Literal, bool, the ranges of this module, int, float, str, classes, and each of them or None; of
-    anything else it says nothing. Call it at the beginning of `__post_init__`.
+    It understands Literal, bool, the ranges of this module, int, float (a finite one), str, classes, and each of them
+    or another; of anything else it says nothing. Call it at the beginning of `__post_init__`.
     Errors: ValueError naming the field, what is expected and its value.
     """
     for name, hint in _hints(type(settings)):
         value = getattr(settings, name)
-        if isinstance(value, np.generic):
-            value = value.item()
-            object.__setattr__(settings, name, value)
-        if problem := _problem(hint, value):
-            raise ValueError(f"{name} must {problem[0]}, got {reprlib.repr(value)}{problem[1]}")
+        if (same := held(name, hint, value)) is not value:
+            object.__setattr__(settings, name, same)
+
+
+def held(name: str, hint: Any, value: Any) -> Any:
+    """The value, if it is what the annotation says; numpy's number as Python's.
+
+    Errors: ValueError as `check`.
+    """
+    value = value.item() if isinstance(value, np.generic) else value
+    if problem := _problem(hint, value):
+        raise ValueError(f"{name} must {problem[0]}, got {reprlib.repr(value)}{problem[1]}")
+    return value
+
+
+def each(name: str, hint: Any, values: Any) -> tuple[Any, ...]:
+    """Several values, each `held` against the annotation.
+
+    Errors: ValueError as `check`.
+    """
+    if not isinstance(values, Iterable):
+        raise ValueError(f"{name} must be a sequence, got {reprlib.repr(values)}")
+    return tuple(held(f"each of {name}", hint, value) for value in values)
 
 
 @cache
@@ -92,12 +134,13 @@ def _problem(hint: Any, value: Any) -> tuple[str, str] | None:
     """What is expected instead of this value, and what is said behind it; None where the value fits."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        problems = [_problem(each, value) for each in inner]
-        return (
-            None if None in problems else next(p for p, h in zip(problems, inner, strict=True) if h is not type(None))
-        )
-    if hint is type(None):
-        return None if value is None else ("be None", "")
+        if value is None and type(None) in inner:
+            return None
+        problems = [_problem(each, value) for each in inner if each is not type(None)]
+        if None in problems:
+            return None
+        words = [expected.removeprefix("be ") for expected, _ in problems[1:]]
+        return " or ".join([problems[0][0], *words]), problems[0][1]
     if origin is Literal:
         known = isinstance(value, str) and value in inner
         return None if known else (f"be one of {', '.join(map(repr, inner))}", "")
@@ -108,14 +151,20 @@ def _problem(hint: Any, value: Any) -> tuple[str, str] | None:
             return None if known else (f"be one of {', '.join(map(repr, limits.words))}", "")
         if isinstance(limits, Range):
             whole = inner[0] is int
-            return None if _is_number(value, whole) and value in limits else (limits.words(whole), limits.bound())
+            return None if _is_number(value, whole) and value in limits else (limits.words(whole), limits.behind())
+        if isinstance(limits, Like) and hasattr(value, limits.attribute):
+            return None
         return _problem(inner[0], value)
-    if hint in (int, float):
-        return None if _is_number(value, hint is int) else (f"be a {'whole ' * (hint is int)}number", "")
+    if hint is int:
+        return None if _is_number(value, True) else ("be a whole number", "")
+    if hint is float:  # compared, because math.isfinite refuses integers beyond the largest float
+        return None if _is_number(value, False) and -math.inf < value < math.inf else ("be a finite number", "")
     if hint is bool:
         return None if isinstance(value, bool) else ("be True or False", "")
-    if isinstance(hint, type) and not isinstance(value, hint):
-        return f"be {'an' if hint.__name__[0] in 'AEIOU' else 'a'} {hint.__name__}", ""
+    kind = origin or hint  # dict[str, Tensor] is a dict
+    if isinstance(kind, type) and not isinstance(value, kind):
+        word = kind.__name__.lower() if kind.__module__ == "collections.abc" else kind.__name__
+        return f"be {'an' if word[0] in 'AEIOUaeiou' else 'a'} {word}", ""
     return None
 
 

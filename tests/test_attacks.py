@@ -171,7 +171,7 @@ def test_the_plain_loop_and_the_engine_agree():
     torch.testing.assert_close(plain.objective, ours.objective, rtol=1e-5, atol=1e-9)
     assert torch.equal(plain.labels, ours.labels)
     assert plain.evaluations.tolist() == [20] * 6  # the engine spares the second look at every step's start
-    with pytest.raises(ValueError, match="one image a trial and no snapshots, got batches of 2"):
+    with pytest.raises(ValueError, match="PlainDLG takes one image a trial, got batches of 2"):
         attacks.PlainDLG()(victim(), client.share(victim(), *batch(1, size=2)))
 
 

@@ -356,10 +356,10 @@ def test_threat_model_tells_itself_in_plain_english():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ((0, 1, 0.1), "epochs of LocalTraining must be an integer >= 1, got 0"),
-        ((1, 0, 0.1), "batch_size of LocalTraining must be an integer >= 1, got 0"),
-        ((1, 1, 0.0), "learning_rate of LocalTraining must be positive and finite, got 0.0"),
-        ((1, 1, float("nan")), "learning_rate of LocalTraining must be positive and finite, got nan"),
+        ((0, 1, 0.1), "epochs must be a whole number >= 1, got 0"),
+        ((1, 0, 0.1), "batch_size must be a whole number >= 1, got 0"),
+        ((1, 1, 0.0), "learning_rate must be a finite number > 0, got 0.0"),
+        ((1, 1, float("nan")), "learning_rate must be a finite number > 0, got nan"),
     ],
 )
 def test_local_training_refuses_bad_settings(settings, message):

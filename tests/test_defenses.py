@@ -436,7 +436,7 @@ def test_build_makes_what_it_is_told_and_lists_what_it_knows():
         (lambda: TopK(float("nan")), r"prune_ratio must lie in \[0, 1\), got nan"),
         (lambda: TopK(0.5, "layer"), "scope must be one of 'tensor', 'global', 'weights', got 'layer'"),
         (lambda: Compose([]), r"Compose needs a sequence of at least one defense, got \[\]"),
-        (lambda: Compose(TopK(0.5)), "Compose needs a sequence of at least one defense, got TopK"),
+        (lambda: Compose(TopK(0.5)), "defenses must be a sequence, got TopK"),
         (lambda: Compose([TopK(0.5), "noise"]), "Compose takes instances of reprolib.defenses, got 'noise'"),
     ],
 )
@@ -465,8 +465,10 @@ def test_rescaling_multiplies_and_an_informed_attacker_does_too():
     for name, gradient in hidden.items():
         assert torch.equal(update.gradients[name], -0.5 * gradient)
         assert torch.equal(seen[name], reading.target[name])
-    for factor in (0.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="factor must be a finite number other than 0"):
+    with pytest.raises(ValueError, match="factor must be a finite number other than 0"):
+        Rescale(0.0)
+    for factor in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"factor must be a finite number, got {factor}"):
             Rescale(factor)
 
 

@@ -107,7 +107,7 @@ def test_who_knows_outpost_tells_perturbed_updates_by_their_zeros(model, photos)
         ({"prune_ratio": -0.1}, r"prune_ratio must lie in \[0, 1\), got -0.1"),
         ({"beta": -1.0}, "beta must be a finite number >= 0, got -1.0"),
         ({"noise_base": -1.0}, "noise_base must be a finite number >= 0, got -1.0"),
-        ({"iteration": -1}, "iteration must be an integer >= 0, got -1"),
+        ({"iteration": -1}, "iteration must be a whole number >= 0, got -1"),
     ],
 )
 def test_bad_settings_of_outpost_are_refused(settings, message):
@@ -222,8 +222,8 @@ def test_negative_images_have_the_same_magnitudes(photos):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"partners": None}, "partners must be an ImageSet of the client's own images, got None"),
-        ({"k": 1}, "k must be an integer >= 2, got 1"),
+        ({"partners": None}, "partners must be an ImageSet, got None"),
+        ({"k": 1}, "k must be a whole number >= 2, got 1"),
         ({"largest": 0.2}, r"largest must lie in \(1 / k, 1\] = \(0.25, 1\], got 0.2"),
     ],
 )

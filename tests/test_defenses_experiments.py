@@ -81,9 +81,9 @@ def test_the_cosine_rival_sees_directions_and_the_absolute_one_magnitudes(model,
     tripled = reading.as_shared({name: 3 * g for name, g in update.gradients.items()}, every)
     assert matching.distance(tripled, reading, every) == pytest.approx([0, 0], abs=1e-6)
     assert RivalReading(0.1, "absolute").counter(model, update).law == "laplace"
-    with pytest.raises(ValueError, match="distance='hinge': expected one of 'squared'"):
+    with pytest.raises(ValueError, match="distance must be one of 'squared', 'absolute', 'cosine', got 'hinge'"):
         RivalReading(0.1, "hinge")
-    with pytest.raises(ValueError, match="trust=0.0 must be positive"):
+    with pytest.raises(ValueError, match="trust must be a finite number > 0, got 0.0"):
         RivalReading(0.1, "squared", 0.0)
 
 

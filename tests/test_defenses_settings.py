@@ -79,12 +79,13 @@ def test_a_setting_of_another_kind_is_refused_by_its_name(kind, name):
         (lambda: Clipping(1e300), r"max_norm must be a number > 0, got 1e.300; the largest is 1e.18, or infinity"),
         (lambda: DPSGD(1e18, 10), r"max_norm times noise_multiplier must be a finite number >= 0, got 1e.19"),
         (lambda: DPSGD(1.0, 1.0, sample_rate=True), r"sample_rate must lie in \(0, 1\], got True"),
-        (lambda: MixUp(PHOTOS, largest="x"), r"largest must lie in \(1 / k, 1\] = \(0.25, 1\], got 'x'"),
+        (lambda: MixUp(PHOTOS, largest="x"), r"largest must lie in \(0, 1\], got 'x'"),
+        (lambda: MixUp(PHOTOS, largest=0.25), r"largest must lie in \(1 / k, 1\] = \(0.25, 1\], got 0.25"),
         (
             lambda: Rescale(-1e300),
             r"factor must be a finite number other than 0 and of at most 1e.18 in size, got",
         ),
-        (lambda: precode.Counter(penalty="no"), "penalty must be a bool, got 'no'"),
+        (lambda: precode.Counter(penalty="no"), "penalty must be True or False, got 'no'"),
         (lambda: Reread(None), "observation must be an Observation, got None"),
     ],
 )

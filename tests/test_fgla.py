@@ -385,18 +385,15 @@ def test_what_does_not_fit_is_refused(small):
     no_bias.head = torch.nn.Linear(256, 20, bias=False)
     without = client.share(no_bias, x, y, threat=KNOWN)
     crowd = client.share(few, torch.rand(1, 8, 3, 16, 16), torch.arange(8)[None] % 6)
+    several = models.Victims.of([victim, victim], update.trials)
+    together = client.SharedUpdate.join([update, update], several)
     cases = [
         (inverse, trained, client.share(trained, x, y, threat=KNOWN), "was trained for the trunk .*, this model's is"),
         (decoder(channels=8), victim, update, "takes 128 features, the model's head has 256.*another width or pooling"),
         (inverse, victim, steps, "FGLA matches one gradient, but this update is the .* of 2 local steps"),
         (inverse, no_bias, without, "the head has no bias.*impute_bias=True takes -1/B instead"),
         (inverse, few, crowd, "batch_size 8 exceeds 6 classes"),
-        (
-            inverse,
-            models.Victims.of([victim, victim], 1),
-            update,
-            "a decoder belongs to one trunk, but these are sev",
-        ),
+        (inverse, several, together, "a decoder belongs to one trunk, but these are several victims"),
         (inverse, victim, client.share(few, x, y % 6), "the update is not of this model"),
     ]
     for own, model, shared, message in cases:
@@ -415,17 +412,17 @@ def test_what_does_not_fit_is_refused(small):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda d: attacks.FGLA(d, offset="half"), "offset='half' is unknown; use one of 'none', 'official', 'full'"),
-        (lambda d: attacks.FGLA(d, labels="sum"), "labels='sum' is unknown; use one of 'minimum', 'sign', 'count'"),
+        (lambda d: attacks.FGLA(d, offset="half"), "offset must be one of 'none', 'official', 'full', got 'half'"),
+        (lambda d: attacks.FGLA(d, labels="sum"), "labels must be one of 'minimum', 'sign', 'count', got 'sum'"),
         (
             lambda d: attacks.FGLA(d, missing_offset="zero"),
-            "missing_offset='zero' is unknown; use one of 'raise', 'none'",
+            "missing_offset must be one of 'raise', 'none', got 'zero'",
         ),
         (
             lambda d: attacks.FGLA(d, decoder_mode="batch"),
-            "decoder_mode='batch' is unknown; use one of 'eval', 'train'",
+            "decoder_mode must be one of 'eval', 'train', got 'batch'",
         ),
-        (lambda d: attacks.FGLA(d, refine_steps=-1), "refine_steps=-1: expected an integer of at least 0"),
+        (lambda d: attacks.FGLA(d, refine_steps=-1), "refine_steps must be a whole number >= 0, got -1"),
         (
             lambda d: separate(torch.zeros(2, 3), None, torch.zeros(2, 1)),
             r"weight_gradient must have shape \[trials, cl",

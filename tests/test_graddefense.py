@@ -216,7 +216,7 @@ def test_without_noise_compensation_changes_nothing():
     assert prime.shape == (13,)
     with pytest.raises(ValueError, match="variance must be a finite number >= 0, got -1"):
         compensate(g, -1)
-    with pytest.raises(ValueError, match="aspect must be a number > 0, got 0"):
+    with pytest.raises(ValueError, match="aspect must be a finite number > 0, got 0"):
         compensate(g, 1.0, 0)
 
 
@@ -336,9 +336,9 @@ def test_clipping_takes_the_images_of_the_noisy_slices_only(model, digits, root)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"root": None}, "root must be an ImageSet of public images, got NoneType"),
-        ({"slices": 0}, "slices must be an integer >= 1, got 0"),
-        ({"perturbed": -1}, "perturbed must be an integer >= 0, got -1"),
+        ({"root": None}, "root must be an ImageSet, got None"),
+        ({"slices": 0}, "slices must be a whole number >= 1, got 0"),
+        ({"perturbed": -1}, "perturbed must be a whole number >= 0, got -1"),
         ({"perturbed": 11}, "perturbed=11 slices cannot be drawn from slices=10"),
         ({"std": -1.0}, "std must be a finite number >= 0, got -1.0"),
         ({"variant": "new"}, "variant must be one of 'fixed', 'official', got 'new'"),

@@ -12,6 +12,7 @@ from torch import nn
 from reprolib import attacks, models
 from reprolib.attacks import labels
 from reprolib.attacks.matching import Matching
+from reprolib.defenses import TopK
 from reprolib.federated import client
 from reprolib.federated.client import LocalTraining, share
 from reprolib.federated.observation import Observation
@@ -281,7 +282,20 @@ BAD = {
         lambda m, x, y: share(m, x, y, clients=(1, 2), threat=TWO),
         r"clients=\(1, 2\): .* sum up to the batch's 4",
     ),
-    "zero": (lambda m, x, y: share(m, x, y, clients=(4, 0), threat=TWO), r"clients=\(4, 0\): expected whole numbers"),
+    "zero": (
+        lambda m, x, y: share(m, x, y, clients=(4, 0), threat=TWO),
+        "each of clients must be a whole number >= 1, got 0",
+    ),
+    "true": (lambda m, x, y: share(m, x, y, clients=True), "clients must be a sequence, got True"),
+    "half": (
+        lambda m, x, y: share(m, x, y, clients=(2.5, 1.5)),
+        "each of clients must be a whole number >= 1, got 2.5",
+    ),
+    "word": (
+        lambda m, x, y: share(m, x, y, defense="noise"),
+        "defense must be one of reprolib.defenses, .* got 'noise'",
+    ),
+    "class": (lambda m, x, y: share(m, x, y, defense=TopK), "defense must be one of reprolib.defenses, .* got <class"),
     "count": (lambda m, x, y: share(m, x, y, clients=(1, 1, 2), threat=TWO), "are 3, but the threat model observes"),
     "uneven": (lambda m, x, y: share(m, x[:, :3], y[:, :3], threat=TWO), "divides evenly among the clients, got 3"),
     "too large": (lambda m, x, y: share(m, x, y, local=LocalTraining(1, 5, 0.1)), "a client has only 4"),
@@ -300,12 +314,12 @@ def test_rounds_that_cannot_be_are_refused(case):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"momentum": 1.0}, r"momentum of LocalTraining must lie in \[0, 1\)"),
-        ({"weight_decay": -1.0}, "weight_decay of LocalTraining must lie in"),
-        ({"optimizer": "rmsprop"}, "must be 'sgd' or 'adam', got 'rmsprop'"),
+        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\)"),
+        ({"weight_decay": -1.0}, "weight_decay must be a finite number >= 0, got -1.0"),
+        ({"optimizer": "rmsprop"}, "optimizer must be one of 'sgd', 'adam', got 'rmsprop'"),
         ({"optimizer": "adam", "momentum": 0.9}, "Adam has its own"),
         ({"order_known": True}, "there is no order to know"),
-        ({"sizes": (0,)}, "sizes of LocalTraining must be integers"),
+        ({"sizes": (0,)}, "each of sizes must be a whole number >= 1, got 0"),
     ],
 )
 def test_local_training_that_cannot_be_is_refused(options, message):

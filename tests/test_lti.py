@@ -81,11 +81,11 @@ def test_several_victims_each_get_a_perceptron(digits):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"hidden": 0}, "hidden must be an integer >= 1, got 0"),
-        ({"epochs": 0}, "epochs must be an integer >= 1, got 0"),
-        ({"minibatch": 1.5}, "minibatch must be an integer >= 1, got 1.5"),
-        ({"coordinates": 0}, "coordinates must be an integer >= 1, got 0"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive and finite, got 0.0"),
+        ({"hidden": 0}, "hidden must be a whole number >= 1, got 0"),
+        ({"epochs": 0}, "epochs must be a whole number >= 1, got 0"),
+        ({"minibatch": 1.5}, "minibatch must be a whole number >= 1, got 1.5"),
+        ({"coordinates": 0}, "coordinates must be a whole number >= 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be a finite number > 0, got 0.0"),
     ],
 )
 def test_bad_settings_are_refused(digits, settings, message):

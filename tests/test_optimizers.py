@@ -202,9 +202,9 @@ def test_adam_ends_a_trial_whose_objective_is_not_finite():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"line_search": "armijo"}, "line_search='armijo' is unknown; use 'none' or 'strong_wolfe'"),
-        ({"learning_rate": 0}, "learning_rate=0 must be positive"),
-        ({"history_size": -1}, "history_size=-1 must be positive"),
+        ({"line_search": "armijo"}, "line_search must be one of 'none', 'strong_wolfe', got 'armijo'"),
+        ({"learning_rate": 0}, "learning_rate must be a finite number > 0, got 0"),
+        ({"history_size": -1}, "history_size must be a whole number >= 1, got -1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

@@ -625,7 +625,7 @@ def test_a_sum_over_the_batch_leaves_the_counts_of_labels_as_they_are():
     ("settings", "message"),
     [
         ({"loss": "hinge"}, "loss must be one of 'cross-entropy', 'bce', 'squared error', got 'hinge'"),
-        ({"reduction": "none"}, "reduction must be 'mean' or 'sum'"),
+        ({"reduction": "none"}, "reduction must be one of 'mean', 'sum', got 'none'"),
         ({"smoothing": 1.0}, r"smoothing must lie in \[0, 1\), got 1.0"),
         ({"smoothing": float("nan")}, "smoothing must lie"),
         ({"smoothing": True}, "smoothing must lie"),

@@ -758,16 +758,16 @@ def test_a_layer_that_is_not_there_or_of_another_kind_is_refused(defense, messag
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PRECODE(k=0), "k must be an integer >= 1, got 0"),
-        (lambda: PRECODE(k=True), "k must be an integer >= 1, got True"),
+        (lambda: PRECODE(k=0), "k must be a whole number >= 1, got 0"),
+        (lambda: PRECODE(k=True), "k must be a whole number >= 1, got True"),
         (lambda: PRECODE(beta=-1.0), "beta must be a finite number >= 0, got -1.0"),
-        (lambda: PRECODE(before=3), "before must be the name of a layer, got 3"),
+        (lambda: PRECODE(before=3), "before must be a str, got 3"),
         (lambda: PRECODE(against="joint"), "against must be a Counter, got 'joint'"),
         (lambda: Counter(tensors="prefix"), "tensors must be one of 'all', 'upstream', got 'prefix'"),
         (lambda: Counter(noise="none"), "noise must be one of 'resample', .*, got 'none'"),
-        (lambda: Counter(draws=0), "draws must be an integer >= 1, got 0"),
+        (lambda: Counter(draws=0), "draws must be a whole number >= 1, got 0"),
         (lambda: Counter(noise="zero", draws=4), "draws=4 averages over fresh noise, but noise='zero'"),
-        (lambda: PartialPerturbation(0.1), "takes one of reprolib.defenses, got 0.1"),
+        (lambda: PartialPerturbation(0.1), "perturbation must be a Defense, got 0.1"),
         (lambda: defenses.build("PRECODE", width=3), "unknown settings .*known settings are k, beta, before, against"),
     ],
 )

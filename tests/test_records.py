@@ -1363,6 +1363,8 @@ def test_a_few_searches_may_end_elsewhere_on_another_machine_but_not_many_and_no
     assert comparison.ended_elsewhere(*searches(20, 20, count=400)) == "", "all of them worse"
     assert comparison.ended_elsewhere(*searches(1, 1, count=8)) == "", "one of eight is more than one in ten"
     old, new = searches(2)
-    assert comparison.ended_elsewhere(old | {"law": "gaussian"}, new | {"law": "laplace"}) == "", "something else differs"
+    assert comparison.ended_elsewhere(old | {"law": "gaussian"}, new | {"law": "laplace"}) == "", (
+        "something else differs"
+    )
     assert comparison.ended_elsewhere(old, old) == "", "nothing does"
     assert len(comparison.differences(old, new, False)) > 0, "on the machine that made it, it is a difference"

@@ -448,7 +448,7 @@ def test_a_rate_outside_its_range_is_refused(rate):
         ({"score": "pinv", "jacobian": "jvp"}, "jacobian='jvp' estimates row norms only, and score='pinv' needs more"),
         ({"eps": -0.1}, "eps must be a finite number >= 0, got -0.1"),
         ({"ridge": float("inf")}, "ridge must be a finite number >= 0, got inf"),
-        ({"draws": 0}, "draws must be an integer >= 1, got 0"),
+        ({"draws": 0}, "draws must be a whole number >= 1, got 0"),
     ],
 )
 def test_other_settings_are_refused(changes, message):

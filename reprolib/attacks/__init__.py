@@ -36,7 +36,7 @@ from reprolib.attacks.idlg import IDLG
 from reprolib.attacks.ig import InvertingGradients
 from reprolib.attacks.lti import LearningToInvert
 from reprolib.attacks.plain import PlainDLG
-from reprolib.attacks.reconstruction import History, Reconstruction
+from reprolib.attacks.reconstruction import Attack, History, Reconstruction
 from reprolib.attacks.rereading import Rereading
 from reprolib.federated.closed_form import linear_inputs
 
@@ -47,6 +47,7 @@ __all__ = [
     "GGL",
     "IDLG",
     "AnalyticRecovery",
+    "Attack",
     "GradInversion",
     "History",
     "InvertingGradients",

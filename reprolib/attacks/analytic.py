@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from reprolib import settings
 from reprolib.attacks import labels
-from reprolib.attacks.reconstruction import Reconstruction
+from reprolib.attacks.reconstruction import Reconstruction, check_call, refuse_snapshots
 from reprolib.federated.closed_form import Rows, linear_inputs
 from reprolib.federated.streams import Seed
 from reprolib.federated.update import SharedUpdate
+from reprolib.models import Victims
 
 
 @dataclass(frozen=True)
@@ -27,18 +30,28 @@ class AnalyticRecovery:
     layer: str = "hidden1"
     rows: Rows = "least_squares"
 
+    def __post_init__(self) -> None:
+        settings.check(self)
+
     def __call__(
-        self, model: nn.Module, update: SharedUpdate, seed: Seed = 0, progress: bool | None = None
+        self,
+        model: nn.Module | Victims,
+        update: SharedUpdate,
+        seed: Seed = 0,
+        progress: bool | None = None,
+        snapshots: Sequence[int] = (),
     ) -> Reconstruction:
-        """Reconstruct the batch behind each trial; seed and progress are taken and not used: nothing is drawn.
+        """Reconstruct the batch behind each trial; seed and progress are taken and not used: nothing is drawn. It keeps
+        no snapshots.
 
         objective of the result: 0, since nothing is searched for; evaluations: 0.
         Errors: ValueError for an update of another model or one with NaN, a layer that is not there, and one whose
         input is not the image; besides those of `linear_inputs`.
         """
         began = time.perf_counter()
-        update.check(model)
-        layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        refuse_snapshots(self, check_call(model, update, snapshots))
+        network = Victims.of(model).skeleton  # of the weights nothing is read
+        layers = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
         if self.layer not in layers or layers[self.layer].bias is None:
             able = [name for name, module in layers.items() if module.bias is not None]
             raise ValueError(f"layer={self.layer!r} is no linear layer with a bias of this model; it has {able}")
@@ -50,7 +63,7 @@ class AnalyticRecovery:
             )
         gradients = update.as_gradients()
         inputs = linear_inputs(gradients[f"{self.layer}.weight"], gradients[f"{self.layer}.bias"], self.rows)
-        images = inputs.view(update.trials, 1, *update.image_shape) * model.std.to(inputs) + model.mean.to(inputs)
+        images = inputs.view(update.trials, 1, *update.image_shape) * network.std.to(inputs) + network.mean.to(inputs)
         zeros = torch.zeros(update.trials, dtype=torch.int64, device=images.device)
         return Reconstruction(
             raw=images.expand(-1, update.batch_size, -1, -1, -1),

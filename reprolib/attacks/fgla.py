@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from reprolib import models
+from reprolib import models, settings
 from reprolib.attacks import labels
-from reprolib.attacks.reconstruction import Reconstruction
+from reprolib.attacks.reconstruction import Reconstruction, check_call, refuse_snapshots
 from reprolib.federated import client
 from reprolib.federated.closed_form import rows_of_labels
 from reprolib.federated.streams import Seed
@@ -137,17 +138,10 @@ class FGLA:
     decoder: nn.Module = field(repr=False)
     offset: Offset = "official"
     missing_offset: MissingOffset = "raise"
-    refine_steps: int = 0
+    refine_steps: settings.WholeOrNone = 0
     impute_bias: bool = False
     labels: Literal["minimum", "sign", "count"] = "minimum"
     decoder_mode: client.Mode = "eval"
-
-    _known: ClassVar[dict[str, tuple[str, ...]]] = {
-        "offset": get_args(Offset),
-        "missing_offset": get_args(MissingOffset),
-        "labels": tuple(_LABEL_RULES),
-        "decoder_mode": get_args(client.Mode),
-    }
 
     @classmethod
     def official(cls, decoder: nn.Module) -> FGLA:
@@ -160,16 +154,18 @@ class FGLA:
         return cls(decoder, offset="full", missing_offset="none", refine_steps=20, impute_bias=True)
 
     def __post_init__(self) -> None:
-        for name, known in self._known.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(map(repr, known))}")
-        if not isinstance(self.refine_steps, int) or self.refine_steps < 0:
-            raise ValueError(f"refine_steps={self.refine_steps!r}: expected an integer of at least 0")
+        settings.check(self)
 
     def __call__(
-        self, model: nn.Module, update: SharedUpdate, seed: Seed = 0, progress: bool | None = None
+        self,
+        model: nn.Module,
+        update: SharedUpdate,
+        seed: Seed = 0,
+        progress: bool | None = None,
+        snapshots: Sequence[int] = (),
     ) -> Reconstruction:
-        """Reconstruct the batch behind each trial; seed and progress are taken and not used: nothing is drawn.
+        """Reconstruct the batch behind each trial; seed and progress are taken and not used: nothing is drawn. It keeps
+        no snapshots.
 
         objective of the result: the relative residual of the head's weight gradient (`refine`). lost: images whose
         row or bias entry compression emptied; they show the decoder's picture of zero features. Labels that repeat
@@ -179,7 +175,9 @@ class FGLA:
         those of `separate` and of `labels.of_update` (a batch larger than the classes).
         """
         began = time.perf_counter()
-        self._check(model, update)
+        refuse_snapshots(self, check_call(model, update, snapshots))
+        models.check_inverse(self.decoder, model, update.image_shape, "decoder")
+        update.require_one_gradient("FGLA")
         given = labels.of_update(update, _LABEL_RULES[self.labels]) if update.labels is None else update.labels
         if repeated := sum(len(own.unique()) < len(own) for own in given):
             warnings.warn(
@@ -217,11 +215,6 @@ class FGLA:
         with torch.no_grad():
             return torch.stack([network(own) for own in features])
 
-    def _check(self, model: nn.Module, update: SharedUpdate) -> None:
-        models.check_inverse(self.decoder, model, update.image_shape, "decoder")
-        update.check(model)
-        update.require_one_gradient("FGLA")
-
 
 def _errors(features: Tensor, given: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """(softmax - one-hot) / B of each image: [T, B, K]."""
@@ -243,9 +236,9 @@ def _check_separation(
     missing_offset: str,
     impute_bias: bool,
 ) -> None:
-    for name, value, known in (("offset", offset, Offset), ("missing_offset", missing_offset, MissingOffset)):
-        if value not in get_args(known):
-            raise ValueError(f"{name}={value!r} is unknown; use one of {', '.join(map(repr, get_args(known)))}")
+    settings.held("offset", Offset, offset)
+    settings.held("missing_offset", MissingOffset, missing_offset)
+    settings.held("impute_bias", bool, impute_bias)
     if weight_gradient.ndim != 3:
         raise ValueError(
             f"weight_gradient must have shape [trials, classes, features], got {list(weight_gradient.shape)}"

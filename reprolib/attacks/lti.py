@@ -8,16 +8,16 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from reprolib import models
+from reprolib import models, settings
 from reprolib.attacks import labels
-from reprolib.attacks.reconstruction import Reconstruction
+from reprolib.attacks.reconstruction import Reconstruction, check_call, refuse_snapshots
 from reprolib.data import ImageSet
 from reprolib.federated import client
 from reprolib.federated.streams import Seed, generator
@@ -44,12 +44,13 @@ class LearningToInvert:
     Labels: `labels.of_update`. Source: Wu et al. 2023 (arXiv:2210.10880), and their code.
     """
 
-    auxiliary: ImageSet = field(repr=False)
-    hidden: int = 3000
-    epochs: int = 200
-    learning_rate: float = 1e-4
-    minibatch: int = 256
-    coordinates: int | None = None
+    # a record has a stand-in for a set whose pixels are not at hand
+    auxiliary: Annotated[ImageSet, settings.Like("fingerprint")] = field(repr=False)
+    hidden: settings.Whole = 3000
+    epochs: settings.Whole = 200
+    learning_rate: settings.Positive = 1e-4
+    minibatch: settings.Whole = 256
+    coordinates: settings.Whole | None = None
     standardised: bool = False
 
     @classmethod
@@ -68,17 +69,9 @@ class LearningToInvert:
         return cls(auxiliary, 512, 20, 1e-3, 64, 4096, True)
 
     def __post_init__(self) -> None:
-        # by its shape: in place of a set whose pixels are not at hand, a record has one that only knows of them
-        if not hasattr(self.auxiliary, "image_shape") or len(self.auxiliary) < 2 * HELD_OUT:
+        settings.check(self)
+        if len(self.auxiliary) < 2 * HELD_OUT:
             raise ValueError(f"auxiliary must be an ImageSet of at least {2 * HELD_OUT} images, got {self.auxiliary!r}")
-        for name in ("hidden", "epochs", "minibatch", "coordinates"):
-            value = getattr(self, name)
-            if value is None and name == "coordinates":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate!r}")
 
     def __call__(
         self,
@@ -96,9 +89,7 @@ class LearningToInvert:
         them held out, and snapshots.
         """
         began = time.perf_counter()
-        update.check(model)
-        if snapshots:
-            raise ValueError(f"LearningToInvert keeps no snapshots, got {len(snapshots)}")
+        refuse_snapshots(self, check_call(model, update, snapshots))
         if self.auxiliary.image_shape != tuple(update.image_shape):
             raise ValueError(
                 f"auxiliary images are of shape {self.auxiliary.image_shape}, the update's {update.image_shape}"

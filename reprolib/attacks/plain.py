@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reprolib.attacks.reconstruction import Reconstruction
+from reprolib import settings
+from reprolib.attacks.reconstruction import Reconstruction, check_call, refuse_snapshots
 from reprolib.federated.streams import Seed, generator
 from reprolib.federated.update import SharedUpdate
 from reprolib.models import Victims
@@ -27,7 +28,10 @@ class PlainDLG:
     that is no longer finite ends its trial: torch would go on to no effect. iterations: outer steps of up to 20.
     """
 
-    iterations: int = 300
+    iterations: settings.WholeOrNone = 300
+
+    def __post_init__(self) -> None:
+        settings.check(self)
 
     def __call__(
         self,
@@ -41,15 +45,12 @@ class PlainDLG:
 
         Errors: ValueError for an update of another model, for a batch, another loss, and for snapshots.
         """
-        if update.batch_size != 1 or snapshots:
-            raise ValueError(
-                f"PlainDLG takes one image a trial and no snapshots, got batches of {update.batch_size} and "
-                f"{len(snapshots)} snapshots: use DLG"
-            )
+        refuse_snapshots(self, check_call(model, update, snapshots))
+        if update.batch_size != 1:
+            raise ValueError(f"PlainDLG takes one image a trial, got batches of {update.batch_size}: use DLG")
         if update.task != Task():
             raise ValueError(f"PlainDLG minimises a mean cross-entropy, the clients {update.task}: use DLG")
         began = time.perf_counter()
-        update.check(model)
         victims = Victims.of(model)
         runs = [self._trial(victims.network(t), update, t, seed) for t in range(update.trials)]
         images, labels, objectives, evaluations, diverged = (torch.stack(column) for column in zip(*runs, strict=True))

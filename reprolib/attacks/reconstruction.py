@@ -1,13 +1,19 @@
-"""What every attack returns."""
+"""What every attack is called with, and what it returns."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from reprolib import settings
+from reprolib.federated.streams import Seed
+from reprolib.federated.update import SharedUpdate
+from reprolib.models import Victims
 from reprolib.models.inputs import Inputs
 
 
@@ -55,6 +61,47 @@ class Reconstruction:
     def images(self) -> Tensor:
         """`raw` as a client has it: pixels clamped to [0, 1], or the numbers of tokens, [T, B, L]."""
         return self.raw.clamp(0, 1) if self.inputs is None else self.inputs.values(self.raw)
+
+
+class Attack(Protocol):
+    """What all attacks are: settings that are called with the victim and the update."""
+
+    def __call__(
+        self,
+        model: nn.Module | Victims,
+        update: SharedUpdate,
+        seed: Seed = 0,
+        progress: bool | None = None,
+        snapshots: Sequence[int] = (),
+    ) -> Reconstruction:
+        """Reconstruct the batch behind each trial of the update, all trials at once.
+
+        model: the victim, with the weights that the server sent, or `Victims` with one for each trial. seed: of the
+        attack's random numbers; trial t's depend on (seed, t) alone. progress: True shows a bar, False none; None shows
+        one in a terminal. snapshots: iterations after which `history` keeps where the attack is; 0 is the start.
+        Errors: ValueError for what is no update, one of another model or with NaN, one that this attack cannot work
+        on, and snapshots that are none or that it does not keep.
+        """
+        ...
+
+
+def check_call(model: nn.Module | Victims, update: SharedUpdate, snapshots: Sequence[int]) -> tuple[int, ...]:
+    """What every attack looks at first; returns the snapshots.
+
+    Errors: ValueError for what is no update, one of another model or with NaN, and snapshots that are no iterations.
+    """
+    if not isinstance(update, SharedUpdate):
+        raise ValueError(
+            f"update must be a SharedUpdate, from client.share or SharedUpdate.of, got {type(update).__name__}"
+        )
+    update.check(model)
+    return settings.each("snapshots", settings.WholeOrNone, snapshots)
+
+
+def refuse_snapshots(attack: Attack, snapshots: Sequence[int]) -> None:
+    """For attacks whose steps leave no image. Errors: ValueError for snapshots."""
+    if snapshots:
+        raise ValueError(f"{type(attack).__name__} keeps no snapshots, got {len(snapshots)}")
 
 
 def keep_better(best: Reconstruction, again: Reconstruction) -> Reconstruction:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from reprolib import settings
 from reprolib.attacks.dlg import DLG
 from reprolib.attacks.ig import InvertingGradients
 from reprolib.attacks.matching import dummy_gradients
-from reprolib.attacks.reconstruction import Reconstruction
+from reprolib.attacks.reconstruction import Reconstruction, check_call
 from reprolib.federated.streams import Seed
 from reprolib.federated.update import SharedUpdate
 from reprolib.models import Victims
@@ -28,6 +29,9 @@ class Rereading:
 
     attack: DLG | InvertingGradients
 
+    def __post_init__(self) -> None:
+        settings.check(self)
+
     def __call__(
         self,
         model: nn.Module | Victims,
@@ -40,6 +44,7 @@ class Rereading:
 
         Errors: ValueError for an update that grants no defense or one without `reread`, besides the attack's own.
         """
+        snapshots = check_call(model, update, snapshots)
         if not hasattr(update.defense, "reread"):
             raise ValueError(
                 f"Rereading needs an update that grants a defense with `reread`, such as GradDefense, got "

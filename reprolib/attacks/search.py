@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from reprolib import settings
 from reprolib.attacks import labels, matching
 from reprolib.attacks.matching import Matching
-from reprolib.attacks.reconstruction import History, Reconstruction, join, keep_better
+from reprolib.attacks.reconstruction import History, Reconstruction, check_call, join, keep_better
 from reprolib.federated.observation import Observation
 from reprolib.federated.streams import Seed, generator
 from reprolib.federated.update import SharedUpdate
@@ -65,7 +65,7 @@ class SearchAttack:
         and what else the attack cannot do.
         """
         began = time.perf_counter()
-        update.check(model)
+        snapshots = check_call(model, update, snapshots)
         self.refuse(model, update)
         runs = [search.lowest(progress, snapshots) for search in self.searches(model, update, seed)]
         return join(runs, time.perf_counter() - began)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from reprolib.defenses.base import Defense, require_kind
+from reprolib.defenses.base import Defense
 from reprolib.federated import client
 
 LIBRARY: tuple[tuple[str, int], ...] = tuple(
@@ -74,14 +74,14 @@ class ATS(Defense):
     augment: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.policies, str) or not isinstance(self.policies, Sequence) or not self.policies:
+        super().__post_init__()
+        if isinstance(self.policies, str) or not self.policies:
             raise ValueError(f"policies must be a sequence such as ('21-13-3',), got {self.policies!r}")
         for policy in self.policies:
             if not isinstance(policy, str) or not re.fullmatch(r"\d+(-\d+){0,2}", policy):
                 raise ValueError(f"a policy is one to three places in the library such as '21-13-3', got {policy!r}")
             if any(int(place) >= len(LIBRARY) for place in policy.split("-")):
                 raise ValueError(f"policy {policy!r} names a place outside 0..{len(LIBRARY) - 1}")
-        require_kind("augment", self.augment, bool)
         object.__setattr__(self, "policies", tuple(self.policies))  # equal settings compare equal
 
     def __str__(self) -> str:

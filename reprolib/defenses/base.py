@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import reprlib
 from fractions import Fraction
-from math import floor, inf
+from math import floor
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from reprolib import settings
 from reprolib.federated.observation import Observation
 from reprolib.federated.update import SharedUpdate
-
-LARGEST = 1e18
-"""Of a setting: 32 bits hold its square, and noise of that size."""
-
-MOST = 10**6
-"""Of what a setting counts: more draws, slices or features than anybody has waited for."""
 
 
 class Defense:
@@ -25,12 +19,16 @@ class Defense:
 
     The defaults change nothing and read the update as it is. A setting that protects nothing (std 0, prune ratio 0)
     returns its input bit by bit and draws no random number. No hook modifies its input.
+    Its settings say their ranges in their annotations (`reprolib.settings`).
     per_image: it works on the gradient of each image, which it computes itself, and so comes before all that change
     the mean. mixes: its encoding of one image holds others.
     """
 
     per_image: ClassVar[bool] = False
     mixes: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        settings.check(self)
 
     def extend(self, model: nn.Module) -> nn.Module:
         """The model that the client trains and the server knows, for defenses that insert a layer.
@@ -77,42 +75,6 @@ class Defense:
             f"there is no epsilon for {self}: unless the gradient of each image is clipped, one image can change the "
             "update without bound, and no noise hides that; use DPSGD"
         )
-
-
-def is_number(value: object) -> bool:
-    """Whether a setting is a number; True and False are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def require_level(name: str, value: float) -> None:
-    """Errors: ValueError unless `value` is a number in [0, LARGEST]."""
-    if not is_number(value) or not 0 <= value <= LARGEST:
-        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}; the largest is {LARGEST:g}")
-
-
-def require_length(name: str, value: float) -> None:
-    """Errors: ValueError unless `value` is a number in (0, LARGEST] or infinity."""
-    if not is_number(value) or not (0 < value <= LARGEST or value == inf):
-        raise ValueError(f"{name} must be a number > 0, got {value!r}; the largest is {LARGEST:g}, or infinity")
-
-
-def require_kind(name: str, value: object, kind: type) -> None:
-    """Errors: ValueError unless `value` is of this kind."""
-    if not isinstance(value, kind):
-        article = "an" if kind.__name__[0] in "AEIOU" else "a"
-        raise ValueError(f"{name} must be {article} {kind.__name__}, got {reprlib.repr(value)}")
-
-
-def require_count(name: str, value: int, least: int = 1) -> None:
-    """Errors: ValueError unless `value` is an integer in [least, MOST]."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
-        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}; the largest is {MOST}")
-
-
-def require_share(name: str, value: float) -> None:
-    """Errors: ValueError unless `value` lies in [0, 1)."""
-    if not is_number(value) or not 0 <= value < 1:
-        raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
 
 
 def count_of(share: float, entries: int) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from reprolib.defenses.base import Defense, require_length
+from reprolib import settings
+from reprolib.defenses.base import Defense
 from reprolib.federated.observation import Observation
 from reprolib.federated.update import SharedUpdate
 
@@ -26,13 +27,8 @@ class Clipping(Defense):
     Errors: ValueError for another norm or scope. Source: Abadi et al. 2016, section 3.1.
     """
 
-    max_norm: float
+    max_norm: settings.LengthOrInfinity
     scope: Scope = "global"
-
-    def __post_init__(self) -> None:
-        require_length("max_norm", self.max_norm)
-        if self.scope not in get_args(Scope):
-            raise ValueError(f"scope must be one of {', '.join(map(repr, get_args(Scope)))}, got {self.scope!r}")
 
     def __str__(self) -> str:
         return f"clipping to {self.max_norm:g}" + (" a tensor" if self.scope == "tensor" else "")

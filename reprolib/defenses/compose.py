@@ -26,7 +26,8 @@ class Compose(Defense):
     defenses: Sequence[Defense]
 
     def __post_init__(self) -> None:
-        if isinstance(self.defenses, Defense) or not isinstance(self.defenses, Sequence) or not self.defenses:
+        super().__post_init__()
+        if not self.defenses:
             raise ValueError(f"Compose needs a sequence of at least one defense, got {self.defenses!r}")
         for member in self.defenses:
             if not isinstance(member, Defense):

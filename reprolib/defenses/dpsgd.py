@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from math import inf, log, sqrt
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from scipy.stats import norm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from reprolib.defenses.base import Defense, is_number, require_count, require_each_image, require_length, require_level
+from reprolib import settings
+from reprolib.defenses.base import Defense, require_each_image
 from reprolib.defenses.clipping import clipped
 from reprolib.defenses.noise import GaussianNoise
 from reprolib.federated import client
@@ -36,24 +37,19 @@ class DPSGD(Defense):
     Source: Abadi et al. 2016, Algorithm 1.
     """
 
-    max_norm: float
-    noise_multiplier: float
-    sample_rate: float = 1.0
-    expected_batch: int | None = None
+    max_norm: settings.LengthOrInfinity
+    noise_multiplier: settings.Level
+    sample_rate: Annotated[float, settings.Range(0, 1, above=True)] = 1.0
+    expected_batch: settings.Count | None = None
 
     per_image = True
 
     def __post_init__(self) -> None:
-        require_length("max_norm", self.max_norm)
-        require_level("noise_multiplier", self.noise_multiplier)
+        super().__post_init__()
         if self.max_norm == inf and self.noise_multiplier > 0:
             raise ValueError("max_norm=inf clips nothing, so no noise is in proportion to it: give a finite max_norm")
         if self.noise_multiplier > 0:
-            require_level("max_norm times noise_multiplier", self.max_norm * self.noise_multiplier)
-        if not is_number(self.sample_rate) or not 0 < self.sample_rate <= 1:
-            raise ValueError(f"sample_rate must lie in (0, 1], got {self.sample_rate!r}")
-        if self.expected_batch is not None:
-            require_count("expected_batch", self.expected_batch)
+            settings.held("max_norm times noise_multiplier", settings.Level, self.max_norm * self.noise_multiplier)
 
     def __str__(self) -> str:
         if self.noise_multiplier == 0:
@@ -103,14 +99,9 @@ class DPSGD(Defense):
         "mironov" (2017), in which tables before 2021 are. Without noise it is infinite.
         Errors: ValueError for steps below 1, a delta outside (0, 1) or another conversion.
         """
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps must be an integer >= 1, got {steps!r}")
-        if not 0 < delta < 1:
-            raise ValueError(f"delta must lie in (0, 1), got {delta!r}")
-        if conversion not in get_args(Conversion):
-            raise ValueError(
-                f"conversion must be one of {', '.join(map(repr, get_args(Conversion)))}, got {conversion!r}"
-            )
+        steps = settings.held("steps", settings.Whole, steps)
+        delta = settings.held("delta", Annotated[float, settings.Range(0, 1, above=True, below=True)], delta)
+        settings.held("conversion", Conversion, conversion)
         if self.noise_multiplier == 0:
             return inf
         # opacus takes seconds to import
@@ -138,9 +129,8 @@ def reconstruction_bound(prior: float, noise_multiplier: float) -> float:
     Errors: ValueError for a prior outside [0, 1] or a multiplier that is not positive.
     Source: Hayes et al. 2023 (Bounding Training Data Reconstruction in DP-SGD), for one step.
     """
-    if not 0 <= prior <= 1:
-        raise ValueError(f"prior must lie in [0, 1], got {prior!r}")
-    require_length("noise_multiplier", noise_multiplier)
+    settings.held("prior", Annotated[float, settings.Range(0, 1)], prior)
+    settings.held("noise_multiplier", settings.LengthOrInfinity, noise_multiplier)
     return float(norm.cdf(norm.ppf(prior) + 1 / noise_multiplier))
 
 

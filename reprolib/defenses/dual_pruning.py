@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from reprolib.defenses.base import Defense, count_of, require_share
+from reprolib import settings
+from reprolib.defenses.base import Defense, count_of
 from reprolib.federated.observation import Observation
 from reprolib.federated.update import SharedUpdate
 
@@ -23,12 +24,11 @@ class DualPruning(Defense):
     2024 (arXiv:2401.16687).
     """
 
-    drop_top: float = 0.05
-    drop_bottom: float = 0.75
+    drop_top: settings.Share = 0.05
+    drop_bottom: settings.Share = 0.75
 
     def __post_init__(self) -> None:
-        for name in ("drop_top", "drop_bottom"):
-            require_share(name, getattr(self, name))
+        super().__post_init__()
         if self.drop_top + self.drop_bottom >= 1:
             raise ValueError(
                 f"drop_top={self.drop_top} and drop_bottom={self.drop_bottom} leave nothing: their sum must be below 1"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,11 +57,6 @@ class RateOfUpdate(TopK):
     """
 
     rate_of: Share = "update"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rate_of not in get_args(Share):
-            raise ValueError(f"rate_of must be one of {', '.join(map(repr, get_args(Share)))}, got {self.rate_of!r}")
 
     def counter(self, model: nn.Module, update: SharedUpdate) -> Observation:
         def pruned(gradients: dict[str, Tensor], target: dict[str, Tensor]) -> dict[str, Tensor]:

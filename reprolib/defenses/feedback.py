@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from reprolib.defenses.base import Defense, require_kind
+from reprolib.defenses.base import Defense
 from reprolib.federated.observation import Observation
 from reprolib.federated.update import SharedUpdate
 
@@ -45,10 +45,6 @@ class AfterFeedback(Defense):
 
     defense: Defense
     before: dict[str, Tensor]
-
-    def __post_init__(self) -> None:
-        require_kind("defense", self.defense, Defense)
-        require_kind("before", self.before, dict)
 
     def __str__(self) -> str:
         return f"{self.defense}, with error feedback"

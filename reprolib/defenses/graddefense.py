@@ -6,24 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import gcd, sqrt
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from reprolib import models
+from reprolib import models, settings
 from reprolib.data import ImageSet
-from reprolib.defenses.base import (
-    Defense,
-    flattened,
-    require_count,
-    require_each_image,
-    require_kind,
-    require_level,
-    unflattened,
-)
+from reprolib.defenses.base import Defense, flattened, require_each_image, unflattened
 from reprolib.defenses.clipping import clipped
 from reprolib.federated import client
 from reprolib.federated.observation import Observation
@@ -54,25 +46,17 @@ class GradDefense(Defense):
     """
 
     root: ImageSet = field(repr=False)
-    slices: int = 10
-    perturbed: int = 5
-    std: float = 5e-4
+    slices: settings.Count = 10
+    perturbed: settings.CountOrNone = 5
+    std: settings.Level = 5e-4
     clip: bool = False
     estimator: Estimator = "vjp_ones"
     variant: Variant = "fixed"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.root, ImageSet):
-            raise ValueError(f"root must be an ImageSet of public images, got {type(self.root).__name__}")
-        require_count("slices", self.slices)
-        require_count("perturbed", self.perturbed, 0)
+        super().__post_init__()
         if self.perturbed > self.slices:
             raise ValueError(f"perturbed={self.perturbed} slices cannot be drawn from slices={self.slices}")
-        require_level("std", self.std)
-        require_kind("clip", self.clip, bool)
-        for name, known in (("estimator", get_args(Estimator)), ("variant", get_args(Variant))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
 
     @property
     def per_image(self) -> bool:
@@ -172,9 +156,6 @@ class Reread(Defense):
     """Stands in an update for a defense whose reading was worked out beforehand; it protects nothing itself."""
 
     observation: Observation
-
-    def __post_init__(self) -> None:
-        require_kind("observation", self.observation, Observation)
 
     def counter(self, model: nn.Module, update: SharedUpdate) -> Observation:
         return self.observation
@@ -286,9 +267,8 @@ def compensate(gradients: dict[str, Tensor], variance: float, aspect: float = 6.
     Errors: ValueError for a negative variance or an aspect that is not positive.
     Source: the released code, compensate.py.
     """
-    require_level("variance", variance)
-    if not aspect > 0:
-        raise ValueError(f"aspect must be a number > 0, got {aspect!r}")
+    settings.held("variance", settings.Level, variance)
+    settings.held("aspect", settings.Positive, aspect)
     if variance == 0:
         return gradients
     flat = flattened(gradients)

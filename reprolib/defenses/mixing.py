@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -11,8 +12,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 from torch import Tensor
 
+from reprolib import settings
 from reprolib.data import ImageSet
-from reprolib.defenses.base import Defense, is_number, require_count
+from reprolib.defenses.base import Defense
 
 CENTRE = 0.5
 """What InstaHide's signs turn pixels around: encodings stay in [0, 1] and are centred as after normalisation."""
@@ -29,16 +31,14 @@ class MixUp(Defense):
     """
 
     partners: ImageSet = field(repr=False)
-    k: int = 4
-    largest: float = 0.65
+    k: Annotated[int, settings.Range(2, settings.MOST)] = 4
+    largest: Annotated[float, settings.Range(0, 1, above=True)] = 0.65
 
     mixes = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.partners, ImageSet):
-            raise ValueError(f"partners must be an ImageSet of the client's own images, got {self.partners!r}")
-        require_count("k", self.k, 2)
-        if not is_number(self.largest) or not 1 / self.k < self.largest <= 1:
+        super().__post_init__()
+        if self.largest <= 1 / self.k:
             raise ValueError(f"largest must lie in (1 / k, 1] = ({1 / self.k:.3g}, 1], got {self.largest!r}")
 
     def __str__(self) -> str:

@@ -8,7 +8,8 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from reprolib.defenses.base import Defense, require_level
+from reprolib import settings
+from reprolib.defenses.base import Defense
 from reprolib.federated.observation import Observation
 from reprolib.federated.update import SharedUpdate
 
@@ -22,15 +23,12 @@ class GaussianNoise(Defense):
     Errors: ValueError for a level that is negative or not finite. Source: DLG, section 5.1; `defenses.md` section 4.1.
     """
 
-    std: float
-
-    def __post_init__(self) -> None:
-        require_level("std", self.std)
+    std: settings.Level
 
     @classmethod
     def from_variance(cls, variance: float) -> GaussianNoise:
         """The noise of this variance: std = sqrt(variance)."""
-        require_level("variance", variance)
+        variance = settings.held("variance", settings.Level, variance)
         return cls(sqrt(variance))
 
     def __str__(self) -> str:
@@ -59,21 +57,18 @@ class LaplaceNoise(Defense):
     Errors: ValueError for a level that is negative or not finite. Source: DLG, section 5.1; `defenses.md` section 4.1.
     """
 
-    std: float
-
-    def __post_init__(self) -> None:
-        require_level("std", self.std)
+    std: settings.Level
 
     @classmethod
     def from_variance(cls, variance: float) -> LaplaceNoise:
         """The noise of this variance: std = sqrt(variance)."""
-        require_level("variance", variance)
+        variance = settings.held("variance", settings.Level, variance)
         return cls(sqrt(variance))
 
     @classmethod
     def from_scale(cls, scale: float) -> LaplaceNoise:
         """The noise of density exp(-|x| / b) / 2b with b = scale: std = sqrt(2) b."""
-        require_level("scale", scale)
+        scale = settings.held("scale", settings.Level, scale)
         return cls(sqrt(2) * scale)
 
     def __str__(self) -> str:

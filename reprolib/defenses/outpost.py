@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from reprolib.defenses.base import Defense, count_of, require_count, require_level, require_share
+from reprolib import settings
+from reprolib.defenses.base import Defense, count_of
 from reprolib.defenses.pruning import TopK
 from reprolib.federated.observation import Observation
 from reprolib.federated.update import SharedUpdate
@@ -28,18 +29,11 @@ class Outpost(Defense):
     Source: the authors' code in Plato, whose shipped version changes nothing (a loop variable is rebound).
     """
 
-    beta: float = 0.125
-    phi: float = 0.4
-    prune_ratio: float = 0.8
-    noise_base: float = 0.8
-    iteration: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("phi", "prune_ratio"):
-            require_share(name, getattr(self, name))
-        for name in ("beta", "noise_base"):
-            require_level(name, getattr(self, name))
-        require_count("iteration", self.iteration, 0)
+    beta: settings.Level = 0.125
+    phi: settings.Share = 0.4
+    prune_ratio: settings.Share = 0.8
+    noise_base: settings.Level = 0.8
+    iteration: settings.CountOrNone = 0
 
     def __str__(self) -> str:
         return f"Outpost at iteration {self.iteration}"

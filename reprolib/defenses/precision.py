@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,6 @@ class CastPrecision(Defense):
     """
 
     dtype: Precision
-
-    def __post_init__(self) -> None:
-        if self.dtype not in get_args(Precision):
-            raise ValueError(f"dtype must be one of {', '.join(map(repr, get_args(Precision)))}, got {self.dtype!r}")
 
     def __str__(self) -> str:
         return {"fp16": "half precision (fp16)", "bf16": "half precision (bf16)", "int8": "8-bit integers"}[self.dtype]

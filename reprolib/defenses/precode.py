@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from reprolib import models
-from reprolib.defenses.base import Defense, require_count, require_kind, require_level
+from reprolib import models, settings
+from reprolib.defenses.base import Defense
 from reprolib.federated import client
 from reprolib.federated.closed_form import linear_inputs
 from reprolib.federated.observation import Observation
@@ -40,15 +40,11 @@ class Counter:
 
     tensors: Tensors = "upstream"
     noise: Noise = "recovered"
-    draws: int = 1
+    draws: settings.Count = 1
     penalty: bool = True
 
     def __post_init__(self) -> None:
-        for name, known in (("tensors", get_args(Tensors)), ("noise", get_args(Noise))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
-        require_count("draws", self.draws)
-        require_kind("penalty", self.penalty, bool)
+        settings.check(self)
         if self.draws > 1 and self.noise != "resample":
             raise ValueError(f"draws={self.draws} averages over fresh noise, but noise={self.noise!r}: use 'resample'")
 
@@ -67,20 +63,13 @@ class PRECODE(Defense):
     Source: Scheliga, Maeder and Seeland 2022, section 3.
     """
 
-    k: int = 256
-    beta: float = 1e-3
+    k: settings.Count = 256
+    beta: settings.Level = 1e-3
     before: str = "head"
     against: Counter = field(default=Counter(), compare=False)
 
     _layer = VariationalBottleneck
     _able = (nn.Linear, nn.Conv2d)
-
-    def __post_init__(self) -> None:
-        require_count("k", self.k)
-        require_level("beta", self.beta)
-        if not isinstance(self.before, str):
-            raise ValueError(f"before must be the name of a layer, got {self.before!r}")
-        require_kind("against", self.against, Counter)
 
     def __str__(self) -> str:
         return "PRECODE" + ("" if self.before == "head" else f" before {self.before}")
@@ -141,7 +130,7 @@ class ConvolutionalBottleneckSketch(PRECODE):
     Source: Scheliga, Maeder and Seeland 2023, abstract (arXiv:2309.04515).
     """
 
-    k: int = 8
+    k: settings.Count = 8
     before: str = "conv2"
     against: Counter = field(default=Counter(noise="zero"), compare=False)
 
@@ -162,10 +151,6 @@ class PartialPerturbation(Defense):
     """
 
     perturbation: Defense
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.perturbation, Defense):
-            raise ValueError(f"PartialPerturbation takes one of reprolib.defenses, got {self.perturbation!r}")
 
     def __str__(self) -> str:
         return f"{self.perturbation} upstream"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reprolib.defenses.base import Defense, count_of, flattened, is_number, unflattened
+from reprolib import settings
+from reprolib.defenses.base import Defense, count_of, flattened, unflattened
 from reprolib.federated.observation import Observation
 from reprolib.federated.update import SharedUpdate
 
@@ -28,15 +29,8 @@ class TopK(Defense):
     Source: DLG, section 5.2.
     """
 
-    prune_ratio: float
+    prune_ratio: Annotated[float, settings.Range(0, 1, below=True, note="it is the share of entries set to zero")]
     scope: Scope = "tensor"
-
-    def __post_init__(self) -> None:
-        ratio = self.prune_ratio
-        if not is_number(ratio) or not 0 <= ratio < 1:
-            raise ValueError(f"prune_ratio must lie in [0, 1), got {ratio!r}; it is the share of entries set to zero")
-        if self.scope not in get_args(Scope):
-            raise ValueError(f"scope must be one of {', '.join(map(repr, get_args(Scope)))}, got {self.scope!r}")
 
     def __str__(self) -> str:
         where = {"tensor": "", "global": " globally", "weights": " of the weights"}[self.scope]

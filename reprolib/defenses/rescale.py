@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from reprolib.defenses.base import LARGEST, Defense, is_number
+from reprolib import settings
+from reprolib.defenses.base import Defense
 from reprolib.federated.observation import Observation
 from reprolib.federated.update import SharedUpdate
 
@@ -24,9 +25,11 @@ class Rescale(Defense):
     factor: float
 
     def __post_init__(self) -> None:
-        if not is_number(self.factor) or not 0 < abs(self.factor) <= LARGEST:
+        super().__post_init__()
+        if not 0 < abs(self.factor) <= settings.LARGEST:
             raise ValueError(
-                f"factor must be a finite number other than 0 and of at most {LARGEST:g} in size, got {self.factor!r}"
+                f"factor must be a finite number other than 0 and of at most {settings.LARGEST:g} in size, got "
+                f"{self.factor!r}"
             )
 
     def __str__(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.func import jacrev, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
-from reprolib.defenses.base import Defense, is_number, require_count, require_kind, require_level
+from reprolib import settings
+from reprolib.defenses.base import Defense
 from reprolib.federated import client
 from reprolib.federated.observation import Observation
 from reprolib.federated.update import SharedUpdate
@@ -63,31 +64,21 @@ class Soteria(Defense):
     Source: Sun et al. 2021, section 4 and Algorithm 1; the official code.
     """
 
-    pruning_rate: float
+    pruning_rate: Annotated[float, settings.Range(0, 100, note="it is in percent of the features")]
     layer: str = "head"
     score: Score = "row"
-    eps: float = 0.1
+    eps: settings.Level = 0.1
     signed_denominator: bool = True
     jacobian: Jacobian = "auto"
-    draws: int = 30
-    ridge: float = 1e-10
+    draws: settings.Count = 30
+    ridge: settings.Level = 1e-10
 
     def __post_init__(self) -> None:
-        rate = self.pruning_rate
-        if not is_number(rate) or not 0 <= rate <= 100:
-            raise ValueError(f"pruning_rate must lie in [0, 100], got {rate!r}; it is in percent of the features")
-        for name, known in (("score", get_args(Score)), ("jacobian", get_args(Jacobian))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
+        super().__post_init__()
         if self.score in ("pinv", "elementwise") and self.jacobian == "jvp":
             raise ValueError(
                 f"jacobian='jvp' estimates row norms only, and score={self.score!r} needs more: use 'auto'"
             )
-        require_kind("layer", self.layer, str)
-        require_kind("signed_denominator", self.signed_denominator, bool)
-        for name in ("eps", "ridge"):
-            require_level(name, getattr(self, name))
-        require_count("draws", self.draws)
 
     @classmethod
     def dlg(cls, pruning_rate: float = 1.0, layer: str = "head") -> Soteria:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from scipy.fft import dctn, idctn
 from torch import Tensor
 
-from reprolib import models
+from reprolib import models, settings
 from reprolib.data import ImageSet
 from reprolib.defenses import (
     AfterFeedback,
@@ -50,7 +50,7 @@ class OnPublic(Defense):
     """
 
     make: Callable[..., Defense]
-    images: ImageSet = field(repr=False)
+    images: Annotated[ImageSet, settings.Like("fingerprint")] = field(repr=False)
     label: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -123,14 +123,7 @@ class RivalReading(GaussianNoise):
     """
 
     distance: Distance = "squared"
-    trust: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.distance not in get_args(Distance):
-            raise ValueError(f"distance={self.distance!r}: expected one of {', '.join(map(repr, get_args(Distance)))}")
-        if not 0 < self.trust < math.inf:
-            raise ValueError(f"trust={self.trust!r} must be positive and finite: it sets the weight of the image prior")
+    trust: settings.Positive = 0.1
 
     def counter(self, model: torch.nn.Module, update: SharedUpdate) -> Observation:
         target = update.as_gradients()

@@ -158,9 +158,12 @@ def extended(model: nn.Module, defense: Protection | None) -> nn.Module:
 
     So a model can be extended, trained, and then shared under the same defense, with its trained weights. Attackers
     are given the same.
+    Errors: ValueError for what is no defense.
     """
     if defense is None or getattr(model, "extended_by", None) == defense:
         return model
+    if isinstance(defense, type) or not all(hasattr(defense, hook) for hook in ("extend", "encode", "protect")):
+        raise ValueError(f"defense must be one of reprolib.defenses, such as TopK(0.9), got {defense!r}")
     larger = defense.extend(model)
     if larger is not model:
         larger.extended_by = defense

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from reprolib import models
+from reprolib import models, settings
 from reprolib.models import Victims, task
 
 Mode = Literal["eval", "train"]
@@ -42,34 +42,23 @@ class LocalTraining:
     Source: McMahan et al. 2017, algorithm 1; `torch.optim.SGD` and `torch.optim.Adam`.
     """
 
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    epochs: settings.Whole
+    batch_size: settings.Whole
+    learning_rate: settings.Positive
+    momentum: settings.Share = 0.0
+    weight_decay: Annotated[float, settings.Range(0, below=True)] = 0.0
     optimizer: Literal["sgd", "adam"] = "sgd"
     shuffle: bool = False
     order_known: bool = False
     sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} of LocalTraining must be an integer >= 1, got {value!r}")
-        if not (np.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate of LocalTraining must be positive and finite, got {self.learning_rate!r}")
-        for name, below in (("momentum", 1.0), ("weight_decay", np.inf)):
-            if not 0 <= getattr(self, name) < below:
-                raise ValueError(f"{name} of LocalTraining must lie in [0, {below:g}), got {getattr(self, name)!r}")
-        if self.optimizer not in ("sgd", "adam"):
-            raise ValueError(f"optimizer of LocalTraining must be 'sgd' or 'adam', got {self.optimizer!r}")
+        object.__setattr__(self, "sizes", settings.each("sizes", settings.Whole, self.sizes))
+        settings.check(self)
         if self.optimizer == "adam" and self.momentum:
             raise ValueError(f"momentum={self.momentum} is SGD's; Adam has its own: leave it out")
         if self.order_known and not self.shuffle:
             raise ValueError("order_known=True, but shuffle=False: there is no order to know")
-        if any(not isinstance(size, int) or size < 1 for size in self.sizes):
-            raise ValueError(f"sizes of LocalTraining must be integers >= 1, got {self.sizes!r}")
 
     def steps(self, images: int) -> int:
         """Steps that a client with `images` images takes."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
+from reprolib import settings
 from reprolib.federated.gradients import LocalTraining, Mode
 
 Labels = Literal["unknown", "known"]
@@ -46,19 +47,9 @@ class ThreatModel:
     server: ServerKind = "curious"
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("mode", get_args(Mode)),
-            ("labels", get_args(Labels)),
-            ("batch_norm", get_args(BatchNorm)),
-            ("server", get_args(ServerKind)),
-        ):
-            value = getattr(self, name)
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
-        if not isinstance(self.defense_known, bool):
-            raise ValueError(f"defense_known must be True or False, got {self.defense_known!r}")
         if self.observes != "one client" and not re.fullmatch(r"mean of [1-9]\d*", str(self.observes)):
             raise ValueError(f"observes must be 'one client' or 'mean of N' with N >= 1, got {self.observes!r}")
+        settings.check(self)
 
     @property
     def clients(self) -> int:
@@ -119,16 +110,15 @@ class ThreatModel:
 
 def client_sizes(images: Tensor, threat: ThreatModel, clients: Sequence[int]) -> tuple[int, ...]:
     """How many images each client has."""
-    batch = images.shape[1] if images.ndim > 1 else 0
-    if not clients:
+    batch, sizes = images.shape[1] if images.ndim > 1 else 0, settings.each("clients", settings.Whole, clients)
+    if not sizes:
         if batch % threat.clients:
             raise ValueError(
                 f"observes={threat.observes!r} needs a batch that divides evenly among the clients, got {batch} "
                 "images: clients=(...) names how many each has"
             )
         return (batch // threat.clients,) * threat.clients
-    sizes = tuple(clients)
-    if any(not isinstance(size, int) or size < 1 for size in sizes) or sum(sizes) != batch:
+    if sum(sizes) != batch:
         raise ValueError(f"clients={sizes}: expected whole numbers of images >= 1 that sum up to the batch's {batch}")
     if len(sizes) != threat.clients:
         raise ValueError(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from reprolib import settings
 from reprolib.federated import gradients
 from reprolib.federated.gradients import LocalTraining
 from reprolib.federated.protection import Protection
@@ -86,9 +86,7 @@ class SharedUpdate:
         >>> labels.from_update(update)
         tensor([7])
         """
-        if not isinstance(batch_size, int | np.integer) or isinstance(batch_size, bool) or batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number of images >= 1, got {batch_size!r}")
-        batch_size = int(batch_size)
+        batch_size = settings.held("batch_size", settings.Whole, batch_size)
         check_types(threat, local)
         require_victim(model)
         threat = ThreatModel(labels="known" if labels is not None else "unknown") if threat is None else threat

@@ -6,11 +6,13 @@ It holds no model and computes no gradient.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from reprolib import settings
 
 Loss = Literal["cross-entropy", "bce", "squared error"]
 
@@ -30,19 +32,10 @@ class Task:
 
     loss: Loss = "cross-entropy"
     reduction: Literal["mean", "sum"] = "mean"
-    smoothing: float = 0.0
+    smoothing: settings.Share = 0.0
 
     def __post_init__(self) -> None:
-        if self.loss not in get_args(Loss):
-            raise ValueError(f"loss must be one of {', '.join(map(repr, get_args(Loss)))}, got {self.loss!r}")
-        if self.reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction must be 'mean' or 'sum', got {self.reduction!r}")
-        if (
-            isinstance(self.smoothing, bool)
-            or not isinstance(self.smoothing, int | float)
-            or not 0 <= self.smoothing < 1
-        ):
-            raise ValueError(f"smoothing must lie in [0, 1), got {self.smoothing!r}")
+        settings.check(self)
         if self.smoothing and self.loss != "cross-entropy":
             raise ValueError(f"smoothing={self.smoothing} is of the cross-entropy, but loss={self.loss!r}")
 

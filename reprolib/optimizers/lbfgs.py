@@ -11,6 +11,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from reprolib import settings
 from reprolib.optimizers.minimum import Minimum, Objective
 
 HISTORY_BLOCK = 16
@@ -25,20 +26,16 @@ class LBFGS:
     `tolerance_grad` was 1e-5 in torch up to 1.4, the authors' likely version.
     """
 
-    learning_rate: float = 1.0
-    max_iter: int = 20
-    max_eval: int | None = None
-    history_size: int = 100
+    learning_rate: settings.Positive = 1.0
+    max_iter: settings.Whole = 20
+    max_eval: settings.WholeOrNone | None = None
+    history_size: settings.Whole = 100
     tolerance_grad: float = 1e-7
     tolerance_change: float = 1e-9
     line_search: Literal["none", "strong_wolfe"] = "none"
 
     def __post_init__(self) -> None:
-        if self.line_search not in ("none", "strong_wolfe"):
-            raise ValueError(f"line_search={self.line_search!r} is unknown; use 'none' or 'strong_wolfe'")
-        for name in ("learning_rate", "max_iter", "history_size"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        settings.check(self)
 
     @property
     def evaluations_per_step(self) -> int:
