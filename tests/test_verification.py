@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from reprolib import cli, data
 from reprolib.book import chapter, checked, figures, records, results, runner, verification
 from reprolib.measure import intervals, metrics
+from reprolib.measure.entries import Unmeasured
 
 CLAIMS = """
 paper: toy
@@ -120,7 +121,7 @@ class Book:
             self.cell += 1
         if finish:
             hits = self.values["measure"]["scores"].hit if "measure" in wanted else [True, True]
-            ch.record("hits", intervals.proportion([*hits]), data=digits)
+            ch.measure({"hits": intervals.proportion([*hits])}, data=digits)
             ch.finish()
         return ch
 
@@ -673,7 +674,7 @@ def test_two_parts_of_one_name_are_no_record(fresh):
         ch.part("whole", whole, seed=1, power=2)
     assert ch._twice == set(), "the same again"
     ch.part("whole", whole, seed=1, power=3)
-    ch.skip("hits", "not here")
+    ch.measure({"hits": Unmeasured("not here")})
     ch.finish()
     assert "Other inputs under a name that was taken: whole. A record keeps the last" in fresh.caption(
         "Two parts of one"
@@ -1026,6 +1027,7 @@ import torch
 
 from reprolib.book import chapter
 from reprolib.measure import intervals, metrics
+from reprolib.measure.entries import Unmeasured
 
 FACTOR = 0.5
 
@@ -1048,7 +1050,7 @@ RUN = """
 ch = chapter.start("toy", profile, seed, device, data_root, sizes={sizes})
 images = ch.data("mnist", count=12)
 table = ch.part("measure", measure, images=images, trials=list(range(6)), scale=Scale(2))
-ch.record("hits", intervals.proportion([True, True, False]), data=images)
+ch.measure({"hits": intervals.proportion([True, True, False])}, data=images)
 ch.finish()
 """
 
