@@ -507,7 +507,7 @@ class Ledger:
         if forgotten := self.missing():
             raise ValueError(
                 f"measures declared in claims/{self.paper.paper}.yml but never recorded: {', '.join(forgotten)}; "
-                f"record them, or give the reason with skip(measure, why)"
+                f"measure them, or give the reason with Unmeasured(why)"
             )
 
     def verdicts(self) -> list[Verdict]:
