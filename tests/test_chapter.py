@@ -16,6 +16,7 @@ from PIL import Image
 from reprolib import clone
 from reprolib.book import chapter, markup, results
 from reprolib.federated.threat import ThreatModel
+from reprolib.measure.entries import Measured, Unmeasured
 from reprolib.measure.intervals import Interval, proportion
 
 CLAIMS = """
@@ -150,7 +151,7 @@ def test_a_substitute_is_announced_once_and_leaves_claims_undecided(shown):
     ch.data("cifar10", "train", count=10)
     banners = [text for text in shown if "Substitute data" in text]
     assert len(banners) == 1 and "<b>cifar10</b> is not here" in banners[0] and images.name in banners[0]
-    ch.record("success", NINE_OF_TEN)
+    ch.measure({"success": NINE_OF_TEN})
     verdict = ch.ledger.verdicts()[0]
     assert (verdict.verdict, verdict.reason) == ("not decided here", "data")
 
@@ -161,8 +162,8 @@ def test_an_offline_set_asked_for_by_name_is_no_substitute(shown):
     assert not any("Substitute" in text for text in shown)
     ch.data("photos", count=5)
     with pytest.raises(ValueError, match="data is missing for 'success': this chapter has opened digits, photos"):
-        ch.record("success", NINE_OF_TEN)
-    ch.record("success", NINE_OF_TEN, data="digits", images=5)
+        ch.measure({"success": NINE_OF_TEN})
+    ch.measure({"success": Measured(NINE_OF_TEN, images=5)}, data="digits")
     assert ch.ledger.records["success"].images == 5
 
 
@@ -206,7 +207,7 @@ def test_a_resumed_chapter_counts_the_seconds_of_its_stored_parts(shown, tmp_pat
         ch = _start()
         ch.part("slow", lambda: time.sleep(0.4) or {"done": True})
         for measure in ("success", "speed"):
-            ch.skip(measure, "not here")
+            ch.measure({measure: Unmeasured("not here")})
         ch.finish()
         seconds = results.load(tmp_path / "results/runs/cpu/toy.json")["provenance"]["seconds"]
         assert 0.3 <= seconds < 5
@@ -382,8 +383,8 @@ def test_closing_writes_the_results_and_shows_verdicts(shown, tmp_path):
         ch.finish()
     ch.threat(ThreatModel())
     ch.data("photos", count=10)
-    ch.record("success", NINE_OF_TEN, data="cifar10")
-    ch.skip("speed", "the cpu profile is too small")
+    ch.measure({"success": NINE_OF_TEN}, data="cifar10")
+    ch.measure({"speed": Unmeasured("the cpu profile is too small")})
     ch.figure(_picture(), "main", "The figure.")
     ch.save_table("rates", pd.DataFrame({"std": [0.1], "rate": [0.5]}))
     ch.table(pd.DataFrame({"rate": [0.25]}), "Shown and kept.", saved="kept")
@@ -411,8 +412,8 @@ def test_names_of_folders_and_what_made_a_run_are_escaped(shown, tmp_path):
     ch = _start()
     ch.data(f"folder:{own.parent}")
     assert ch.data(f"folder:{own.parent}", size=16, grey=True).image_shape == (1, 16, 16)
-    ch.record("success", NINE_OF_TEN)
-    ch.skip("speed", TAG)
+    ch.measure({"success": NINE_OF_TEN})
+    ch.measure({"speed": Unmeasured(TAG)})
     ch.finish()
     assert TAG not in "".join(shown) and "&lt;img src=x onerror=alert(1)&gt;" in shown[-1]
     told = dict.fromkeys(("python", "platform", "device", "commit", "time", "seed"), TAG)
@@ -423,8 +424,8 @@ def test_names_of_folders_and_what_made_a_run_are_escaped(shown, tmp_path):
 def _committed(tmp_path):
     """A finished run as the reference run."""
     ch = _start()
-    ch.record("success", NINE_OF_TEN, data="cifar10")
-    ch.skip("speed", "not here")
+    ch.measure({"success": NINE_OF_TEN}, data="cifar10")
+    ch.measure({"speed": Unmeasured("not here")})
     ch.figure(_picture(), "main", "The figure.")
     ch.finish()
     home = tmp_path / "results" / "reference" / "toy"
@@ -488,7 +489,7 @@ def test_a_clock_set_back_gives_no_negative_seconds(shown, tmp_path, monkeypatch
 
     monkeypatch.setattr(results, "datetime", Past)
     for measure in ("success", "speed"):
-        ch.skip(measure, "not here")
+        ch.measure({measure: Unmeasured("not here")})
     ch.part("count", _count, step=1)
     ch.finish()
     made = results.load(tmp_path / "results/runs/cpu/toy.json")["provenance"]

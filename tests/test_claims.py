@@ -222,9 +222,16 @@ def test_a_difference_of_shares_may_be_held_to_zero(write):
 
 def test_a_file_of_something_else(write):
     with pytest.raises(
-        ValueError, match="idlg.yml: expected the keys paper, title, finding, picture, measures, claims"
+        ValueError, match="idlg.yml: expected the keys paper, title, finding, picture, sizes, measures, claims"
     ):
         claims.load(write("- a\n- b\n"))
+
+
+def test_the_sizes_of_experiments_are_fixed_values(write):
+    text = FILE.replace(
+        "measures:", "sizes: {pairs: [[1, 2], [2, 4], [8, 4], [16, 4]], sets: [[a], [a], [a], [a]]}\nmeasures:", 1
+    )
+    assert claims.load(write(text)).sizes["pairs"] == ((1, 2), (2, 4), (8, 4), (16, 4))
 
 
 @pytest.mark.parametrize("bound", ["at_least: 1.0", "between: [0.9, 1.0]"])

@@ -362,7 +362,7 @@ def run():
 
 def test_measures_must_be_declared_recorded_or_skipped(run):
     assert run.verdicts()[0].why == "not measured in this run"
-    with pytest.raises(ValueError, match="claims/toy.yml but never recorded: share, error, control; record them"):
+    with pytest.raises(ValueError, match="claims/toy.yml but never recorded: share, error, control; measure them"):
         run.check()
     with pytest.raises(ValueError, match="unknown measure 'shares'; claims/toy.yml declares: share, error, control"):
         run.record("shares", interval(), 1, "mnist")

@@ -152,9 +152,22 @@ def test_notebooks_are_clean_and_have_the_four_parameters(path):
     assert len(tagged) == 1
     names = [target.id for node in ast.parse(tagged[0].source).body for target in node.targets]
     assert names == ["profile", "seed", "device", "data_root"]
-    assert 15 <= len(code) <= 30
-    imports = r"(?:import |from .* import ).*\n|\s*\n"  # and the empty lines about them
-    assert max(len(re.sub(imports, "", cell.source).splitlines()) for cell in code) <= 15
+    assert 15 <= len(code) <= 40
+
+
+IMPORT = r"import |from \S+ import "
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_cell_is_read_at_a_glance_and_does_not_keep_the_ledger(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type != "code":
+            continue
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        assert len([line for line in lines if not re.match(IMPORT, line)]) <= 15, cell.source
+        assert not [line for line in lines if len(line) > 88], "a page of 1280 pixels shows 88 characters"
+        kept = re.findall(r"ch\.(?:ledger\.)?(?:record|skip)\(", cell.source)
+        assert not kept, "measures are declared in `experiments.measures` and entered by `ch.measure`"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -33,6 +33,7 @@ from reprolib.book import (
     verification,
 )
 from reprolib.measure import intervals, metrics
+from reprolib.measure.entries import Unmeasured
 
 CLAIMS = """
 paper: toy
@@ -134,7 +135,7 @@ class Book:
             self.cell += 1
         if finish:
             hits = self.values["measure"]["scores"].hit if "measure" in wanted else [True, True]
-            ch.record("hits", intervals.proportion([*hits]), data=digits)
+            ch.measure({"hits": intervals.proportion([*hits])}, data=digits)
             ch.finish()
         return ch
 
@@ -687,7 +688,7 @@ def test_two_parts_of_one_name_are_no_record(fresh):
         ch.part("whole", whole, seed=1, power=2)
     assert ch._parts.twice == set(), "the same again"
     ch.part("whole", whole, seed=1, power=3)
-    ch.skip("hits", "not here")
+    ch.measure({"hits": Unmeasured("not here")})
     ch.finish()
     assert "Other inputs under a name that was taken: whole. A record keeps the last" in fresh.caption(
         "Two parts of one"
@@ -1042,6 +1043,7 @@ import torch
 
 from reprolib.book import chapter
 from reprolib.measure import intervals, metrics
+from reprolib.measure.entries import Unmeasured
 
 FACTOR = 0.5
 
@@ -1064,7 +1066,7 @@ RUN = """
 ch = chapter.start("toy", profile, seed, device, data_root, sizes={sizes})
 images = ch.data("mnist", count=12)
 table = ch.part("measure", measure, images=images, trials=list(range(6)), scale=Scale(2))
-ch.record("hits", intervals.proportion([True, True, False]), data=images)
+ch.measure({"hits": intervals.proportion([True, True, False])}, data=images)
 ch.finish()
 """
 

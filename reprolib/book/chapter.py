@@ -2,10 +2,10 @@
 
 A notebook's calls::
 
-    ch = chapter.start("dlg", profile, seed, device, data_root, sizes={"trials": (2, 8, 64, 1000), ...})
+    ch = chapter.start("dlg", profile, seed, device, data_root)       # sizes and claims stand in claims/dlg.yml
     images = ch.data("cifar10", count=ch.settings.images)
     scores = ch.part("success", run_attacks, attack=DLG.stable())     # saved; a killed chapter continues after it
-    ch.record("recovery_success", intervals.below(scores.mse, 1e-3, scores.network), data=images)
+    ch.measure({"recovery_success": intervals.below(scores.mse, 1e-3, scores.network)}, data=images)
     ch.figure(figures.fidelity(curves), "fidelity", "Share of images below each error.")
     ch.finish()
 """
@@ -33,6 +33,7 @@ from reprolib.book.criteria import PROFILES as SIZES
 from reprolib.book.ledger import Ledger
 from reprolib.book.parts import Parts
 from reprolib.book.verdicts import Verdict
+from reprolib.measure.entries import Measured, Unmeasured
 from reprolib.measure.intervals import Interval
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def start(
     paper: the name of a file in `claims/`. profile: "reference" shows the committed reference run, and where there is
     none runs at the sizes of UNRECORDED; or one of `criteria.PROFILES`, which runs all here. device: "auto", "cpu"
     or "cuda". data_root: folder of the papers' image sets; "" takes REPROLIB_DATA, and without it the offline sets
-    stand in. sizes: name -> its values in the four profiles, from smoke to paper; `ch.settings` has the active ones.
+    stand in. sizes: name -> its values in the four profiles, from smoke to paper, in place of those in the claims'
+    file; `ch.settings` has the active ones.
     Raises ValueError for unknown names, a missing CUDA device, and sizes that lack a profile.
     """
     root = clone.repository()
@@ -79,14 +81,13 @@ def start(
         raise ValueError(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed={seed!r}: expected a whole number of at least 0")
-    for name, values in (sizes or {}).items():
-        if len(values) != len(SIZES):
-            raise ValueError(f"sizes[{name!r}]={values!r}: expected a value for each of {', '.join(SIZES)}")
-    by_profile = {
-        title: {name: values[place] for name, values in (sizes or {}).items()} for place, title in enumerate(SIZES)
-    }
     figures.style()
     loaded = claims.load(root / "claims" / f"{paper}.yml")
+    sizes = loaded.sizes if sizes is None else sizes
+    for name, values in sizes.items():
+        if len(values) != len(SIZES):
+            raise ValueError(f"sizes[{name!r}]={values!r}: expected a value for each of {', '.join(SIZES)}")
+    by_profile = {title: {name: values[place] for name, values in sizes.items()} for place, title in enumerate(SIZES)}
     reference, verdicts, problem = reference_run.read(paper, loaded)
     replays = profile == REPLAY and reference is not None and "records" in reference
     size = reference["profile"] if replays else UNRECORDED if profile == REPLAY else profile
@@ -231,31 +232,25 @@ class Chapter:
         """
         return self._parts.live(name, function, inputs, pictures)
 
-    def record(
-        self,
-        measure: str,
-        interval: Interval,
-        data: ImageSet | str | None = None,
-        images: int | None = None,
-        conditions: Mapping[str, str | int | float] | None = None,
+    def measure(
+        self, found: Mapping[str, Interval | Measured | Unmeasured], data: ImageSet | str | None = None
     ) -> None:
-        """Enter a measure into the ledger.
+        """Enter what an experiment found into the ledger: its measures by name, each a value or why there is none.
 
-        data: the image set it was measured on; it may be left out while the chapter has opened only one. images: how
-        many images the interval rests on, `interval.n` when left out. conditions: as `Ledger.record`.
+        The functions that make them of an experiment's tables stand in `experiments.measures`, a file for each chapter.
+        data: the image set it was measured on; it may be left out while the chapter has opened only one.
         """
-        if data is None:
-            opened = sorted({images.name for images in self._sets.values()})
-            if len(opened) > 1:
-                raise ValueError(f"data is missing for {measure!r}: this chapter has opened {', '.join(opened)}")
-            data = opened[0] if opened else None
-        elif not isinstance(data, str):
-            data = data.name
-        self.ledger.record(measure, interval, interval.n if images is None else images, data, conditions)
-
-    def skip(self, measure: str, why: str, reason: str = "missing") -> None:
-        """Say in the ledger why this run does not take a measure; reason: one of `verdicts.REASONS`."""
-        self.ledger.skip(measure, why, reason)
+        names = sorted({images.name for images in self._sets.values()})
+        name = data if isinstance(data, str | None) else data.name
+        for measure, value in found.items():
+            if isinstance(value, Unmeasured):
+                self.ledger.skip(measure, *value)
+                continue
+            if data is None and len(names) > 1:
+                raise ValueError(f"data is missing for {measure!r}: this chapter has opened {', '.join(names)}")
+            entry = value if isinstance(value, Measured) else Measured(value)
+            images = getattr(entry.interval, "n", None) if entry.images is None else entry.images
+            self.ledger.record(measure, entry.interval, images, name or next(iter(names), None), entry.conditions)
 
     def save_table(self, name: str, table: pd.DataFrame) -> None:
         """Keep a table under this name in the results file, which a reference run commits."""

@@ -156,8 +156,18 @@ class Paper(Strict):
     title: str
     finding: str = ""
     picture: str = ""
+    sizes: dict[str, Any] = {}
+    """Of the chapter's experiments: name -> its values in PROFILES, in their order."""
     measures: dict[str, Measure]
     claims: tuple[Claim, ...]
+
+    @field_validator("sizes")
+    @classmethod
+    def _fixed(cls, sizes: dict[str, Any]) -> dict[str, Any]:
+        def fixed(value: Any) -> Any:
+            return tuple(map(fixed, value)) if isinstance(value, list) else value
+
+        return {name: fixed(values) for name, values in sizes.items()}
 
     @field_validator("measures", mode="before")
     @classmethod

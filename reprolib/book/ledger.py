@@ -88,13 +88,16 @@ class Ledger:
         self.records.pop(measure, None)
         self.skipped[measure] = (reason, why)
 
+    def missing(self) -> list[str]:
+        """The declared measures that were neither recorded nor skipped."""
+        return [name for name in self.paper.measures if name not in self.records and name not in self.skipped]
+
     def check(self) -> None:
-        """Raise ValueError naming every declared measure that was neither recorded nor skipped."""
-        forgotten = [name for name in self.paper.measures if name not in self.records and name not in self.skipped]
-        if forgotten:
+        """Raise ValueError naming every measure that is missing."""
+        if forgotten := self.missing():
             raise ValueError(
                 f"measures declared in claims/{self.paper.paper}.yml but never recorded: {', '.join(forgotten)}; "
-                f"record them, or give the reason with skip(measure, why)"
+                f"measure them, or give the reason with Unmeasured(why)"
             )
 
     def verdicts(self) -> list[Verdict]:

@@ -1,0 +1,132 @@
+"""Measures of the chapter on GradInversion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reprolib.attacks.labels import distinct_ceiling
+from reprolib.measure import intervals
+from reprolib.measure.entries import Measured, Unmeasured
+from reprolib.measure.intervals import Interval
+
+Entries = dict[str, Interval | Measured | Unmeasured]
+
+
+def of(scores: pd.DataFrame, attack: str) -> pd.DataFrame:
+    """The rows of one attack; every attack met the same images in the same order."""
+    return scores[scores.attack == attack].reset_index(drop=True)
+
+
+def restored_labels(restored: pd.DataFrame, classes: int) -> Entries:
+    """Labels of batches of eight that the row minimum restores, by network, mode and drawing; nothing without them."""
+    if 8 not in set(restored.batch):
+        return {}
+
+    def shares(rule: str, state: str = "trained", mode: str = "train", drawing: str = "distinct") -> np.ndarray:
+        t = restored.query("batch == 8 and rule == @rule and state == @state and mode == @mode and labels == @drawing")
+        return t.right.to_numpy()
+
+    minimum, total, uniform = shares("yin"), shares("yin_sum"), shares("yin", drawing="uniform")
+    relu, leaky = (shares("yin", state) for state in ("untrained", "untrained-leaky"))
+    gap = distinct_ceiling(classes, 8) - shares("yin", "untrained", drawing="uniform")
+    by_mode = intervals.mean_difference(minimum, shares("yin", mode="eval"))
+    return {
+        "labels_minimum_distinct": intervals.pooled(minimum, 8),
+        "labels_sum_distinct": intervals.pooled(total, 8),
+        "labels_minimum_uniform": intervals.pooled(uniform, 8),
+        "labels_minimum_minus_sum": Measured(intervals.difference(minimum, total), images=8 * len(total)),
+        "labels_mode_gap": Measured(by_mode, images=16 * len(total)),
+        "labels_leaky_loss": Measured(intervals.difference(relu, leaky), images=8 * len(relu)),
+        "labels_ceiling_gap": Measured(intervals.mean(gap), images=8 * len(gap)),
+    }
+
+
+def hundred_classes(shares: Mapping[tuple[str, str], Interval]) -> Entries:
+    """Labels of a hundred classes restored beyond chance; shares: (network, rule) -> interval."""
+    return {f"labels_hundred_{state}" + "_sum" * (rule == "yin_sum"): share for (state, rule), share in shares.items()}
+
+
+def singles(scores: pd.DataFrame, budget: Mapping[str, Any]) -> Entries:
+    """The strong attack on single images, against the paper's loss and without statistics: the order of `scores`."""
+    alone, withheld, loss = (of(scores, name) for name in scores.attack.unique())
+    named = [t.identified.astype(float) for t in (alone, withheld)]
+    found = {
+        "strong_identified": intervals.proportion(alone.identified, alone.network),
+        "strong_psnr": intervals.mean(alone.psnr, alone.network),
+        "strong_minus_paper": intervals.difference(alone.psnr, loss.psnr, alone.network),
+        "withheld_identified_loss": intervals.difference(*named, alone.network),
+    }
+    return {measure: Measured(interval, budget) for measure, interval in found.items()}
+
+
+def long_search(scores: pd.DataFrame | None, iterations: int) -> Entries:
+    """PSNR of the strong attack in a longer search."""
+    if scores is None:
+        return {"strong_long_psnr": Unmeasured("this profile has no long search", "budget")}
+    budget = {"budget": f"{iterations} iterations"}
+    return {"strong_long_psnr": Measured(intervals.mean(scores.psnr, scores.network), budget)}
+
+
+def steps(scores: pd.DataFrame, best: pd.DataFrame) -> Entries:
+    """What each term of the objective adds, and the whole against the best guess without a gradient."""
+    first, last = of(scores, "gradient alone"), of(scores, "+ registered group")
+    compared = {
+        "step_fidelity": ("+ image priors", "gradient alone"),
+        "step_batch_norm": ("+ batch norm", "+ image priors"),
+        "step_group": ("+ lazy group", "+ batch norm"),
+        "step_registered": ("+ registered group", "+ lazy group"),
+        "batch_norm_alone": ("+ batch norm", "statistics alone"),
+    }
+    gained = {m: (of(scores, a).psnr, of(scores, b).psnr) for m, (a, b) in compared.items()}
+    return {measure: intervals.difference(*pair, last.network) for measure, pair in gained.items()} | {
+        "full_over_baseline": intervals.difference(last.registered, best.best, last.network),
+        "iip_full": intervals.over_chance(last.in_class, last.in_class_chance, last.network),
+        "feature_full": intervals.difference(first.features, last.features, last.network),
+    }
+
+
+def sources(scores: pd.DataFrame, best: pd.DataFrame) -> Entries:
+    """Statistics of the batch against those of the model, and against the best guess."""
+    exact, running = of(scores, "exact"), of(scores, "running")
+    return {
+        "exact_minus_running": intervals.difference(exact.psnr, running.psnr, exact.network),
+        "trained_over_baseline": intervals.difference(exact.registered, best.best, exact.network),
+    }
+
+
+def mismatch(gradients: pd.DataFrame, buffers: pd.DataFrame) -> Entries:
+    """How far off a gradient with buffers is, and whether a batch's statistics follow from two states of them."""
+    wrong = gradients[gradients.attacker.str.endswith("buffers")].mismatch
+    return {
+        "mode_mismatch": Measured(intervals.log_mean(wrong), images=2 * len(wrong)),
+        "buffers_exact": intervals.below(buffers.error, 1e-4, buffers.trial),
+    }
+
+
+def presets(scores: pd.DataFrame, best: pd.DataFrame) -> Entries:
+    """The preset *balanced* against the best guess and against the paper's."""
+    balanced, paper = of(scores, "balanced"), of(scores, "paper")
+    return {
+        "balanced_over_baseline": intervals.difference(balanced.registered, best.best, balanced.network),
+        "balanced_minus_paper": intervals.difference(balanced.psnr, paper.psnr, balanced.network),
+    }
+
+
+def grown(tables: Mapping[int, pd.DataFrame]) -> Entries:
+    """What is identified in its class in batches of two, and what batches of eight lose; nothing without both."""
+    if not {2, 8} <= set(tables):
+        return {}
+    small, large = tables[2], tables[8]
+    return {
+        "iip_small": intervals.over_chance(small.in_class, small.in_class_chance, small.network),
+        "iip_batch": intervals.mean_difference(small.in_class, large.in_class, small.network, large.network),
+    }
+
+
+def left_out(missing: Sequence[str]) -> Entries:
+    """Why this run lacks the measures that are missing."""
+    return {name: Unmeasured("this profile has no batches of that size", "budget") for name in missing}
