@@ -49,7 +49,8 @@ class AnalyticRecovery:
         input is not the image; besides those of `linear_inputs`.
         """
         began = time.perf_counter()
-        refuse_snapshots(self, check_call(model, update, snapshots))
+        refuse_snapshots(self, check_call(update, snapshots))
+        update.check(model)
         network = Victims.of(model).skeleton  # of the weights nothing is read
         layers = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
         if self.layer not in layers or layers[self.layer].bias is None:

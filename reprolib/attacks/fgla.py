@@ -175,7 +175,8 @@ class FGLA:
         those of `separate` and of `labels.of_update` (a batch larger than the classes).
         """
         began = time.perf_counter()
-        refuse_snapshots(self, check_call(model, update, snapshots))
+        refuse_snapshots(self, check_call(update, snapshots))
+        update.check(model)
         models.check_inverse(self.decoder, model, update.image_shape, "decoder")
         update.require_one_gradient("FGLA")
         given = labels.of_update(update, _LABEL_RULES[self.labels]) if update.labels is None else update.labels

@@ -116,7 +116,6 @@ class GGL(SearchAttack):
         return _Search(self, *told)
 
     def refuse(self, model: nn.Module | Victims, update: SharedUpdate) -> None:
-        super().refuse(model, update)
         like = next(self.generator.parameters(), torch.zeros(()))
         try:
             with torch.no_grad():

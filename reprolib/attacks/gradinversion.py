@@ -174,7 +174,6 @@ class GradInversion(SearchAttack):
         return _Search(self, *told, each=self.seeds)
 
     def refuse(self, model: nn.Module | Victims, update: SharedUpdate) -> None:
-        super().refuse(model, update)
         if self.gradient is None and update.batch_norm is None:
             raise ValueError("gradient=None balances it against batch-norm statistics, but this update carries none")
 

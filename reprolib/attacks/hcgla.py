@@ -78,7 +78,6 @@ class HCGLA(SearchAttack):
         return LBFGS(learning_rate=self.learning_rate, max_iter=self.max_iter, history_size=self.history_size)
 
     def refuse(self, model: nn.Module | Victims, update: SharedUpdate) -> None:
-        super().refuse(model, update)
         if self.start == "mean_of_rows" and update.batch_size > 1:
             raise ValueError(f"start='mean_of_rows' is for single images, this update's batch_size={update.batch_size}")
         if self.generator is not None:

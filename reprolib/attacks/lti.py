@@ -89,7 +89,8 @@ class LearningToInvert:
         them held out, and snapshots.
         """
         began = time.perf_counter()
-        refuse_snapshots(self, check_call(model, update, snapshots))
+        refuse_snapshots(self, check_call(update, snapshots))
+        update.check(model)
         if self.auxiliary.image_shape != tuple(update.image_shape):
             raise ValueError(
                 f"auxiliary images are of shape {self.auxiliary.image_shape}, the update's {update.image_shape}"

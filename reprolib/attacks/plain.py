@@ -45,7 +45,8 @@ class PlainDLG:
 
         Errors: ValueError for an update of another model, for a batch, another loss, and for snapshots.
         """
-        refuse_snapshots(self, check_call(model, update, snapshots))
+        refuse_snapshots(self, check_call(update, snapshots))
+        update.check(model)
         if update.batch_size != 1:
             raise ValueError(f"PlainDLG takes one image a trial, got batches of {update.batch_size}: use DLG")
         if update.task != Task():

@@ -85,16 +85,15 @@ class Attack(Protocol):
         ...
 
 
-def check_call(model: nn.Module | Victims, update: SharedUpdate, snapshots: Sequence[int]) -> tuple[int, ...]:
+def check_call(update: SharedUpdate, snapshots: Sequence[int]) -> tuple[int, ...]:
     """What every attack looks at first; returns the snapshots.
 
-    Errors: ValueError for what is no update, one of another model or with NaN, and snapshots that are no iterations.
+    Errors: ValueError for what is no update, and snapshots that are no iterations.
     """
     if not isinstance(update, SharedUpdate):
         raise ValueError(
             f"update must be a SharedUpdate, from client.share or SharedUpdate.of, got {type(update).__name__}"
         )
-    update.check(model)
     return settings.each("snapshots", settings.WholeOrNone, snapshots)
 
 

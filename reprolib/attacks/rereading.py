@@ -44,7 +44,8 @@ class Rereading:
 
         Errors: ValueError for an update that grants no defense or one without `reread`, besides the attack's own.
         """
-        snapshots = check_call(model, update, snapshots)
+        snapshots = check_call(update, snapshots)
+        update.check(model)
         if not hasattr(update.defense, "reread"):
             raise ValueError(
                 f"Rereading needs an update that grants a defense with `reread`, such as GradDefense, got "

@@ -65,14 +65,15 @@ class SearchAttack:
         and what else the attack cannot do.
         """
         began = time.perf_counter()
-        snapshots = check_call(model, update, snapshots)
-        self.refuse(model, update)
+        snapshots = check_call(update, snapshots)
         runs = [search.lowest(progress, snapshots) for search in self.searches(model, update, seed)]
         return join(runs, time.perf_counter() - began)
 
     def searches(self, model: nn.Module | Victims, update: SharedUpdate, seed: Seed = 0) -> Iterator[Search]:
         """The searches of all trials, as many at a time as memory holds."""
-        given, observation = self.given_labels(update), self.observed(model, update)
+        observation = self.observed(model, update)
+        self.refuse(model, update)
+        given = self.given_labels(update)
         for trials in torch.arange(update.trials).split(self._trials_at_once(update)):
             yield self.search(model, update, observation, given, seed, trials)
 
@@ -81,19 +82,15 @@ class SearchAttack:
         raise NotImplementedError
 
     def refuse(self, model: nn.Module | Victims, update: SharedUpdate) -> None:
-        """Errors: ValueError for an update that this attack cannot work on."""
-        if self.one_gradient:
-            update.require_one_gradient(type(self).__name__)
+        """Errors: ValueError for an update of this model that this attack cannot work on."""
 
     def given_labels(self, update: SharedUpdate) -> Tensor | None:
         """[T, B] labels that the search holds fixed; None where it looks for them too."""
         return labels.given(update) if self.labels == "known" else labels.of_update(update, self.rules[self.labels])
 
     def observed(self, model: nn.Module | Victims, update: SharedUpdate) -> Observation:
-        """The update as this attacker reads it: with the defense's counter, if it knows the defense."""
-        if update.defense is not None:
-            return update.defense.counter(model, update)
-        return Observation(update.as_gradients())
+        """What this attacker compares with. Errors: those of `SharedUpdate.observed`."""
+        return update.observed(model, type(self).__name__, self.one_gradient)
 
     def lbfgs(self) -> LBFGS | None:
         """The settings of L-BFGS, whose memory limits the trials that run at once; None for another optimiser."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from numbers import Integral
 from pathlib import Path
 
@@ -44,6 +45,8 @@ def load(
     >>> images.shape, labels.shape
     (torch.Size([2, 4, 3, 32, 32]), torch.Size([2, 4]))
     """
+    if not isinstance(name, str):
+        raise ValueError(f"name must be a str, such as 'photos' or 'cifar10', got {reprlib.repr(name)}")
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
     folder = name.startswith("folder:")
@@ -98,6 +101,8 @@ def choose(
     fewer than `count` images gives all it has. A set that is there and broken, or there without the split, is an error,
     not a reason to substitute. Arguments and errors as in `load`.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"name must be a str, such as 'photos' or 'cifar10', got {reprlib.repr(name)}")
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
     if name in OFFLINE_SETS or name.startswith("folder:") or grey:

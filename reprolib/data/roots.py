@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import shutil
 from pathlib import Path
 
@@ -16,9 +17,12 @@ INNER_FILES = {"cifar10": ("cifar-10-batches-py/data_batch_1",), "cifar100": ("c
 
 
 def find_root(root: str | Path | None) -> Path | None:
-    origin, value = ("root", root) if root else ("REPROLIB_DATA", os.environ.get("REPROLIB_DATA"))
-    if not value:
+    given = root is not None and not (isinstance(root, str) and not root)
+    origin, value = ("root", root) if given else ("REPROLIB_DATA", os.environ.get("REPROLIB_DATA"))
+    if value is None or isinstance(value, str) and not value:
         return None
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError(f"{origin} must be a str or a Path, got {reprlib.repr(value)}")
     path = Path(value).expanduser()
     if not path.is_dir():
         raise FileNotFoundError(f"{origin}={str(value)!r} is not a folder: create it, correct it, or leave it unset")

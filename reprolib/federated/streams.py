@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,6 +30,10 @@ def generator(seed: Seed, trial: int, *stream: int) -> torch.Generator:
     if isinstance(seed, Sequence) and not isinstance(seed, str):
         if not trial < len(seed):
             raise ValueError(f"generator: trial {trial} has no pair (seed, trial); seed holds {len(seed)} of them")
+        if not isinstance(seed[trial], Sequence) or isinstance(seed[trial], str) or len(seed[trial]) != 2:
+            raise ValueError(
+                f"generator: a seed for each trial is a pair (seed, trial), got {reprlib.repr(seed[trial])}"
+            )
         seed, trial = seed[trial]
     key = (seed, trial, *stream)
     if not all(isinstance(part, int | np.integer) and not isinstance(part, bool) and part >= 0 for part in key):

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from reprolib import settings
 from reprolib.federated import gradients
 from reprolib.federated.gradients import LocalTraining
+from reprolib.federated.observation import Observation
 from reprolib.federated.protection import Protection
 from reprolib.federated.threat import ServerKind, ThreatModel, check_types, client_sizes
 from reprolib.models import Victims, fingerprint, incoming, task
@@ -86,7 +87,7 @@ class SharedUpdate:
         >>> labels.from_update(update)
         tensor([7])
         """
-        batch_size = settings.held("batch_size", settings.Whole, batch_size)
+        batch_size = settings.held("batch_size", settings.Count, batch_size)
         check_types(threat, local)
         require_victim(model)
         threat = ThreatModel(labels="known" if labels is not None else "unknown") if threat is None else threat
@@ -147,6 +148,19 @@ class SharedUpdate:
                 f"{attack} needs a server of the kind {' or '.join(map(repr, kinds))}, but this update's threat model "
                 f"says server={self.threat.server!r}"
             )
+
+    def observed(self, model: nn.Module | Victims, attack: str, one_gradient: bool = False) -> Observation:
+        """The update as an attacker reads it: with the defense's counter, if it knows the defense.
+
+        one_gradient: `attack`, by its name, matches a single gradient.
+        Errors: ValueError as `check`, and `require_one_gradient` where it is asked for.
+        """
+        self.check(model)
+        if one_gradient:
+            self.require_one_gradient(attack)
+        if self.defense is not None:
+            return self.defense.counter(model, self)
+        return Observation(self.as_gradients())
 
     def as_gradients(self) -> dict[str, Tensor]:
         """name -> [T, *param]: the shared gradients; for FedAvg the average gradient along the local steps."""
@@ -238,6 +252,8 @@ class SharedUpdate:
         victims = Victims.of(model)
         if not isinstance(self.gradients, dict) or not all(isinstance(g, Tensor) for g in self.gradients.values()):
             raise ValueError("the update's gradients are no tensors by name: SharedUpdate.of makes them of one's own")
+        if len({len(g) if g.ndim else 0 for g in self.gradients.values()}) > 1:
+            raise ValueError("the update's gradients are of different numbers of trials: [T, *param] each, of one T")
         parameters = {name: victims.skeleton.get_parameter(name) for name in gradients.trained_names(victims.skeleton)}
         if parameters.keys() != self.gradients.keys():
             missing = [name for name in parameters if name not in self.gradients]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -46,6 +47,8 @@ class Victims:
             return models
         if isinstance(models, nn.Module):
             return cls(models)
+        if not isinstance(models, Sequence) or not all(isinstance(model, nn.Module) for model in models):
+            raise ValueError(f"victims are a network or a sequence of networks, got {reprlib.repr(models)}")
         if not models or each < 1:
             raise ValueError(f"victims are networks with trials, got {len(models)} networks with {each} trials each")
         shapes = [{name: (p.shape, p.device, p.dtype) for name, p in model.named_parameters()} for model in models]
