@@ -74,9 +74,7 @@ def called(name, model, update, seed=1, **more):
 
 
 def test_these_are_all_attacks():
-    kinds = {name for name in attacks.__all__ if "__call__" in dir(getattr(attacks, name))}
-    kinds = {name for name in kinds if inspect.isclass(getattr(attacks, name)) and name != "Attack"}
-    assert kinds == set(ATTACKS)
+    assert set(ATTACKS) == set(attacks.__all__) - {"Attack", "History", "Reconstruction", "build", "linear_inputs"}
 
 
 @pytest.mark.parametrize("name", ATTACKS)
