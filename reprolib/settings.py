@@ -80,9 +80,9 @@ class Like:
 
 
 Count = Annotated[int, Range(1, MOST)]
-CountOrNone = Annotated[int, Range(0, MOST)]
+CountOrZero = Annotated[int, Range(0, MOST)]
 Whole = Annotated[int, Range(1)]
-WholeOrNone = Annotated[int, Range(0)]
+WholeOrZero = Annotated[int, Range(0)]
 Level = Annotated[float, Range(0, LARGEST)]
 Length = Annotated[float, Range(0, LARGEST, above=True)]
 LengthOrInfinity = Annotated[float, Range(0, LARGEST, above=True, infinite=True)]
@@ -126,7 +126,10 @@ def each(name: str, hint: Any, values: Any) -> tuple[Any, ...]:
 
 @cache
 def _hints(kind: type) -> list[tuple[str, Any]]:
-    hints = get_type_hints(kind, include_extras=True)
+    try:
+        hints = get_type_hints(kind, include_extras=True)
+    except NameError:  # somebody's own class, with names that only a type checker imports
+        return []
     return [(field.name, hints[field.name]) for field in fields(kind)]
 
 

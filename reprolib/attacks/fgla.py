@@ -138,7 +138,7 @@ class FGLA:
     decoder: nn.Module = field(repr=False)
     offset: Offset = "official"
     missing_offset: MissingOffset = "raise"
-    refine_steps: settings.WholeOrNone = 0
+    refine_steps: settings.WholeOrZero = 0
     impute_bias: bool = False
     labels: Literal["minimum", "sign", "count"] = "minimum"
     decoder_mode: client.Mode = "eval"

@@ -77,7 +77,7 @@ class GradInversion(SearchAttack):
     boxed: bool = True
     labels: Literal["known", "minimum", "sum"] = "minimum"
     seeds: settings.Count = 8
-    group_start: settings.CountOrNone = 5_000
+    group_start: settings.CountOrZero = 5_000
     group_every: settings.Count = 100
     registration: priors.Registration = "affine"
     select: Literal["best", "consensus"] = "best"

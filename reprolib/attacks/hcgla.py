@@ -42,7 +42,7 @@ class HCGLA(SearchAttack):
     generator: nn.Module | None = field(default=None, repr=False)
     start: Literal["generated", "mean_of_rows", "random"] = "generated"
     mask: Literal["all", "head", "none"] = "all"
-    iterations: settings.CountOrNone = 42
+    iterations: settings.CountOrZero = 42
     learning_rate: settings.Length = 0.01
     max_iter: settings.Count = 20
     history_size: settings.Count = 100

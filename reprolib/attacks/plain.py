@@ -28,7 +28,7 @@ class PlainDLG:
     that is no longer finite ends its trial: torch would go on to no effect. iterations: outer steps of up to 20.
     """
 
-    iterations: settings.WholeOrNone = 300
+    iterations: settings.WholeOrZero = 300
 
     def __post_init__(self) -> None:
         settings.check(self)

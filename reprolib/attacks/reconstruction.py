@@ -94,7 +94,7 @@ def check_call(update: SharedUpdate, snapshots: Sequence[int]) -> tuple[int, ...
         raise ValueError(
             f"update must be a SharedUpdate, from client.share or SharedUpdate.of, got {type(update).__name__}"
         )
-    return settings.each("snapshots", settings.WholeOrNone, snapshots)
+    return settings.each("snapshots", settings.WholeOrZero, snapshots)
 
 
 def refuse_snapshots(attack: Attack, snapshots: Sequence[int]) -> None:

@@ -47,7 +47,7 @@ class GradDefense(Defense):
 
     root: ImageSet = field(repr=False)
     slices: settings.Count = 10
-    perturbed: settings.CountOrNone = 5
+    perturbed: settings.CountOrZero = 5
     std: settings.Level = 5e-4
     clip: bool = False
     estimator: Estimator = "vjp_ones"

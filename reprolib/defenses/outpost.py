@@ -33,7 +33,7 @@ class Outpost(Defense):
     phi: settings.Share = 0.4
     prune_ratio: settings.Share = 0.8
     noise_base: settings.Level = 0.8
-    iteration: settings.CountOrNone = 0
+    iteration: settings.CountOrZero = 0
 
     def __str__(self) -> str:
         return f"Outpost at iteration {self.iteration}"

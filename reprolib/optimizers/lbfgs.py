@@ -28,7 +28,7 @@ class LBFGS:
 
     learning_rate: settings.Positive = 1.0
     max_iter: settings.Whole = 20
-    max_eval: settings.WholeOrNone | None = None
+    max_eval: settings.WholeOrZero | None = None
     history_size: settings.Whole = 100
     tolerance_grad: float = 1e-7
     tolerance_change: float = 1e-9
