@@ -101,9 +101,9 @@ def _check_complete(payload: dict[str, Any], path: Path, root: Path, paper: str)
             f"other inputs under a name that was taken: {names}. Name these parts apart, or, after a change of a cell, "
             f"run the chapter again from its start"
         )
-    loaded = claims.load(root / "claims" / f"{target.name}.yml")
+    loaded = claims.load(root / "claims" / f"{paper}.yml")
     if unknown := sorted(payload["measures"].keys() - loaded.measures.keys()):
-        raise ValueError(f"{path.name} holds measures that claims/{target.name}.yml does not declare: {', '.join(unknown)}")
+        raise ValueError(f"{path.name} holds measures that claims/{paper}.yml does not declare: {', '.join(unknown)}")
     validate_verdicts(payload["verdicts"], loaded)
 
 
@@ -112,7 +112,7 @@ def _put_in_place(payload: dict[str, Any], path: Path, source: Path, made: Path,
 
     source: where the run's records are; made: where its figures are. keeps: the log of verifications goes on.
     """
-    fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{paper}.old")
+    fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
     if old.exists() and not target.exists():  # killed between the two steps below
         os.replace(old, target)
     for folder in (fresh, old):
