@@ -191,7 +191,8 @@ class Paper(Strict):
             if claim.reading is not None:
                 statements.setdefault(claim.reading.of, []).append(claim)
         for name, claims in statements.items():
-            ids, stated = [claim.id for claim in claims], [claim.id for claim in claims if claim.reading.stated]
+            ids = [claim.id for claim in claims]
+            stated = [claim.id for claim in claims if claim.reading is not None and claim.reading.stated]
             if len(ids) < 2:
                 raise ValueError(f"claim {ids[0]!r}: the only reading of {name!r}; readings are at least two")
             if len(stated) > 1:
@@ -311,7 +312,7 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.IGNORECASE), list("tTfF"))
 
-_MODELS = {
+_MODELS: dict[str, type[Strict]] = {
     "measures": Measure,
     "on": Conditions,
     "claims": Claim,

@@ -160,8 +160,10 @@ class Criterion(Strict):
             every, none = low >= self.at_least, high < self.at_least
         elif self.at_most is not None:
             every, none = high <= self.at_most, low > self.at_most
-        else:
+        elif self.above is not None:
             every, none = low > self.above, high <= self.above
+        else:
+            raise ValueError(f"a criterion on {self.measure!r} without a bound")
         return True if every else False if none else None
 
     def words(self, percent: bool = False) -> str:

@@ -71,7 +71,7 @@ class Attack(Strict):
         named = {self.control}
         for level in self.levels:
             named |= {level.static, level.adaptive, level.cost, level.control}
-        return named - {None}
+        return {name for name in named if name is not None}
 
 
 class _Plan(Strict):

@@ -61,9 +61,9 @@ def _row(verdict: Verdict) -> str:
     if verdict.note:
         told = f"<details><summary>{told}</summary><small>{html.escape(verdict.note)}</small></details>"
     measured = re.sub(r"\[.*?\]", lambda ends: ends[0].replace(" ", "\N{NO-BREAK SPACE}"), verdict.measured(percent))
-    cells = (verdict.says, verdict.published, measured or "—")
+    texts = (verdict.says, verdict.published, measured or "—")
     named = ("", *(f' data-column="{name}"' for name in _COLUMNS[1:3]))  # for narrow screens: the book's style sheet
-    cells = [f'<td{name} style="{_CELL}">{html.escape(cell)}</td>' for name, cell in zip(named, cells, strict=True)]
+    cells = [f'<td{name} style="{_CELL}">{html.escape(cell)}</td>' for name, cell in zip(named, texts, strict=True)]
     return (
         f'<tr style="border-top:1px solid rgba(128,128,128,.4)">{"".join(cells)}'
         f'<td data-column="{_COLUMNS[3]}" style="{_CELL};min-width:11rem">{told}</td></tr>'

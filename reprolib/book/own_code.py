@@ -58,8 +58,8 @@ def globals_of(function: types.FunctionType) -> Iterator[tuple[str, str, Any]]:
         steps = [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
         for step, after in zip(steps, [*steps[1:], None], strict=True):
             if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in function.__globals__:
-                taken = after is not None and after.opname in ("LOAD_ATTR", "LOAD_METHOD")
-                yield step.argval, after.argval if taken else "", function.__globals__[step.argval]
+                taken = after.argval if after and after.opname in ("LOAD_ATTR", "LOAD_METHOD") else ""
+                yield step.argval, taken, function.__globals__[step.argval]
 
 
 def closure_of(function: types.FunctionType) -> dict[str, Any]:

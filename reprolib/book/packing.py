@@ -124,10 +124,10 @@ def _column(values: pd.Series, name: str, arrays: dict[str, Tensor]) -> Any:
     if kind != str(array.dtype) or array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise TypeError(f"a record cannot hold column {name}, whose values are {kind}: give it numbers, truths or text")
     bits = array.view(f"i{array.dtype.itemsize}") if array.dtype.kind == "f" else array  # 0.0 and -0.0 are equal
-    different, which = np.unique(bits, return_inverse=True)
+    different, places = np.unique(bits, return_inverse=True)
     if len(different) <= 255 and len(different) < len(array) / 2:
         entries = results.encoded(different.view(array.dtype).tolist())
-        index = torch.from_numpy(which.reshape(-1).astype(np.uint8))
+        index = torch.from_numpy(places.reshape(-1).astype(np.uint8))
         return {"dtype": kind, "of": entries, "in": _kept(index, name, arrays)}
     narrow = array
     if array.dtype == np.float64:

@@ -84,7 +84,8 @@ def _listing(folder: Path, depth: int = 3) -> list[tuple[str, int, int]]:
             continue
         entries.append((entry.name, 0 if is_folder else stat.st_size, stat.st_mtime_ns))
         if is_folder and depth > 1:
-            entries.extend((f"{entry.name}/{name}", *rest) for name, *rest in _listing(Path(entry.path), depth - 1))
+            below = _listing(Path(entry.path), depth - 1)
+            entries.extend((f"{entry.name}/{name}", size, changed) for name, size, changed in below)
     return entries
 
 

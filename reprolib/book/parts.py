@@ -49,12 +49,13 @@ class Parts:
     ) -> None:
         self._paper, self._profile, self._seed, self._device = paper, profile, seed, device
         self._replaying, self._folder, self._show = replaying, folder, show
-        self._whole = reference is not None and "records" in reference
+        manifest = None if reference is None else reference.get("records")
+        self._whole = manifest is not None
         self.replays = replaying and self._whole
         self._recorded: dict[str, records.Record] = {}
         self._problems: list[str] = []
-        if self.replays:
-            self._recorded, self._problems = reference_run.accepted_records(paper, reference["records"])
+        if replaying and manifest is not None:
+            self._recorded, self._problems = reference_run.accepted_records(paper, manifest)
         self._plan = _plan_of_verification() if replaying else None
         self.entries: dict[str, dict[str, Any]] = {}
         self.resumed = 0.0

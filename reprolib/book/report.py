@@ -193,7 +193,7 @@ def _pictures(papers: list[Paper]) -> list[Figure]:
     """The figures of the first page, as far as there are any: of the reference run where it has one."""
     named = [paper for paper in papers if re.fullmatch(r"[\w.-]+", paper.key)]  # the page names a picture by its path
     runs = [paper.reference for paper in named] + [paper.run for paper in named]
-    found = []
+    found: list[Figure] = []
     for name, profiles in FIRST_PAGE.items():
         fitting = (run for run in runs if run.stored is not None and run.stored.profile in profiles)
         figures = (figure for run in fitting for figure in run.figures if figure.path.stem == name)

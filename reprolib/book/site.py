@@ -48,9 +48,9 @@ def pictures_out(page: str, folder: Path, address: Callable[[str], str]) -> str:
 
 def _packed(content: bytes) -> tuple[bytes, str]:
     """A PNG without loss as WebP where that is smaller, and what it is."""
-    image, buffer = Image.open(io.BytesIO(content)), io.BytesIO()
-    if image.mode == "RGBA" and image.getextrema()[3][0] == 255:
-        image = image.convert("RGB")
+    opened, buffer = Image.open(io.BytesIO(content)), io.BytesIO()
+    opaque = opened.mode == "RGBA" and opened.getchannel("A").getextrema()[0] == 255
+    image = opened.convert("RGB") if opaque else opened
     image.save(buffer, format="webp", lossless=True, method=1, quality=10)
     return (buffer.getvalue(), "webp") if len(buffer.getvalue()) < len(content) else (content, "png")
 
@@ -74,8 +74,9 @@ def datatables(folder: Path) -> None:
     shipped = importlib.resources.files("itables") / "html"
     module = (shipped / "dt_bundle.js").read_text(encoding="utf-8")
     exports = _EXPORTS.search(module)
-    named = dict(reversed(entry.split(" as ")) for entry in exports[1].split(",")) if exports else {}
-    if "default" not in named or "import.meta" in module or len(_EXPORTS.findall(module)) != 1:
+    pairs = [entry.rpartition(" as ") for entry in exports[1].split(",")] if exports else []
+    named = {name: own for own, _, name in pairs}
+    if exports is None or "default" not in named or "import.meta" in module or len(_EXPORTS.findall(module)) != 1:
         raise ValueError("the package itables ships DataTables in another form than this book reads: use itables 2.9")
     before, after, name = module[: exports.start()], module[exports.end() :], named["default"].strip()
     script = f"(()=>{{{before};globalThis.DataTable={name};\n{after}\n}})();"

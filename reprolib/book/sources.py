@@ -87,7 +87,8 @@ def _prose(tree: ast.AST, rows: list[str]) -> dict[tuple[int, int], tuple[tuple[
     Places are (row from 1, character from 0), as the tokenizer counts.
     """
 
-    def place(row: int, column: int) -> tuple[int, int]:
+    def place(row: int | None, column: int | None) -> tuple[int, int]:
+        assert row is not None, "what was parsed from a text knows its place"
         return row, len(rows[row - 1].encode()[:column].decode())  # the parser counts bytes
 
     found = {}
@@ -243,7 +244,8 @@ def _only_for_types(node: ast.stmt) -> bool:
 @cache
 def _analysed(text: str) -> Module:
     """A text of the library taken apart into its definitions."""
-    found, outside = Module(), {}
+    found = Module()
+    outside: dict[str, str] = {}
     statements = [node for node in ast.parse(text).body if not _is_prose(node)]
     # an import in a function is the function's own; one below `if` or `try` is the module's
     running = [node for node in statements if not _only_for_types(node) and not isinstance(node, _DEFINES)]

@@ -181,7 +181,7 @@ class Verdict(_Stored):
         if self.parts:
             told = [(f"{part.name}: ", part) for part in self.parts if part.value is not None]
         else:
-            told = [("", self)] if self.value is not None else []
+            told = [("", self)] if self.value is not None else []  # type: ignore[list-item] # it has the same four fields
         if self.kind == "identity":  # of algebra there is no interval
             return "; ".join(name + _words(one.value, None, None, percent) for name, one in told)
         return "; ".join(name + _words(one.value, one.low, one.high, percent) for name, one in told)
@@ -231,9 +231,9 @@ def _one(readings: list[Verdict]) -> Verdict:
     stated = [verdict for verdict in readings if verdict.reading and verdict.reading.stated]
     if stated or len({verdict.verdict for verdict in readings}) == 1:
         return (stated or readings)[0].model_copy(update={"reading": None})
-    told = "; ".join(f"{verdict.reading.how}: {verdict.verdict}" for verdict in readings)
+    told = "; ".join(f"{verdict.reading.how}: {verdict.verdict}" for verdict in readings if verdict.reading)
     open_now = {"verdict": UNDECIDED, "reason": "unreadable", "why": f"it depends on the reading: {told}"}
-    of_one = {"measure": None, "value": None, "low": None, "high": None, "parts": [], "provisional": ""}
+    of_one: dict[str, Any] = {"measure": None, "value": None, "low": None, "high": None, "parts": [], "provisional": ""}
     return readings[0].model_copy(update={"reading": None, "stands_at_99": None, **open_now, **of_one})
 
 

@@ -83,6 +83,14 @@ def accept(root: Path, paper: str, profile: str = "gpu") -> str:
             stale = [line for line in stale if "verified since" not in line]
         if stale or not payload.get("state"):
             raise ValueError(f"{path.name} does not show the records as they are ({'; '.join(stale) or 'no records'})")
+    _check_complete(payload, path, root, paper)
+    size = _put_in_place(payload, path, source, made, target, keeps=profile == chapter.REPLAY)
+    count = len(payload["records"])
+    return f"{paper}: {count} records, {size:.1f} MB, are the reference run now; commit results/reference/{paper}"
+
+
+def _check_complete(payload: dict[str, Any], path: Path, root: Path, paper: str) -> None:
+    """Raise ValueError for results that lack something, took one name twice, or do not fit the file of claims."""
     if not payload.get("records"):
         raise ValueError(f"{path.name} names no records: it was written by an older reprolib; run the chapter again")
     if missing := sorted({"measures", "verdicts", "figures", "provenance"} - payload.keys()):
@@ -97,15 +105,22 @@ def accept(root: Path, paper: str, profile: str = "gpu") -> str:
     if unknown := sorted(payload["measures"].keys() - loaded.measures.keys()):
         raise ValueError(f"{path.name} holds measures that claims/{paper}.yml does not declare: {', '.join(unknown)}")
     validate_verdicts(payload["verdicts"], loaded)
-    fresh, old = target.with_name(f".{paper}.new"), target.with_name(f".{paper}.old")
+
+
+def _put_in_place(payload: dict[str, Any], path: Path, source: Path, made: Path, target: Path, keeps: bool) -> float:
+    """Make a folder of the run beside the reference and let it take its place; returns megabytes of records.
+
+    source: where the run's records are; made: where its figures are. keeps: the log of verifications goes on.
+    """
+    fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
     if old.exists() and not target.exists():  # killed between the two steps below
         os.replace(old, target)
     for folder in (fresh, old):
         shutil.rmtree(folder, ignore_errors=True)
     try:
         size = _copied(payload, source, made, fresh)
-        shutil.copyfile(path, fresh / f"{paper}.json")
-        if profile == chapter.REPLAY and (target / "verified.json").is_file():
+        shutil.copyfile(path, fresh / f"{target.name}.json")
+        if keeps and (target / "verified.json").is_file():
             shutil.copyfile(target / "verified.json", fresh / "verified.json")
         if target.exists():
             os.replace(target, old)
@@ -116,8 +131,7 @@ def accept(root: Path, paper: str, profile: str = "gpu") -> str:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
-    count = len(payload["records"])
-    return f"{paper}: {count} records, {size:.1f} MB, are the reference run now; commit results/reference/{paper}"
+    return size
 
 
 def _copied(payload: dict[str, Any], source: Path, made: Path, fresh: Path) -> float:
@@ -290,19 +304,8 @@ def verify(
         finally:
             del os.environ[parts.VERIFY]
         entries = [json.loads(line) for line in notes.read_text(encoding="utf-8").splitlines()]
-    lines, failed, now = [], [], datetime.now(UTC).isoformat(timespec="seconds")
-    for entry in entries:
-        trials = "all" if entry["trials"] is None else f"trials {', '.join(map(str, entry['trials']))}"
-        verdict = f"DIFFERS: {'; '.join(entry['differences'])}" if entry["differences"] else entry["how"]
-        lines += [
-            f"{entry['part']} ({trials}, {entry['seconds']} s): {verdict}",
-            *(f"    {x}" for x in entry["beside"]),
-        ]
-        if entry["differences"]:
-            failed.append(entry["part"])
-    for name in sorted(plan.keys() - {entry["part"] for entry in entries}):
-        lines.append(f"{name}: the notebook asks for other inputs than the record answers, or for no such part")
-        failed.append(name)
+    lines, failed = _told(entries, plan)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     kept = [
         {
             "part": entry["part"],
@@ -320,6 +323,24 @@ def verify(
     again = plan.keys() | {entry["part"] for entry in entries}
     results.save(home / "verified.json", {"entries": [e for e in log if e["part"] not in again] + kept})
     return Verified(lines, failed, len(entries))
+
+
+def _told(entries: list[dict[str, Any]], plan: Collection[str]) -> tuple[list[str], list[str]]:
+    """Lines on the parts that ran again, and the names of those that differ or that the notebook did not ask for."""
+    lines, failed = [], []
+    for entry in entries:
+        trials = "all" if entry["trials"] is None else f"trials {', '.join(map(str, entry['trials']))}"
+        verdict = f"DIFFERS: {'; '.join(entry['differences'])}" if entry["differences"] else entry["how"]
+        lines += [
+            f"{entry['part']} ({trials}, {entry['seconds']} s): {verdict}",
+            *(f"    {x}" for x in entry["beside"]),
+        ]
+        if entry["differences"]:
+            failed.append(entry["part"])
+    for name in sorted(set(plan) - {entry["part"] for entry in entries}):
+        lines.append(f"{name}: the notebook asks for other inputs than the record answers, or for no such part")
+        failed.append(name)
+    return lines, failed
 
 
 def _of_record(entry: dict[str, Any], found: dict[str, records.Record]) -> bool:
