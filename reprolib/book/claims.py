@@ -59,7 +59,7 @@ PROFILES = ("smoke", "cpu", "gpu", "paper")
 
 _PLACES = re.compile(r"\{([^{}]*)\}")
 
-CONDITIONS = ("model", "scale", "budget", "batch", "attacker")
+CONDITIONS = ("model", "scale", "budget", "batch", "attacker", "mode", "defense")
 """What a measure is taken on besides its images."""
 
 
@@ -102,13 +102,18 @@ class Strict(BaseModel):
 
 
 class Conditions(Strict):
-    """What a measure is taken on: network, image size, attack budget, batch size, attacker. None: not said."""
+    """What a measure is taken on: network, image size, attack budget, batch size, attacker, train or eval mode, defense.
+
+    None: not said.
+    """
 
     model: Value | None = None
     scale: Value | None = None
     budget: Value | None = None
     batch: Value | None = None
     attacker: Value | None = None
+    mode: Value | None = None
+    defense: Value | None = None
 
 
 class Measure(Strict):
@@ -157,6 +162,8 @@ class Setting(Strict):
     batch: Values | None = None
     scale: Values | None = None
     budget: Values | None = None
+    mode: Values | None = None
+    defense: Values | None = None
 
 
 class Needs(Strict):
@@ -426,11 +433,12 @@ class Paper(Strict):
 
 
 def check_central(paper: Paper) -> None:
-    """Raise ValueError unless three to five claims of the paper are central."""
+    """Raise ValueError unless three to five claims of the paper are central; the readings of a statement are one."""
     central = [claim.id for claim in paper.claims if claim.central]
-    if not 3 <= len(central) <= 5:
+    statements = {claim.reading.of if claim.reading else f"claim {claim.id}" for claim in paper.claims if claim.central}
+    if not 3 <= len(statements) <= 5:
         raise ValueError(
-            f"claims/{paper.paper}.yml has {len(central)} claims with `central: true`, expected three to five"
+            f"claims/{paper.paper}.yml has {len(statements)} claims with `central: true`, expected three to five"
             + (f": {', '.join(central)}" if central else "")
         )
 

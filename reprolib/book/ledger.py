@@ -15,6 +15,7 @@ from datetime import UTC, date, datetime
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from reprolib.book.claims import CONDITIONS, PROFILES, Claim, Criterion, Measure, Paper, number_words
@@ -29,7 +30,7 @@ from reprolib.book.verdicts import (
     ends_words,
     validate_verdicts,
 )
-from reprolib.measure.intervals import Interval
+from reprolib.measure.intervals import Interval, proportion
 
 LEAST_CLUSTERS = {"architecture": 5, "network": 10, "none": 5}
 """The fewest independent units whose interval decides: drawn networks, batches on one network, runs."""
@@ -77,6 +78,9 @@ class Record:
         if "clusters" not in stored:
             known["clusters"] = _old_clusters(stored["method"], stored["n"])
             covers = known["clusters"] is not None
+        if stored["method"] == "Wilson":  # of independent trials, whose count is all that the exact interval needs
+            hits = np.arange(stored["n"]) < round(stored["value"] * stored["n"])
+            known = dataclasses.asdict(proportion(hits.astype(float)))
         told = (stored["images"], stored["data"], stored.get("substitute_for"), stored.get("conditions", {}))
         return cls(Interval(**known), *told, covers)
 
@@ -166,6 +170,8 @@ def _judge(claim: Claim, paper: Paper, run: _Run) -> Verdict:
     else:
         if claim.undecidable:
             outcome = _Outcome("", claim.undecidable.reason, claim.undecidable.says)
+        elif claim.provenance == "recalled":
+            outcome = _Outcome("", "unreadable", "recalled: nobody could check what the source says, so nothing decides it")
         else:
             outcome = _together(claim, told)
         word = outcome.word or UNDECIDED
@@ -213,7 +219,9 @@ def _together(claim: Claim, told: list[_Outcome]) -> _Outcome:
         return told[0]
     for part, one in zip(claim.parts, told, strict=True):
         if not one.word:
-            return dataclasses.replace(one, why=f"{part.name}: {one.why}")
+            failing = [other.name for other, its in zip(claim.parts, told, strict=True) if its.word == "fails"]
+            says = "; ".join([f"{part.name}: {one.why}", *(f"{name}: fails" for name in failing)])
+            return dataclasses.replace(one, why=says)
     words = {one.word for one in told}
     at_99 = None if any(one.at_99 is None for one in told) else all(one.at_99 for one in told)
     return _Outcome(words.pop() if len(words) == 1 else "partly", at_99=at_99)
