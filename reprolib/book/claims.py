@@ -102,10 +102,7 @@ class Strict(BaseModel):
 
 
 class Conditions(Strict):
-    """What a measure is taken on: network, image size, attack budget, batch size, attacker, train or eval mode, defense.
-
-    None: not said.
-    """
+    """What a measure is taken on: network, image size, budget, batch size, attacker, mode, defense. None: not said."""
 
     model: Value | None = None
     scale: Value | None = None

@@ -78,9 +78,10 @@ class Record:
         if "clusters" not in stored:
             known["clusters"] = _old_clusters(stored["method"], stored["n"])
             covers = known["clusters"] is not None
-        if stored["method"] == "Wilson":  # of independent trials, whose count is all that the exact interval needs
-            hits = np.arange(stored["n"]) < round(stored["value"] * stored["n"])
-            known = dataclasses.asdict(proportion(hits.astype(float)))
+        hits = stored["value"] * stored["n"]
+        if stored["method"] == "Wilson" and hits >= 0 and math.isclose(hits, round(hits), abs_tol=1e-6):
+            # a share of independent trials: its count is all that the exact interval needs
+            known = dataclasses.asdict(proportion(np.arange(stored["n"]) < round(hits)))
         told = (stored["images"], stored["data"], stored.get("substitute_for"), stored.get("conditions", {}))
         return cls(Interval(**known), *told, covers)
 
@@ -171,7 +172,7 @@ def _judge(claim: Claim, paper: Paper, run: _Run) -> Verdict:
         if claim.undecidable:
             outcome = _Outcome("", claim.undecidable.reason, claim.undecidable.says)
         elif claim.provenance == "recalled":
-            outcome = _Outcome("", "unreadable", "recalled: nobody could check what the source says, so nothing decides it")
+            outcome = _Outcome("", "unreadable", "recalled: nobody could check the source, so nothing decides")
         else:
             outcome = _together(claim, told)
         word = outcome.word or UNDECIDED
