@@ -335,7 +335,7 @@ class Claim(Strict):
             )
             if copied or criterion.between is not None:
                 raise ValueError(
-                    "a recalled number cannot decide: judge the direction, or give undecidable with reason unreadable"
+                    "a recalled number cannot decide: measure the direction, or give undecidable with reason unreadable"
                 )
         return self
 
