@@ -110,7 +110,7 @@ LABELS = "criterion: {measure: label_accuracy, at_least: 0.99}"
         ("where: Table 1", "wher: Table 1", r"'label-accuracy', wher: unknown key; known: id, says, kind, central"),
         ("at_least: 0.99", "atleast: 0.99", r"criterion, atleast: unknown key; known: measure, at_least"),
         ("batch: 1, budget", "bach: 1, budget", r"setting, bach: unknown key; known: model, data, attacker, batch"),
-        ("{model: LeNet, batch: 1}", "{mode: LeNet}", r"measures, undefended, on, mode: unknown key; known: model, sc"),
+        ("{model: LeNet, batch: 1}", "{modl: LeNet}", r"measures, undefended, on, modl: unknown key; known: model, sc"),
         ("{says: share of images", "{say: share of images", r"measures, undefended, say: unknown key; known: says, on"),
         ("{measure: undefended, at", "{measur: undefended, at", r"gate, measur: unknown key; known: measure, at_least"),
         (LABELS, "", r"exactly one of criterion, parts, undecidable \(kind result\); got none"),
@@ -285,6 +285,23 @@ def test_three_to_five_claims_are_central(write, central):
     claims.check_central(four)
     paper = claims.load(write(head + "".join(claim.format(i) for i in range(central))))
     with pytest.raises(ValueError, match=rf"claims/idlg.yml has {central} claims with .central: true., .*: c0, c1"):
+        claims.check_central(paper)
+
+
+def test_the_readings_of_a_statement_are_one_central_claim(write):
+    claim = """
+  - id: c{}
+    says: x
+    central: true
+    where: x
+    published: {{value: x}}
+    provenance: read
+    reading: {{of: statement {}, how: x}}
+    undecidable: {{reason: data, says: x}}"""
+    head = FILE.split("  - id: label-accuracy")[0]
+    claims.check_central(claims.load(write(head + "".join(claim.format(i, i // 2) for i in range(6)))))
+    paper = claims.load(write(head + "".join(claim.format(i, "x") for i in range(4))))
+    with pytest.raises(ValueError, match="has 1 claims"):
         claims.check_central(paper)
 
 

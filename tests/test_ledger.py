@@ -444,6 +444,26 @@ def test_the_payload_goes_through_a_results_file(run, tmp_path):
     assert judge.judge(run.paper, found) == run.verdicts() and judge.faults(run.paper, found) == []
 
 
+@pytest.mark.parametrize("kind", ["result", "identity"])
+def test_a_recalled_claim_is_shown_and_never_decided(kind):
+    recalled = claim(kind=kind, provenance="recalled", criterion={"measure": "share", "at_least": 0.5})
+    found = verdict(recalled)
+    assert (found.verdict, found.reason, found.value) == ("not decided here", "unreadable", 0.95)
+    assert "recalled" in found.why and found.provisional == ""
+
+
+def test_an_undecided_claim_says_which_of_its_parts_fails():
+    parts = [{"name": n, "criterion": {"measure": m, "at_least": 0.9}} for n, m in (("a", "share"), ("b", "error"))]
+    found = verdict(claim(criterion=None, parts=parts), interval(0.8, 0.98), error=interval(0.1, 0.2))
+    assert found.reason == "imprecise" and found.why.startswith("a: ") and found.why.endswith("; b: fails")
+
+
+def test_train_mode_and_a_defense_can_be_substitutes():
+    setting = {"mode": "train", "defense": "shares (unread)"}
+    found = verdict(claim(setting=setting), on={"mode": "eval", "defense": "5 %"})
+    assert [(other.what, other.here) for other in found.substitutes] == [("mode", "eval"), ("defense", "5 %")]
+
+
 def test_a_criterion_may_change_without_another_run(run):
     run.record("share", interval(), 320, "mnist")
     payload = stored(run)
@@ -482,7 +502,10 @@ def test_older_files_decide_only_by_intervals_that_cover(method, n, clusters):
         assert (found[0].reason, found[0].why) == ("missing", "its stored interval does not cover; a new run decides")
         assert found[0].value == 0.95 and found[0].low is None and found[0].measured(percent=True) == "95 %"
     else:
-        assert found[0].verdict == "reproduced" and found[0].clusters == clusters and found[0].stands_at_99 is None
+        assert found[0].verdict == "reproduced" and found[0].clusters == clusters
+        exact = method == "Wilson"  # independent trials have Clopper and Pearson's interval, whatever was stored
+        assert found[0].method == ("Clopper-Pearson" if exact else method)
+        assert found[0].stands_at_99 is (True if exact else None)
 
 
 def test_a_control_of_an_older_file_must_cover_too():

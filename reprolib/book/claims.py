@@ -144,7 +144,7 @@ class Claim(Strict):
             )
             if copied or criterion.between is not None:
                 raise ValueError(
-                    "a recalled number cannot decide: judge the direction, or give undecidable with reason unreadable"
+                    "a recalled number cannot decide: measure the direction, or give undecidable with reason unreadable"
                 )
         return self
 
@@ -250,11 +250,12 @@ class Paper(Strict):
 
 
 def check_central(paper: Paper) -> None:
-    """Raise ValueError unless three to five claims of the paper are central."""
+    """Raise ValueError unless three to five claims of the paper are central; the readings of a statement are one."""
     central = [claim.id for claim in paper.claims if claim.central]
-    if not 3 <= len(central) <= 5:
+    statements = {claim.reading.of if claim.reading else f"claim {claim.id}" for claim in paper.claims if claim.central}
+    if not 3 <= len(statements) <= 5:
         raise ValueError(
-            f"claims/{paper.paper}.yml has {len(central)} claims with `central: true`, expected three to five"
+            f"claims/{paper.paper}.yml has {len(statements)} claims with `central: true`, expected three to five"
             + (f": {', '.join(central)}" if central else "")
         )
 

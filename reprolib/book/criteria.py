@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat,
 PROFILES = ("smoke", "cpu", "gpu", "paper")
 """From the smallest to the paper's own sizes; a claim names the least one at which it can be decided."""
 
-CONDITIONS = ("model", "scale", "budget", "batch", "attacker")
+CONDITIONS = ("model", "scale", "budget", "batch", "attacker", "mode", "defense")
 """What a measure is taken on besides its images."""
 
 
@@ -61,13 +61,15 @@ class Strict(BaseModel):
 
 
 class Conditions(Strict):
-    """What a measure is taken on: network, image size, attack budget, batch size, attacker. None: not said."""
+    """What a measure is taken on: network, image size, budget, batch size, attacker, mode, defense. None: not said."""
 
     model: Value | None = None
     scale: Value | None = None
     budget: Value | None = None
     batch: Value | None = None
     attacker: Value | None = None
+    mode: Value | None = None
+    defense: Value | None = None
 
 
 class Measure(Strict):
@@ -116,6 +118,8 @@ class Setting(Strict):
     batch: Values | None = None
     scale: Values | None = None
     budget: Values | None = None
+    mode: Values | None = None
+    defense: Values | None = None
 
 
 class Needs(Strict):

@@ -65,6 +65,8 @@ def _judge(claim: Claim, paper: Paper, run: Run) -> Verdict:
     else:
         if claim.undecidable:
             outcome = _Outcome("", claim.undecidable.reason, claim.undecidable.says)
+        elif claim.provenance == "recalled":
+            outcome = _Outcome("", "unreadable", "recalled: nobody could check the source, so nothing decides")
         else:
             outcome = _together(claim, told)
         word = outcome.word or UNDECIDED
@@ -112,7 +114,9 @@ def _together(claim: Claim, told: list[_Outcome]) -> _Outcome:
         return told[0]
     for part, one in zip(claim.parts, told, strict=True):
         if not one.word:
-            return dataclasses.replace(one, why=f"{part.name}: {one.why}")
+            failing = [other.name for other, its in zip(claim.parts, told, strict=True) if its.word == "fails"]
+            says = "; ".join([f"{part.name}: {one.why}", *(f"{name}: fails" for name in failing)])
+            return dataclasses.replace(one, why=says)
     words = {one.word for one in told}
     at_99 = None if any(one.at_99 is None for one in told) else all(one.at_99 for one in told)
     return _Outcome(words.pop() if len(words) == 1 else "partly", at_99=at_99)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
 
+import numpy as np
+
 from reprolib.book.criteria import PROFILES
-from reprolib.measure.intervals import Interval
+from reprolib.measure.intervals import Interval, proportion
 
 LEAST_CLUSTERS = {"architecture": 5, "network": 10, "none": 5}
 """The fewest independent units whose interval decides: drawn networks, batches on one network, runs."""
@@ -44,6 +47,10 @@ class Record:
         if "clusters" not in stored:
             known["clusters"] = _old_clusters(stored["method"], stored["n"])
             covers = known["clusters"] is not None
+        hits = stored["value"] * stored["n"]
+        if stored["method"] == "Wilson" and hits >= 0 and math.isclose(hits, round(hits), abs_tol=1e-6):
+            # a share of independent trials: its count is all that the exact interval needs
+            known = dataclasses.asdict(proportion(np.arange(stored["n"]) < round(hits)))
         told = (stored["images"], stored["data"], stored.get("substitute_for"), stored.get("conditions", {}))
         return cls(Interval(**known), *told, covers)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from reprolib.book import checked, figures, markup
 from reprolib.book.claims import Paper
-from reprolib.book.verdicts import SYMBOLS, Verdict
+from reprolib.book.verdicts import SYMBOLS, Verdict, once
 
 _CELL = "padding:.25rem .6rem .25rem 0;vertical-align:top;text-align:left"
 
@@ -26,7 +26,7 @@ def opening(paper: Paper, verdicts: Sequence[Verdict], reference: Mapping[str, A
     """
     finding = paper.found({name: entry["value"] for name, entry in reference["measures"].items()})
     sentence = f'<p style="font-size:1.15rem;margin:.2rem 0 .6rem">{html.escape(finding)}</p>' if finding else ""
-    rows = "".join(_row(verdict) for verdict in verdicts if verdict.central)
+    rows = "".join(_row(verdict) for verdict in once(verdicts) if verdict.central)
     head = "".join(f'<th scope="col" style="{_CELL}">{name}</th>' for name in _COLUMNS)
     title = "The claims that the paper stands on"
     table = f'<p style="margin:.6rem 0 .2rem"><b>{title}</b></p>'

@@ -74,7 +74,7 @@ class _Stored(Strict):
 
 
 class Substitute(_Stored):
-    """Something that the run has in place of the paper's own. what: data, model, scale, budget, batch or attacker."""
+    """Something that the run has in place of the paper's own. what: data, or one of `criteria.CONDITIONS`."""
 
     what: str
     paper: str

@@ -139,12 +139,12 @@ def laws(rows: Mapping[tuple[str, str, str], pd.DataFrame]) -> Entries:
 
 
 def defended(
-    rows: Mapping[tuple[str, str, str], pd.DataFrame], presets: Mapping[str, Any], bar: float, declared: Collection[str]
+    rows: Mapping[tuple[str, str, str], pd.DataFrame], presets: Mapping[str, Any], declared: Collection[str]
 ) -> Entries:
-    """What each attacker identifies under each defense, by the official attack also what an eye recognises.
+    """What each attacker identifies under each defense, and how many of the official attack's come with artefacts.
 
-    rows: (defense, preset, attacker) -> scores. bar: PSNR of the mean image, which a recognised image exceeds.
-    declared: the measures of the claims; of a defense without one nothing is entered.
+    rows: (defense, preset, attacker) -> scores. declared: the measures of the claims; of a defense without one nothing
+    is entered.
     """
     found = {}
     for (name, preset, attacker), t in rows.items():
@@ -152,10 +152,8 @@ def defended(
             continue
         measure = f"control_{preset}" if name == "none" else f"{name}_{preset}_{attacker}"
         back, shares = t[t.identified], {measure: intervals.proportion(t.identified, t.network)}
-        if (preset, attacker) == ("official", "static"):
-            shares[f"{name}_recognised"] = intervals.proportion(t.identified & (t.psnr > bar), t.network)
-            if back.network.nunique() > 1:
-                shares[f"{name}_artefacts"] = intervals.proportion(back.mse > 1e-3, back.network)
+        if (preset, attacker) == ("official", "static") and back.network.nunique() > 1:
+            shares[f"{name}_artefacts"] = intervals.proportion(back.mse > 1e-3, back.network)
         spent = outer_steps(presets[preset].iterations)
         found |= {what: Measured(share, spent) for what, share in shares.items() if what in declared}
     return found

@@ -154,10 +154,11 @@ def searches(runs: Mapping[tuple[str, str], Found], short: Mapping[str, str], si
 
     runs: (gradient, attack) -> result; short: key of the measure -> attack; size: of the batches.
     """
-    entries, fgla = {}, runs["dense", "FGLA"]
+    entries: Entries = {}
     for key, name in short.items():
-        entries |= gain(f"{key}_over_mean", runs["dense", name], name, "mean image", fgla)
         for share in dict.fromkeys(share for share, _ in runs):
+            over = "over_mean" if share == "dense" else "over_mean_compressed"
+            entries |= gain(f"{key}_{over}", runs[share, name], name, "mean image", runs[share, "FGLA"])
             entries |= gain(f"{key}_{share.split()[0]}", runs[share, "FGLA"], "FGLA", name, runs[share, name])
     own, theirs = (
         runs["dense", name]["scores"].query("attack == @name").groupby("trial").seconds.first()
