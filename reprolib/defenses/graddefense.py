@@ -75,7 +75,7 @@ class GradDefense(Defense):
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
 
     @property
-    def per_image(self) -> bool:
+    def per_image(self) -> bool:  # type: ignore[override]  # of its settings
         return self.clip
 
     def __str__(self) -> str:
