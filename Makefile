@@ -1,5 +1,5 @@
 # make book    set up, execute the chapters that changed, build the site in _build/html
-# make test    set up, lint, test
+# make test    set up, lint, check types, test
 # make serve   show the site at http://127.0.0.1:8000 (PORT names another)
 # make report  write report.html, one file to send by mail
 # make clean   remove what was built; results/reference and the environment stay
@@ -26,10 +26,12 @@ endif
 book: .venv/.done
 	.venv/bin/reprolib book --profile $(PROFILE) --device $(DEVICE) --jobs $(JOBS)
 
+# Types are checked with the newest dependencies alone: older ones are annotated otherwise.
 # A process a core, up to four, each with one thread: the tests' tensors are small, and two threads on a busy machine can
 # be many times slower than one.
 test: .venv/.done
 	.venv/bin/ruff check .
+	$(if $(filter constraints.txt,$(CONSTRAINTS)),.venv/bin/mypy)
 	OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(TESTS)
 
 serve: .venv/.done

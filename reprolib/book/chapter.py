@@ -89,11 +89,12 @@ def start(
             raise ValueError(f"sizes[{name!r}]={values!r}: expected a value for each of {', '.join(SIZES)}")
     by_profile = {title: {name: values[place] for name, values in sizes.items()} for place, title in enumerate(SIZES)}
     reference, verdicts, problem = reference_run.read(paper, loaded)
-    replays = profile == REPLAY and reference is not None and "records" in reference
-    size = reference["profile"] if replays else UNRECORDED if profile == REPLAY else profile
+    size, when = UNRECORDED if profile == REPLAY else profile, None
+    if profile == REPLAY and reference is not None and "records" in reference:
+        size, when = reference["profile"], reference["provenance"]["time"]
     ledger = Ledger(loaded, size, seed=seed)
-    if replays:
-        ledger.time = reference["provenance"]["time"]
+    if when is not None:
+        ledger.time = when
     chapter = Chapter(paper, size, seed, chosen, str(data_root), by_profile, ledger, reference, profile == REPLAY)
     chapter._open(verdicts, problem)
     return chapter
@@ -175,8 +176,8 @@ class Chapter:
             images = data.choose(name, split, count, 0 if skip else self.seed, self._data_root or None, size, grey)
             return images.after(skip) if skip and not images.substitute else images
 
-        known = self._reference.get("sets", {}).get(request) if self.replays else None
-        images = opened() if known is None else recorded_set.RecordedSet(known, opened)
+        known = self._reference.get("sets", {}).get(request) if self._reference and self.replays else None
+        images: Any = opened() if known is None else recorded_set.RecordedSet(known, opened)
         if known is not None and self._parts.verifying:
             images.opened  # noqa: B018 - a verification needs the record's own images, and says at once that it lacks them
         self._known[request] = recorded_set.known_of(images)
@@ -334,7 +335,7 @@ class Chapter:
 
     def source(self, thing: Any) -> None:
         """Show the source of a function or class of reprolib, as it runs."""
-        path = Path(inspect.getsourcefile(thing)).relative_to(clone.PACKAGE.parent)
+        path = Path(inspect.getsourcefile(thing) or "").relative_to(clone.PACKAGE.parent)
         code = inspect.cleandoc("\n" + inspect.getsource(thing))
         display(Markdown(f"From `{path.as_posix()}`:\n\n```python\n{code}\n```"))
 
@@ -381,7 +382,7 @@ class Chapter:
 
     def _open(self, now: list[Verdict], problem: str) -> None:
         """The top: the reference run's finding, central claims and picture; what this page shows; all its verdicts."""
-        if now:
+        if now and self._reference:
             folder = clone.reference_root() / self.paper
             self.show(opening.opening(self.ledger.paper, now, self._reference, folder))
         if self.replays:
@@ -428,7 +429,7 @@ class Chapter:
         fingerprints = {name: images.fingerprint for name, images in self._sets.items()}
         made = results.provenance(self.device, self.seed, fingerprints, time.perf_counter() - self._began)
         made["seconds"] = round(made["seconds"] + self._parts.resumed, 1)  # with what stored parts had taken
-        if self.replays:
+        if self._reference and self.replays:
             made = {**self._reference["provenance"], "data": fingerprints}
         return made
 

@@ -10,13 +10,13 @@ import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reprolib.book import criteria, results
-from reprolib.book.verdicts import REASONS
+from reprolib.book.verdicts import Reason
 
 PNG = b"\x89PNG\r\n\x1a\n"
 """How every PNG file begins."""
@@ -45,7 +45,7 @@ class Measured(_Checked):
 
 
 class _Skipped(_Checked):
-    reason: Literal[REASONS]
+    reason: Reason
     why: str
 
 
@@ -100,7 +100,7 @@ class Stored(_Checked):
     """
 
     paper: str
-    profile: Literal[criteria.PROFILES]
+    profile: criteria.Profile
     measures: dict[str, Measured]
     skipped: dict[str, _Skipped | str]
     figures: list[Figure]

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from reprolib.book import results
 
-KEYS = ("network", "trial", "image", "draw", "batch", "attack", "rule", "offset", "classes", "steps", "stage", "case")
-KEYS += ("attacker", "outer", "defense", "client", "seed", "tensor", "baseline")
+KEYS = (
+    *("network", "trial", "image", "draw", "batch", "attack", "rule", "offset", "classes", "steps", "stage", "case"),
+    *("attacker", "outer", "defense", "client", "seed", "tensor", "baseline"),
+)
 """Columns by which rows of two tables are found to be the same trial; not where they hold fractions."""
 
 TIMES = ("seconds",)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import re
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
-PROFILES = ("smoke", "cpu", "gpu", "paper")
+Profile = Literal["smoke", "cpu", "gpu", "paper"]
+PROFILES: tuple[Profile, ...] = get_args(Profile)
 """From the smallest to the paper's own sizes; a claim names the least one at which it can be decided."""
 
 CONDITIONS = ("model", "scale", "budget", "batch", "attacker", "mode", "defense")

@@ -9,13 +9,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from reprolib.book.claims import Claim, Paper
 from reprolib.book.criteria import PROFILES, Criterion, Measure, number_words
 from reprolib.book.measured import LEAST_CLUSTERS, Record, Run
 from reprolib.book.substitutes import substitutes_of
-from reprolib.book.verdicts import UNDECIDED, GateState, PartVerdict, Substitute, Verdict, ends_words, validate_verdicts
+from reprolib.book.verdicts import (
+    UNDECIDED,
+    GateState,
+    PartVerdict,
+    Reason,
+    Substitute,
+    Verdict,
+    ends_words,
+    validate_verdicts,
+)
 from reprolib.measure.intervals import Interval
 
 _RESULT = {
@@ -44,8 +53,8 @@ def judge(paper: Paper, payload: Mapping[str, Any]) -> list[Verdict]:
 class _Outcome:
     """Of a criterion. word: holds, fails, partly, or "" where a reason says why not."""
 
-    word: str
-    reason: str = ""
+    word: Literal["", "holds", "fails", "partly"]
+    reason: Reason | Literal[""] = ""
     why: str = ""
     at_99: bool | None = None
 
@@ -102,7 +111,8 @@ def _judge(claim: Claim, paper: Paper, run: Run) -> Verdict:
         provisional=_provisional(claim, run) if outcome.word else "",
         stands_at_99=outcome.at_99,
         parts=[
-            PartVerdict(name=part.name, verdict=one.word or UNDECIDED, **_numbers(record))
+            # a part has one criterion, of which nothing holds partly
+            PartVerdict(name=part.name, verdict=one.word or UNDECIDED, **_numbers(record))  # type: ignore[arg-type]
             for part, one, record in zip(claim.parts, told, records, strict=False)
         ],
     )

@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from reprolib.book import checked, claims, criteria, judge, notebooks, results
 from reprolib.book.checked import Stored
+from reprolib.book.claims import Claim
 from reprolib.book.verdicts import REASONS, UNDECIDED, Verdict, count, count_at_99, once
 from reprolib.book.wording import FAILURES, FAILURES_FIRST, many
 
@@ -127,7 +128,7 @@ class Run:
     @property
     def made(self) -> str:
         """Devices, threads and time: "cpu: AMD EPYC, 1 thread, 1.5 hours"."""
-        return _made_on(self.stored)
+        return "" if self.stored is None else _made_on(self.stored)
 
     @property
     def provenance(self) -> str:
@@ -152,18 +153,21 @@ class Run:
 
     @property
     def commits(self) -> str:
+        if self.stored is None:
+            return ""
         made = {part.commit for part in self.stored.records.values()} or {self.stored.provenance.commit}
         return " and ".join(sorted(commit or "unknown" for commit in made))
 
 
 def _made_on(stored: Stored) -> str:
     """Devices, threads and time of a run; of its parts where it has records, which several machines may have made."""
-    made, devices = stored.provenance, Counter()
+    made = stored.provenance
+    seconds: dict[str, float] = {}
     for part in stored.records.values():
-        devices[part.device] += part.seconds
-    named = [device for device, _ in devices.most_common()] or [made.device]
-    parts = [" and ".join(named), many(made.threads, "thread")]
-    return ", ".join([*parts, *[results.duration(made.seconds)] * (made.seconds is not None)])
+        seconds[part.device] = seconds.get(part.device, 0.0) + part.seconds
+    named = sorted(seconds, key=lambda device: -seconds[device]) or [made.device]
+    took = [] if made.seconds is None else [results.duration(made.seconds)]
+    return ", ".join([" and ".join(named), many(made.threads, "thread"), *took])
 
 
 @dataclass(frozen=True)
@@ -239,12 +243,13 @@ class Paper:
         settings = sum(claim.kind == "setting" for claim in every)
         return {"paper": judged["paper"], "book": judged["book"], "settings": settings}
 
-    def ordered(self, origin: str) -> list[claims.Claim]:
+    def ordered(self, origin: str) -> list[Claim]:
         """The claims of an origin, failures of the reference run first (of this run, where there is none), and of a
         verdict the central ones."""
-        return sorted((claim for claim in self.claims.claims if claim.origin == origin), key=self.place)
+        every = self.claims.claims if self.claims else ()
+        return sorted((claim for claim in every if claim.origin == origin), key=self.place)
 
-    def place(self, claim: claims.Claim) -> tuple[int, int, bool]:
+    def place(self, claim: Claim) -> tuple[int, int, bool]:
         """What claims of one origin are ordered by."""
         verdict = (self.reference.verdicts or self.run.verdicts or {}).get(claim.id)
         word, reason = (verdict.verdict, verdict.reason) if verdict else (UNDECIDED, "")
@@ -259,7 +264,7 @@ class Paper:
         return self.claims.found({name: measure.value for name, measure in stored.measures.items()})
 
     @property
-    def failure(self) -> claims.Claim | None:
+    def failure(self) -> Claim | None:
         """The first claim of the paper that the reference run contradicts, a central one before others."""
         if self.claims is None:
             return None
@@ -275,13 +280,13 @@ class Paper:
                 found.setdefault((claim.changed, self._state(claim)), []).append(claim.id)
         return [Change(tuple(ids), changed, state) for (changed, state), ids in found.items()]
 
-    def _state(self, claim: claims.Claim) -> str:
-        verdict = (self.reference.verdicts or {}).get(claim.id)
-        if verdict is None or not verdict.decided:
+    def _state(self, claim: Claim) -> str:
+        verdict, stored = (self.reference.verdicts or {}).get(claim.id), self.reference.stored
+        if verdict is None or stored is None or not verdict.decided:
             return "not decided yet"
         if verdict.provisional:
             return "provisional"
-        made = self.reference.stored.provenance
+        made = stored.provenance
         return f"no longer: decided with seed {made.seed}, {made.time[:10]}"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from reprolib.book.criteria import PROFILES
+from reprolib.book.verdicts import Reason
 from reprolib.measure.intervals import Interval, proportion
 
 LEAST_CLUSTERS = {"architecture": 5, "network": 10, "none": 5}
@@ -77,13 +78,13 @@ class Run:
     seed: int | None
     day: date | None
     records: Mapping[str, Record]
-    skipped: Mapping[str, tuple[str, str]]
+    skipped: Mapping[str, tuple[Reason, str]]
 
     @classmethod
     def read(cls, payload: Mapping[str, Any]) -> Run:
         known_profile(payload["profile"])
         made = payload.get("provenance", {})
-        skipped = {
+        skipped: dict[str, tuple[Reason, str]] = {
             name: ("missing", told) if isinstance(told, str) else (told["reason"], told["why"])
             for name, told in payload["skipped"].items()
         }

@@ -92,7 +92,9 @@ class Parts:
         if self._plan is not None and name in self._plan["parts"]:
             here, _ = with_images(inputs, self._seed)
             trials = self._plan["parts"].pop(name)  # once, however often the notebook asks for it
-            self._verify(record, code, function, here if trials is None else here | {"trials": trials}, trials)
+            began = time.perf_counter()
+            value = function(**(here if trials is None else here | {"trials": trials}))
+            self._log(self._plan["log"], record, code, value, trials, time.perf_counter() - began)
         self._note(record)
         return copy.deepcopy(record.value)  # a cell that changes what it got, and runs again, gets it as it was
 
@@ -121,7 +123,7 @@ class Parts:
         elif record is not None:
             how, found = self._beside(record, value)
             if self._plan is not None:
-                self._log(record, code, value, None, seconds)
+                self._log(self._plan["log"], record, code, value, None, seconds)
             elif found:
                 raise ValueError(f"part {name!r} ran here and differs from its record: {'; '.join(found)}")
             note = f"Beside the record, made at commit {record.made['commit']}: {how}."
@@ -244,20 +246,9 @@ class Parts:
         self._show(markup.box("⚠ Not from the record", text, "#D55E00"))
         return function(**here)
 
-    def _verify(
-        self,
-        record: records.Record,
-        code: str,
-        function: Callable[..., Any],
-        inputs: Mapping[str, Any],
-        trials: list[int] | None,
+    def _log(
+        self, log: str, record: records.Record, code: str, value: Any, trials: list[int] | None, seconds: float
     ) -> None:
-        """Run the planned trials of a part again, all if None, for the verification's log."""
-        began = time.perf_counter()
-        value = function(**inputs)
-        self._log(record, code, value, trials, time.perf_counter() - began)
-
-    def _log(self, record: records.Record, code: str, value: Any, trials: list[int] | None, seconds: float) -> None:
         """Write into the verification's log how a part that ran again compares with its record."""
         how, found = self._beside(record, value, trials)
         entry = {
@@ -270,8 +261,8 @@ class Parts:
             "code": code,
             "seconds": round(seconds, 1),
         }
-        with open(self._plan["log"], "a", encoding="utf-8") as log:
-            log.write(json.dumps(entry) + "\n")
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
 
     def _beside(self, record: records.Record, value: Any, trials: list[int] | None = None) -> tuple[str, list[str]]:
         """How a part that ran here was compared with its record, and where it differs; trials: `differences`'s."""

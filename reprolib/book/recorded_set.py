@@ -96,8 +96,8 @@ def with_images(inputs: Mapping[str, Any], seed: int) -> tuple[dict[str, Any], b
             new = {key: filled(item) for key, item in value.items()}
             return new if any(new[key] is not item for key, item in value.items()) else value
         if type(value) in (list, tuple):
-            new = [filled(item) for item in value]
-            return type(value)(new) if any(a is not b for a, b in zip(new, value, strict=True)) else value
+            items = [filled(item) for item in value]
+            return type(value)(items) if any(a is not b for a, b in zip(items, value, strict=True)) else value
         if dataclasses.is_dataclass(value) and not isinstance(value, type | data.ImageSet):
             own = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
             new = filled(own)

@@ -97,7 +97,7 @@ def provenance(
 
     data: name of each image set -> its fingerprint. seconds: what it took, by a clock that is never set back.
     """
-    record = {
+    record: dict[str, Any] = {
         "python": platform.python_version(),
         "versions": versions(),
         "commit": commit(),
@@ -135,7 +135,7 @@ def device_name(device: torch.device | str) -> str:
 
 def versions() -> dict[str, str | None]:
     """The installed version of each of PACKAGES, None where one is not installed."""
-    found = {}
+    found: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             found[name] = version(name)

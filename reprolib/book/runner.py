@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
 
@@ -242,20 +243,20 @@ def run(
     threads = max(1, cores() // max(1, min(jobs, len(changed))))
     threads = min(threads, _threads_allowed() or threads)
     context = multiprocessing.get_context("spawn")
-    running: dict[connection.Connection, tuple[Chapter, multiprocessing.Process, float]] = {}
+    running: dict[connection.Connection, tuple[Chapter, BaseProcess, float]] = {}
     queue = list(changed)
     try:
         while queue or running:
             while queue and len(running) < jobs:
                 chapter = queue.pop(0)
                 receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_worker, args=(sender, chapter, parameters, threads))
+                process: BaseProcess = context.Process(target=_worker, args=(sender, chapter, parameters, threads))
                 process.start()
                 sender.close()  # this side's copy, so that a dying worker closes the pipe
                 running[receiver] = (chapter, process, time.monotonic())
                 tell(f"{chapter.stem}: running (profile {parameters.profile}, {threads} threads)")
             ready = connection.wait(running, timeout=SECONDS_BETWEEN_LINES)
-            for receiver in ready:
+            for receiver in [one for one in running if one in ready]:
                 chapter, process, started = running.pop(receiver)
                 outcome = _receive(receiver, chapter, process, time.monotonic() - started)
                 outcomes[chapter.stem] = outcome
@@ -269,9 +270,7 @@ def run(
     return [outcomes[c.stem] for c in wanted]
 
 
-def _receive(
-    pipe: connection.Connection, chapter: Chapter, process: multiprocessing.Process, seconds: float
-) -> Outcome:
+def _receive(pipe: connection.Connection, chapter: Chapter, process: BaseProcess, seconds: float) -> Outcome:
     """The worker's outcome, or what ended the worker."""
     try:
         outcome = pipe.recv()
@@ -291,10 +290,11 @@ def _receive(
 def _worker(pipe: connection.Connection, chapter: Chapter, parameters: Parameters, threads: int) -> None:
     """The chapter's own process. It ends with its parent, however that one ends; the kernel does the same with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
-    parent = multiprocessing.parent_process().sentinel
+    parent = multiprocessing.parent_process()
 
-    def end_with_parent():
-        connection.wait([parent])
+    def end_with_parent() -> None:
+        if parent is not None:
+            connection.wait([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()

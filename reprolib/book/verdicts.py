@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import AfterValidator, ConfigDict, ValidationError, model_validator
 
@@ -33,7 +33,7 @@ SYMBOLS = {
 COUNTED = tuple(SYMBOLS)[:7]
 """The words of results, in the order in which lists count them."""
 
-UNDECIDED = "not decided here"
+UNDECIDED: Final = "not decided here"
 
 Reason = Literal[
     "data",
@@ -263,11 +263,13 @@ def value_words(interval: Interval, percent: bool = False) -> str:
     return _words(interval.value, interval.low, interval.high, percent)
 
 
-def _words(value: float, low: float | None, high: float | None, percent: bool) -> str:
-    told = number_words(value, percent)
+def _words(value: float | None, low: float | None, high: float | None, percent: bool) -> str:
+    told = "—" if value is None else number_words(value, percent)
     return told if low is None or high is None else f"{told} {ends_words(low, high, percent)}"
 
 
-def ends_words(low: float, high: float, percent: bool) -> str:
+def ends_words(low: float | None, high: float | None, percent: bool) -> str:
+    if low is None or high is None:
+        return "[—]"
     scale = 100 if percent else 1
     return f"[{scale * low:.3g}, {scale * high:.3g}]"

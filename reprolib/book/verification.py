@@ -373,14 +373,17 @@ def _drawn(
     last = {entry["part"]: entry["time"] for entry in log}
     order = random.SystemRandom().sample(sorted(found), len(found))
     order.sort(key=lambda name: last.get(name, ""))
-    seen, first = {found[name].code for name in last if name in found and name not in waiting}, {}
+    seen = {found[name].code for name in last if name in found and name not in waiting}
+    first: dict[str, str] = {}
     for name in sorted(order, key=lambda name: found[name].made["seconds"]):
         if found[name].code not in seen:
             first.setdefault(found[name].code, name)
     order.sort(key=lambda name: (name not in waiting, name not in first.values()))
-    plan, spent = {}, OVERHEAD
+    plan: dict[str, list[int] | None] = {}
+    spent = OVERHEAD
     for name in order:
-        trials, chosen, share = _trials(found[name]), None, 1.0
+        trials, share = _trials(found[name]), 1.0
+        chosen: list[int] | None = None
         if len(trials) > TRIALS and found[name].made["seconds"] > LONG * seconds:
             chosen = sorted(random.SystemRandom().sample(trials, TRIALS))
             # a few trials at once are slower each than many: by a factor of two at most, measured on LeNet

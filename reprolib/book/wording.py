@@ -113,7 +113,8 @@ def notes(verdict: Verdict, paper: claims.Paper) -> list[str]:
     told += [verdict.favours] if told and verdict.favours else []
     if gate := verdict.gate:
         measure = paper.measures[gate.measure]
-        low, asked = (number_words(bound, measure.share) for bound in (gate.low, gate.at_least))
+        low = "—" if gate.low is None else number_words(gate.low, measure.share)
+        asked = number_words(gate.at_least, measure.share)
         told.append(f"control: {measure.says}, at its lower end {low}, where {asked} is asked")
     if verdict.kind == "result":
         told += ["on this network, not of others"] if verdict.scope == "network" else []

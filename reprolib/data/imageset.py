@@ -50,7 +50,7 @@ class ImageSet:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return tuple(self.images.shape[1:])
+        return tuple(self.images.shape[1:])  # type: ignore[return-value]  # images have three sides
 
     @property
     def num_classes(self) -> int:

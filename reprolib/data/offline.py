@@ -84,7 +84,7 @@ def _boxes(region: Image.Image, count: int) -> list[tuple[int, int, int, int]]:
         small = region.resize([8 * n for n in whole], Image.Resampling.BOX, (0, 0, *(step * n for n in whole)))
         tiles.append(pixels_of(small).unfold(1, 32, 8).unfold(2, 32, 8).flatten(1, 2).transpose(0, 1))
     tiles = torch.cat(tiles)
-    shown = (tiles.mean(1).flatten(1).std(1) > FLAT).nonzero().flatten()
+    shown = (tiles.mean(1).flatten(1).std(1) > FLAT).nonzero().flatten()  # type: ignore[attr-defined]  # stacked above
     return [boxes[shown[index]] for index in _spread(tiles[shown], count).tolist()]
 
 

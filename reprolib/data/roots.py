@@ -82,7 +82,7 @@ def place_of(paper_set: PaperSet, root: Path, split: str) -> str:
     """The folder of a set that is there, relative to the root."""
     if _in_torchvision_layout(paper_set, root, split):
         return Path(paper_set.files[split][0]).parts[0]
-    return _as_folder(paper_set, root)
+    return _as_folder(paper_set, root)  # type: ignore[return-value]  # one of the layouts is there
 
 
 def open_set(name: str, root: Path, split: str) -> Dataset:
@@ -90,7 +90,7 @@ def open_set(name: str, root: Path, split: str) -> Dataset:
     if not _in_torchvision_layout(paper_set, root, split):
         return open_folder(root / where, split, load_picture)  # as the papers read them: no EXIF
     try:
-        return paper_set.opened(root, split, False)
+        return paper_set.opened(root, split, False)  # type: ignore[misc]  # a set in this layout has a reader
     except Exception as error:  # each reader of torchvision fails in its own way on a damaged file
         raise ValueError(
             f"{name!r} in {root / where} is incomplete or damaged ({error}): remove it and get it again. "
@@ -105,7 +105,7 @@ def download_into(name: str, root: Path) -> None:
     staging = root / f".download-{name}-{os.getpid()}"
     try:
         for split in SPLITS:
-            paper_set.opened(staging, split, True)
+            paper_set.opened(staging, split, True)  # type: ignore[misc]  # asked above: it downloads
         for part in staging.iterdir():
             if part.is_dir():  # the archives beside the folders have served
                 part.rename(root / part.name)

@@ -39,7 +39,7 @@ class Compose(Defense):
         return ", then ".join(map(str, self.defenses))
 
     @property
-    def per_image(self) -> bool:
+    def per_image(self) -> bool:  # type: ignore[override]  # of what it is composed of
         return any(member.per_image for member in self.defenses)
 
     def members(self) -> list[Defense]:

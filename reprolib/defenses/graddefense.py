@@ -59,7 +59,7 @@ class GradDefense(Defense):
             raise ValueError(f"perturbed={self.perturbed} slices cannot be drawn from slices={self.slices}")
 
     @property
-    def per_image(self) -> bool:
+    def per_image(self) -> bool:  # type: ignore[override]  # of its settings
         return self.clip
 
     def __str__(self) -> str:

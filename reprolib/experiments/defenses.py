@@ -59,7 +59,7 @@ class OnPublic(Defense):
         return self.make(self.images, **self.options)
 
     @property
-    def mixes(self) -> bool:
+    def mixes(self) -> bool:  # type: ignore[override]  # of the defense in it
         return getattr(self.make, "mixes", False)
 
     def __str__(self) -> str:
@@ -157,7 +157,7 @@ def denoised(
     x, y = images.batches(size, clients, seed=seed)
     clean, noisy = (client.share(model, x, y, defense=d, seed=seed).gradients for d in (None, defense))
     clean, noisy = ({name: g.mean(0) for name, g in gradients.items()} for gradients in (clean, noisy))
-    variance = defense.made.noise_variance([1 / clients] * clients)
+    variance = defense.made.noise_variance([1 / clients] * clients)  # type: ignore[attr-defined]  # GradDefense, which adds noise
     cleaned = {"fixed": compensate(noisy, variance), "official": compensate(noisy, clients**2 * variance)}
     rows = []
     for name, g in clean.items():
@@ -177,10 +177,10 @@ def without_noise(images: ImageSet, defense: OnPublic, networks: int, seed: int,
     for k in range(networks):
         victim, update = shared(images, [k], k, seed, CPU, defense, threat, "lenet", options)
         _, clean = shared(images, [k], k, seed, CPU, None, threat, "lenet", options)
-        again = defense.made.without_noise(update, victim, network_seed(seed, k))
+        again = defense.made.without_noise(update, victim, network_seed(seed, k))  # type: ignore[attr-defined]  # GradDefense
         noisy = sum(int((update.gradients[name] != g).sum()) for name, g in clean.gradients.items())
         error = max(float((again[name] - g).abs().max()) for name, g in clean.gradients.items())
-        rows.append({"network": k, "entries": noisy, "error": error / defense.made.std})
+        rows.append({"network": k, "entries": noisy, "error": error / defense.made.std})  # type: ignore[attr-defined]  # GradDefense
     return pd.DataFrame(rows)
 
 

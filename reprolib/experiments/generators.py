@@ -277,7 +277,7 @@ def fit_rows(
     rows, images = torch.cat(rows), public.images[order]
     for epoch in range(epochs):
         for index in torch.randperm(len(rows), generator=generator(seed, epoch, 2)).split(minibatch):
-            loss = F.binary_cross_entropy(model(rows[index.to(rows.device)]), images[index].to(parameter))
+            loss = F.binary_cross_entropy(model(rows[index.to(rows.device)]), images[index].to(parameter))  # type: ignore[attr-defined]  # a tensor by now
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -352,7 +352,7 @@ def train(
     }
     write_atomic(folder / f"{name}.png", sheet(shown))
     models.save_checkpoint(model, folder / f"{name}.safetensors", card)
-    given["unfinished"].unlink(missing_ok=True)
+    given["unfinished"].unlink(missing_ok=True)  # type: ignore[attr-defined]  # a path
     return card
 
 

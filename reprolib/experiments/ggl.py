@@ -262,7 +262,7 @@ def landscape(
                 objective = Matching(
                     victim,
                     reading,
-                    lambda z, _, prior=prior, soft=soft: (prior(z)[:, None], soft.expand(len(z), -1, -1)),
+                    lambda z, _, prior=prior, soft=soft: (prior(z)[:, None], soft.expand(len(z), -1, -1)),  # type: ignore[misc]  # binds the loop's values
                 )
                 values, way = (
                     objective.alone(z, torch.zeros(len(z), dtype=torch.long, device=device)).cpu()

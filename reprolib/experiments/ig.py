@@ -67,7 +67,7 @@ def read_first_layer(
     the first images.
     """
     cases = [(f"batch of {size}", size, torch.float32, None) for size in sizes]
-    cases += [("local steps, float32", 1, torch.float32, local), ("local steps, float64", 1, torch.float64, local)]
+    cases += [("local steps, float32", 1, torch.float32, local), ("local steps, float64", 1, torch.float64, local)]  # type: ignore[list-item]  # with and without local training
     rows, found = [], {}
     for name, size, dtype, of_client in cases:
         batches = max(1, count // size)

@@ -74,7 +74,7 @@ def noise_at_truth(
             for noise, name in (("recovered", "the client's"), ("fixed", "fresh"), ("zero", "none")):
                 reading = replace(defense, against=Counter(tensors, noise)).counter(network, update)
                 streams = [generator(network_seed(seed, trial), 0, 0, 1)]  # as an attack on this network would draw
-                (drawn,) = matching.dummy_noise(network, reading, streams, 1)(true, only)
+                (drawn,) = matching.dummy_noise(network, reading, streams, 1)(true, only)  # type: ignore[misc]  # the reading has noise
                 for image, pixels in (("true", true), ("random", uniform)):
                     dummies = matching.dummy_gradients(worker, pixels, soft, noise=drawn)
                     distance = matching.cosine(dummies, reading, only).item()

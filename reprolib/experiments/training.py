@@ -229,7 +229,7 @@ def _recipe(name: str) -> Recipe:
 
 def _size(recipe: Recipe) -> tuple[int, tuple[int, int, int]]:
     paper_set = data.PAPER_SETS[recipe.data]
-    return paper_set.num_classes, paper_set.image_shape
+    return paper_set.num_classes, paper_set.image_shape  # type: ignore[return-value]  # these sets have their number of classes
 
 
 def _cycle(step: int, total: int) -> float:
@@ -248,7 +248,7 @@ def _resume(path: Path, identity: str, stateful: Mapping[str, object]) -> tuple[
     """
     if not path.is_file():
         return 0, 0.0
-    fresh = copy.deepcopy({part: thing.state_dict() for part, thing in stateful.items()})
+    fresh = copy.deepcopy({part: thing.state_dict() for part, thing in stateful.items()})  # type: ignore[attr-defined]  # modules, optimisers, schedules
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
         if state["identity"] != identity:
@@ -257,11 +257,11 @@ def _resume(path: Path, identity: str, stateful: Mapping[str, object]) -> tuple[
         if not isinstance(done, int) or done < 1 or not 0 <= seconds < math.inf:
             raise ValueError(f"it holds {done!r} epochs in {seconds} seconds")
         for part, thing in stateful.items():
-            thing.load_state_dict(state[part])
+            thing.load_state_dict(state[part])  # type: ignore[attr-defined]
         return done, seconds
     except Exception as error:  # torch, zip and pickle each fail in their own ways on a damaged file
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         warnings.warn(f"{path} is damaged ({why}): the training starts anew", stacklevel=3)
         for part, thing in stateful.items():
-            thing.load_state_dict(fresh[part])
+            thing.load_state_dict(fresh[part])  # type: ignore[attr-defined]
         return 0, 0.0

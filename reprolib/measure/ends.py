@@ -37,7 +37,7 @@ def recovered(
     (p, (low_p, high_p)), (q, (low_q, high_q)) = (
         (totals.sum(-1) / sizes.sum(), korn_graubard(totals, sizes, level)) for totals, sizes in (first, second)
     )
-    together = 0.0
+    together: Any = 0.0
     if paired:  # the correlation of two shares of a multinomial; -1 where one of them is all
         rest = (1 - p) * (1 - q)
         together = -np.sqrt(np.where(rest > 0, p * q / np.where(rest > 0, rest, 1), 1))

@@ -158,7 +158,7 @@ def over_chance(hits: Any, chance: Any, clusters: Any = None) -> Interval:
     if not ((chance >= 0) & (chance <= 1)).all():
         raise ValueError("chance must lie in [0, 1]")
     rate, guess = proportion(hits, clusters), float(chance.mean())
-    moved = {name: getattr(rate, name) - guess for name in ("value", "low", "high", "low99", "high99")}
+    moved: dict[str, Any] = {name: getattr(rate, name) - guess for name in _SCALED}
     return replace(rate, **moved, method=f"{rate.method}, less chance")
 
 
@@ -189,7 +189,7 @@ def mean(values: Any, clusters: Any = None, within: tuple[float, float] | None =
     least, most = sample.values.min(), sample.values.max()
     if not within[0] - 1e-9 <= least <= most <= within[1] + 1e-9:  # rounding may leave a correlation of 1 above 1
         raise ValueError(f"values lie in [{least:g}, {most:g}], beyond within={list(within)}")
-    ends = {name: float(np.clip(getattr(found, name), *within)) for name in ("low", "high", "low99", "high99")}
+    ends: dict[str, Any] = {name: float(np.clip(getattr(found, name), *within)) for name in _SCALED[1:]}
     return replace(found, **ends)
 
 
@@ -214,10 +214,10 @@ def difference(a: Any, b: Any, clusters: Any = None) -> Interval:
     if not (within and np.isin(delta.values, (-1, 0, 1)).all()):
         return _student(delta, "paired t")
     check_several("a", delta)
-    only = [(delta.totals(delta.values == sign), delta.sizes) for sign in (1, -1)]
+    better, worse = ((delta.totals(delta.values == sign), delta.sizes) for sign in (1, -1))
     return _interval(
         delta.values.mean(),
-        lambda level: recovered(*only, level, paired=True),
+        lambda level: recovered(better, worse, level, paired=True),
         delta.n,
         f"paired hits, Korn-Graubard {delta.over}",
         delta.count,
@@ -235,10 +235,10 @@ def mean_difference(a: Any, b: Any, clusters_a: Any = None, clusters_b: Any = No
     first, second = two_sampled(a, b, clusters_a, clusters_b)
     if not (np.isin(first.values, (0, 1)).all() and np.isin(second.values, (0, 1)).all()):
         return _welch(first, second)
-    shares = [(sample.totals(), sample.sizes) for sample in (first, second)]
+    of_a, of_b = ((sample.totals(), sample.sizes) for sample in (first, second))
     return _interval(
         first.values.mean() - second.values.mean(),
-        lambda level: recovered(*shares, level, paired=False),
+        lambda level: recovered(of_a, of_b, level, paired=False),
         first.n + second.n,
         f"two shares, Korn-Graubard over {first.count} and {second.count} clusters",
         min(first.count, second.count),
@@ -389,7 +389,7 @@ def clusters_needed(sd: float, margin: float) -> int:
 
 def _interval(
     value: float,
-    ends: Callable[[float], tuple[float, float]],
+    ends: Callable[[float], tuple[Any, Any]],
     n: int,
     method: str,
     clusters: int,
@@ -399,9 +399,12 @@ def _interval(
     return Interval(float(value), found[0], found[1], n, method, clusters, found[2], found[3])
 
 
+_SCALED = ("value", "low", "high", "low99", "high99")
+
+
 def _exponential(of_logarithms: Interval) -> Interval:
     with np.errstate(over="ignore"):
-        found = {x: float(np.exp(getattr(of_logarithms, x))) for x in ("value", "low", "high", "low99", "high99")}
+        found: dict[str, Any] = {x: float(np.exp(getattr(of_logarithms, x))) for x in _SCALED}
     return replace(of_logarithms, **found, method=f"{of_logarithms.method}, on logarithms", skewed=True)
 
 

@@ -294,4 +294,4 @@ def _checked_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
     shape = tuple(image_shape) if isinstance(image_shape, Sequence) else ()
     if len(shape) != 3 or not all(isinstance(size, Integral) and size >= 1 for size in shape):
         raise ValueError(f"image_shape={image_shape!r}: expected (channels, height, width), each at least 1")
-    return tuple(map(int, shape))
+    return tuple(map(int, shape))  # type: ignore[return-value]  # checked above: three of them

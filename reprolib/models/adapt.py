@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]  # torch leaves it out of its own list
 from torch.overrides import TorchFunctionMode
 
 from reprolib.models import incoming
@@ -102,11 +102,11 @@ def adapt(
     normalize = normalize.to(first).eval()
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(first)
     try:
-        found, logits = _last_layer(body, normalize(images), head)
+        found, logits = _last_layer(body, normalize(images), head)  # type: ignore[operator]  # a module by now
         _check_logits(logits, found, int(num_classes))
     except _NotFittingError as error:
         raise ValueError(_told(module, error.args)) from error
-    unsteady = _written_in_training(body, normalize(images))
+    unsteady = _written_in_training(body, normalize(images))  # type: ignore[operator]
     last = body.get_submodule(found)
     theirs = list(body.state_dict())
     body.set_submodule(found, nn.Identity())
@@ -280,11 +280,12 @@ def _last_layer(body: nn.Module, images: Tensor, head: str | None) -> tuple[str,
             )
     # the very tensor, or a view of one output [N, 1], which came back as [N]
     last = {
-        n: [o for o in seen[n] if o is out or (o.shape == out.shape and o.data_ptr() == out.data_ptr())] for n in linear
+        n: [o for o in seen[n] if o is out or (o.shape == out.shape and o.data_ptr() == out.data_ptr())]  # type: ignore[attr-defined]  # outputs of layers
+        for n in linear
     }
     candidates = [name for name, outputs in last.items() if outputs]
     if not candidates:
-        like = [name for name in linear if seen[name] and seen[name][-1].shape == out.shape]
+        like = [name for name in linear if seen[name] and seen[name][-1].shape == out.shape]  # type: ignore[attr-defined]
         by = [f": {name!r}, a {_kind(body.get_submodule(name))}" for name in seen if any(o is out for o in seen[name])]
         follows = f"something follows {like[-1]!r}" if like else "no nn.Linear gives that shape"
         raise _NotFittingError(

@@ -23,7 +23,7 @@ INSIDE = ("state_dict", "model_state_dict", "model")
 """Entries under which training scripts keep a model's weights in a .pt file."""
 
 
-def named(model: nn.Module, numbers: Numbers, what: str) -> tuple[dict[str, Tensor | None], list[str]]:
+def named(model: nn.Module, numbers: Numbers, what: str) -> tuple[dict[str, Tensor | None], list[str]]:  # type: ignore[valid-type]  # nn.Module is unknown here
     """Anybody's numbers under this model's names, with its dtype and device, and what had to be assumed, in words.
 
     numbers: see `Numbers`. A mapping, or pairs, goes by the model's names or, for one of `adapt`, by those of the
@@ -136,14 +136,14 @@ def _arranged(numbers: object, what: str) -> dict[str, object] | list[object] | 
     if isinstance(numbers, nn.Module):
         numbers = numbers.state_dict()
     array = isinstance(numbers, np.ndarray | Tensor)
-    if array and numbers.ndim == 1 and numbers.dtype != object:
+    if array and numbers.ndim == 1 and numbers.dtype != object:  # type: ignore[attr-defined]  # an array
         return _array(numbers)
     if isinstance(numbers, Mapping):
         numbers = dict(numbers)
     elif (
         isinstance(numbers, Iterable)
         and not isinstance(numbers, str | bytes | set | frozenset)
-        and not (array and numbers.ndim != 1)
+        and not (array and numbers.ndim != 1)  # type: ignore[attr-defined]  # an array
     ):
         numbers = list(numbers)
         if numbers and all(isinstance(each, tuple) and len(each) == 2 and isinstance(each[0], str) for each in numbers):
@@ -170,7 +170,7 @@ def _read(numbers: dict[str, object] | list[object], what: str) -> dict[str, Ten
     if problems:
         hint = "; flwr.common.parameters_to_ndarrays turns Flower's bytes into arrays" if "bytes" in problems[0] else ""
         raise ValueError(f"{what}: {few(problems, str)}{hint}")
-    return read if isinstance(numbers, dict) else list(read.values())
+    return read if isinstance(numbers, dict) else list(read.values())  # type: ignore[return-value]  # names are text: checked above
 
 
 def _array(value: object) -> Tensor:
@@ -228,7 +228,7 @@ def _by_order(
         "trained parameters": [n for n in theirs.values() if n in parameters and parameters[n].requires_grad],
     }
     if isinstance(numbers, Tensor):
-        return _cut(numbers, orders, state, what, assumed)
+        return _cut(numbers, orders, state, what, assumed)  # type: ignore[return-value]  # a dictionary of fewer kinds
     shapes = [None if n is None else tuple(n.shape) for n in numbers]
     counted = {order: keys for order, keys in orders.items() if len(keys) == len(numbers)}
     if not counted:

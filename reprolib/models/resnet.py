@@ -51,7 +51,7 @@ class ResNet(Victim):
         normed = NORMS[norm]
         self.pooled = pooled
         self.conv = nn.Conv2d(image_shape[0], width, kernel_size=3, padding=1, bias=False)
-        self.norm, self.activation = normed(width), nn.ReLU()
+        self.norm, self.activation = normed(width), nn.ReLU()  # type: ignore[operator]  # a layer's class
         stages, into, sides = [], width, image_shape[1:]
         for stage, count in enumerate(self.blocks):
             out = width * 2**stage

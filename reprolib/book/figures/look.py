@@ -22,7 +22,7 @@ def style() -> None:
     """Set the book's look; `chapter.start` does it."""
     mpl.rcdefaults()  # a reader's own matplotlibrc would change the book's figures
     sns.set_theme(style="whitegrid", palette="colorblind", font="DejaVu Sans")
-    sizes = {"font.size": 10, "axes.labelsize": 10, "axes.titlesize": 10.5, "legend.fontsize": 9.5}
+    sizes: dict[Any, Any] = {"font.size": 10, "axes.labelsize": 10, "axes.titlesize": 10.5, "legend.fontsize": 9.5}
     sizes |= {"xtick.labelsize": 9.5, "ytick.labelsize": 9.5, "lines.linewidth": 1.8, "lines.markersize": 5}
     mpl.rcParams.update(sizes | {"figure.facecolor": "white", "savefig.facecolor": "white", "axes.edgecolor": "0.4"})
     mpl.rcParams.update({"grid.color": "0.9", "text.color": "0.1", "axes.labelcolor": "0.1"})
