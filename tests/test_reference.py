@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from reprolib.book import claims, records, results
-from reprolib.book.judge import faults, judge
+from reprolib.book.ledger import faults, judge
 from reprolib.book.verdicts import validate_verdicts
 from reprolib.book.verification import LIMIT_MB
 
@@ -35,8 +35,8 @@ def test_no_stored_verdict_breaks_a_rule_of_the_ledger(paper):
 
 def test_the_rules_are_tested_on_many_decided_verdicts():
     judged = [v for paper, run in RUNS.items() for v in judge(claims.load(ROOT / "claims" / f"{paper}.yml"), run)]
-    # 92 now. It was 100 until a referee, on 2026-11-29, had statements from memory, of two counts or weaker than their
-    # source settled; issue 16 asks for 100 again, which records of further chapters bring, not kinder criteria.
+    # 92 now. It was 100 until a referee, on 2026-11-29, had verdicts settled that rested on memory, were counted
+    # twice or weaker than their source. Issue 16 asks for 100: further chapters' records bring them, no kinder rule.
     assert sum(verdict.decided for verdict in judged) >= 90
 
 
