@@ -97,7 +97,7 @@ def check(settings: Any) -> None:
     or another; of anything else it says nothing. Call it at the beginning of `__post_init__`.
     Errors: ValueError naming the field, what is expected and its value.
     """
-    for name, hint in _hints(type(settings)):
+    for name, hint in _hints(type(settings)):  # type: ignore[arg-type]  # a class can be hashed
         value = getattr(settings, name)
         if (same := held(name, hint, value)) is not value:
             object.__setattr__(settings, name, same)
@@ -142,8 +142,8 @@ def _problem(hint: Any, value: Any) -> tuple[str, str] | None:
         problems = [_problem(each, value) for each in inner if each is not type(None)]
         if None in problems:
             return None
-        words = [expected.removeprefix("be ") for expected, _ in problems[1:]]
-        return " or ".join([problems[0][0], *words]), problems[0][1]
+        words = [expected.removeprefix("be ") for expected, _ in problems[1:]]  # type: ignore[misc]  # none is None
+        return " or ".join([problems[0][0], *words]), problems[0][1]  # type: ignore[index]
     if origin is Literal:
         known = isinstance(value, str) and value in inner
         return None if known else (f"be one of {', '.join(map(repr, inner))}", "")

@@ -87,7 +87,7 @@ def start(
     for name, values in sizes.items():
         if len(values) != len(SIZES):
             raise ValueError(f"sizes[{name!r}]={values!r}: expected a value for each of {', '.join(SIZES)}")
-    by_profile = {title: {name: values[place] for name, values in sizes.items()} for place, title in enumerate(SIZES)}
+    by_profile = {str(title): {name: values[i] for name, values in sizes.items()} for i, title in enumerate(SIZES)}
     reference, verdicts, problem = reference_run.read(paper, loaded)
     size, when = UNRECORDED if profile == REPLAY else profile, None
     if profile == REPLAY and reference is not None and "records" in reference:
@@ -250,7 +250,7 @@ class Chapter:
             if data is None and len(names) > 1:
                 raise ValueError(f"data is missing for {measure!r}: this chapter has opened {', '.join(names)}")
             entry = value if isinstance(value, Measured) else Measured(value)
-            images = getattr(entry.interval, "n", None) if entry.images is None else entry.images
+            images = entry.interval.n if entry.images is None else entry.images
             self.ledger.record(measure, entry.interval, images, name or next(iter(names), None), entry.conditions)
 
     def save_table(self, name: str, table: pd.DataFrame) -> None:

@@ -25,3 +25,8 @@ class Unmeasured(NamedTuple):
 
     why: str
     reason: str = "missing"
+
+
+Entry = Interval | Measured | Unmeasured
+Entries = Mapping[str, Entry]
+"""Measure -> what the ledger is told of it."""

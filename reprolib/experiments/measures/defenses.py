@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from reprolib.measure import intervals
-from reprolib.measure.entries import Measured, Unmeasured
+from reprolib.measure.entries import Entries, Measured, Unmeasured
 from reprolib.measure.intervals import Interval
 
 if TYPE_CHECKING:
     from reprolib.experiments.networks import Attacked
-
-Entries = dict[str, Interval | Measured | Unmeasured]
 
 COSTS = {
     "clipping": "clipping",

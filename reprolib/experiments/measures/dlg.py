@@ -9,13 +9,10 @@ import numpy as np
 import pandas as pd
 
 from reprolib.measure import intervals
-from reprolib.measure.entries import Measured, Unmeasured
-from reprolib.measure.intervals import Interval
+from reprolib.measure.entries import Entries, Measured, Unmeasured
 
 if TYPE_CHECKING:
     from reprolib.experiments.networks import Attacked
-
-Entries = dict[str, Interval | Measured | Unmeasured]
 
 SETS = ("mnist", "cifar100", "svhn", "lfw")
 """The image sets besides CIFAR-10 that the paper attacks."""

@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 
 from reprolib.measure import intervals
-from reprolib.measure.entries import Measured, Unmeasured
+from reprolib.measure.entries import Entries, Entry, Measured, Unmeasured
 from reprolib.measure.intervals import Interval
 
-Entries = dict[str, Interval | Measured | Unmeasured]
 Found = Mapping[str, Any]
 
 RECOGNISED = {
@@ -96,7 +95,8 @@ def dense(found: Mapping[int, Found], ten: Found, clipped: Found) -> Entries:
     """
     eight = found[8]
     change = np.abs(values(clipped, "FGLA") - values(eight, "FGLA"))
-    most = Interval(*[change.max()] * 3, n=len(change), method=f"the largest of {len(change)}")
+    largest = change.max()
+    most = Interval(largest, largest, largest, n=len(change), method=f"the largest of {len(change)}")
     whole = eight["scores"].query("attack == 'FGLA'").groupby("trial")[["psnr_whole", "psnr_dim0"]].first()
     excess = intervals.difference(whole.psnr_dim0, whole.psnr_whole)
     return {
@@ -154,7 +154,7 @@ def searches(runs: Mapping[tuple[str, str], Found], short: Mapping[str, str], si
 
     runs: (gradient, attack) -> result; short: key of the measure -> attack; size: of the batches.
     """
-    entries: Entries = {}
+    entries: dict[str, Entry] = {}
     for key, name in short.items():
         for share in dict.fromkeys(share for share, _ in runs):
             over = "over_mean" if share == "dense" else "over_mean_compressed"

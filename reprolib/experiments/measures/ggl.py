@@ -10,13 +10,12 @@ import pandas as pd
 
 from reprolib.experiments.ggl import of_the_picture
 from reprolib.measure import intervals
-from reprolib.measure.entries import Measured, Unmeasured
+from reprolib.measure.entries import Entries, Unmeasured
 from reprolib.measure.intervals import Interval
 
 if TYPE_CHECKING:
     from reprolib.experiments.networks import Attacked
 
-Entries = dict[str, Interval | Measured | Unmeasured]
 PSNR = Callable[..., np.ndarray]
 
 
@@ -131,7 +130,7 @@ def soteria(
     start: np.ndarray, dropped: np.ndarray, grey: np.ndarray, at_ten: pd.DataFrame | None, undefended: pd.DataFrame
 ) -> Entries:
     """What dropping Soteria's tensor costs GGL, and what a search for pixels identifies at a rate of 10 % and bare."""
-    found = gated("ggl_dropped_loss", start, dropped, start, grey)
+    found = dict(gated("ggl_dropped_loss", start, dropped, start, grey))
     if at_ten is not None:
         found["pixels_soteria_10_identified"] = intervals.proportion(at_ten.identified)
     return found | {"pixels_undefended_identified": intervals.proportion(undefended.identified)}
@@ -149,7 +148,8 @@ def landscape(ranks: pd.DataFrame) -> Entries:
 
 def unseen(by: Mapping[str, pd.DataFrame]) -> Entries:
     """PSNR that a prior loses which has not seen the classes; prior -> scores."""
-    return {"unseen_loss": intervals.difference(*(part.psnr for part in by.values()), by["all classes"].pair)}
+    every, without = (part.psnr for part in by.values())
+    return {"unseen_loss": intervals.difference(every, without, by["all classes"].pair)}
 
 
 def others(before: pd.DataFrame, after: pd.DataFrame, four: pd.DataFrame, local: pd.DataFrame) -> Entries:

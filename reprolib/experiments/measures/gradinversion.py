@@ -10,10 +10,8 @@ import pandas as pd
 
 from reprolib.attacks.labels import distinct_ceiling
 from reprolib.measure import intervals
-from reprolib.measure.entries import Measured, Unmeasured
+from reprolib.measure.entries import Entries, Measured, Unmeasured
 from reprolib.measure.intervals import Interval
-
-Entries = dict[str, Interval | Measured | Unmeasured]
 
 
 def of(scores: pd.DataFrame, attack: str) -> pd.DataFrame:
@@ -53,12 +51,12 @@ def hundred_classes(shares: Mapping[tuple[str, str], Interval]) -> Entries:
 def singles(scores: pd.DataFrame, budget: Mapping[str, Any]) -> Entries:
     """The strong attack on single images, against the paper's loss and without statistics: the order of `scores`."""
     alone, withheld, loss = (of(scores, name) for name in scores.attack.unique())
-    named = [t.identified.astype(float) for t in (alone, withheld)]
+    named, without = (t.identified.astype(float) for t in (alone, withheld))
     found = {
         "strong_identified": intervals.proportion(alone.identified, alone.network),
         "strong_psnr": intervals.mean(alone.psnr, alone.network),
         "strong_minus_paper": intervals.difference(alone.psnr, loss.psnr, alone.network),
-        "withheld_identified_loss": intervals.difference(*named, alone.network),
+        "withheld_identified_loss": intervals.difference(named, without, alone.network),
     }
     return {measure: Measured(interval, budget) for measure, interval in found.items()}
 

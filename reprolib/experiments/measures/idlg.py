@@ -8,10 +8,8 @@ import pandas as pd
 
 from reprolib.data import ImageSet
 from reprolib.measure import intervals
-from reprolib.measure.entries import Measured, Unmeasured
+from reprolib.measure.entries import Entries, Measured, Unmeasured
 from reprolib.measure.intervals import Interval
-
-Entries = dict[str, Interval | Measured | Unmeasured]
 
 DEFENDED = {
     "noise_1e-2": ("noise 1e-2", "row_sum"),
@@ -47,14 +45,14 @@ def signed_features(shares: Mapping[str, Interval]) -> Entries:
 def joint_search(name: str, runs: pd.DataFrame, budget: Mapping[str, str]) -> Entries:
     """DLG's labels, both methods' success, and the paired differences, on one set."""
     d, i = (runs[runs.method == method].reset_index(drop=True) for method in ("DLG", "iDLG"))
-    right = [t.label_correct.astype(float) for t in (i, d)]
-    below = [(t.mse < 1e-3).astype(float) for t in (i, d)]
+    right, other = (t.label_correct.astype(float) for t in (i, d))
+    below, above = ((t.mse < 1e-3).astype(float) for t in (i, d))
     found = {
         "dlg_label_accuracy": intervals.proportion(d.label_correct, d.network),
-        "label_difference": intervals.difference(*right, i.network),
+        "label_difference": intervals.difference(right, other, i.network),
         "fidelity_idlg": intervals.below(i.mse, 1e-3, i.network),
         "fidelity_dlg": intervals.below(d.mse, 1e-3, d.network),
-        "fidelity_difference": intervals.difference(*below, i.network),
+        "fidelity_difference": intervals.difference(below, above, i.network),
     }
     return {f"{stem}_{name}": Measured(interval, budget) for stem, interval in found.items()}
 
@@ -79,8 +77,8 @@ def controls(tables: Mapping[str, pd.DataFrame], budget: Mapping[str, str]) -> E
     found = {"known_label_same": Measured(same, budget)}
     if plain.network.nunique() < 2:
         return found | {"tolerance_difference": Unmeasured("this profile attacks a single network", "few")}
-    below = [(t.mse < 1e-3).astype(float) for t in (loose, plain)]
-    return found | {"tolerance_difference": Measured(intervals.difference(*below, plain.network), budget)}
+    below, strict = ((t.mse < 1e-3).astype(float) for t in (loose, plain))
+    return found | {"tolerance_difference": Measured(intervals.difference(below, strict, plain.network), budget)}
 
 
 def race(scores: Mapping[str, pd.DataFrame], faces: ImageSet | None, budget: Mapping[str, str]) -> Entries:

@@ -8,10 +8,8 @@ import numpy as np
 import pandas as pd
 
 from reprolib.measure import intervals, metrics
-from reprolib.measure.entries import Measured, Unmeasured
+from reprolib.measure.entries import Entries, Entry, Measured, Unmeasured
 from reprolib.measure.intervals import Interval
-
-Entries = dict[str, Interval | Measured | Unmeasured]
 
 
 def first_layer(rows: pd.DataFrame) -> Entries:
@@ -58,7 +56,7 @@ def local_steps(
     five = cells[small]
     named = intervals.proportion(five.identified, metrics.units(five))
     over = intervals.difference(five.psnr, cards[: len(five)], metrics.units(five))
-    found = {"fedavg_identified": Measured(named, {"budget": budget}), "fedavg_over_grey": over}
+    found: dict[str, Entry] = {"fedavg_identified": Measured(named, {"budget": budget}), "fedavg_over_grey": over}
     for measure, a, b in (("fedavg_steps", (1, 1e-4), (10, 1e-4)), ("fedavg_rate", small, (5, 1e-1))):
         if a in cells and b in cells:
             few = cells[b]
@@ -95,7 +93,7 @@ def batches(distinct: pd.DataFrame, natural: pd.DataFrame, card: Sequence[float]
     return found | {"batch_repeated": loss}
 
 
-def hundred(scores: pd.DataFrame | None, card: Sequence[float]) -> Entries:
+def hundred(scores: pd.DataFrame | None, card: pd.Series) -> Entries:
     """How many images of a batch of a hundred are a decibel better than a grey card."""
     if scores is None:
         why = "a batch of 100 on a wide ResNet is run at the paper profile only"

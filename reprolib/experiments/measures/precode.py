@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from reprolib.measure import intervals
-from reprolib.measure.entries import Measured
+from reprolib.measure.entries import Entries, Measured
 from reprolib.measure.intervals import Interval
 
 if TYPE_CHECKING:
     from reprolib.experiments.networks import Attacked
-
-Entries = dict[str, Interval | Measured]
 
 COUNTERED = {
     "omit_mlp": ("MLP", "B2 upstream, fresh noise"),
@@ -145,7 +143,7 @@ def perturbed(swept: Mapping[tuple[str, str], Attacked], levels: Sequence[float]
     """What perturbing upstream alone leaves identified beyond an ordinary perturbation; (level, kind) -> run."""
     kinds = ("whole", "partial")
     whole, part = (pd.concat([swept[f"std {std:g}", kind].scores for std in levels]) for kind in kinds)
-    named = intervals.difference(*(t.identified.astype(float) for t in (whole, part)), whole.network)
+    named = intervals.difference(whole.identified.astype(float), part.identified.astype(float), whole.network)
     whole, part = (swept["std 0.01", kind].scores for kind in kinds)
     gain = intervals.difference(whole.psnr, part.psnr, whole.network)
     return {"ppp_identified_gain": Measured(named, images=images), "ppp_gain": gain}

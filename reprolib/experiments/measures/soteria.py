@@ -9,13 +9,11 @@ import numpy as np
 import pandas as pd
 
 from reprolib.measure import intervals
-from reprolib.measure.entries import Measured, Unmeasured
+from reprolib.measure.entries import Entries, Measured, Unmeasured
 from reprolib.measure.intervals import Interval
 
 if TYPE_CHECKING:
     from reprolib.experiments.networks import Attacked
-
-Entries = dict[str, Interval | Measured | Unmeasured]
 
 
 def identified(run: Attacked) -> Interval:
