@@ -190,7 +190,7 @@ class FGLA:
         weight = model.head.weight.detach()
         bias = weight.new_zeros(len(weight)) if model.head.bias is None else model.head.bias.detach()
         parts = [  # one trial at a time: a residual is as large as the head's gradient
-            refine(
+            refine(  # type: ignore[call-arg]
                 *(part[t : t + 1] for part in (found.features, weight_gradient, given)), weight, bias, self.refine_steps
             )
             for t in range(update.trials)

@@ -195,7 +195,7 @@ class _Search(NormalisedSearch):
     """The rows are (trial, seed) pairs, the seeds of a trial beside each other."""
 
     def __init__(self, attack: GradInversion, model: nn.Module | Victims, *told: Any, each: int) -> None:
-        super().__init__(attack, model, *told, each=each)
+        super().__init__(attack, model, *told, each=each)  # type: ignore[misc]
         owner = self.trials.to(self.device).repeat_interleave(each)
         known = (
             {} if self.update.batch_norm is None else client.batch_statistics(Victims.of(model).skeleton, self.update)

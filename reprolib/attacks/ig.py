@@ -117,7 +117,7 @@ class _Search(NormalisedSearch):
         return how(gradients, observation, rows)
 
     def noise(self, start: int) -> Callable[[Tensor, Tensor], list[dict[str, Tensor]]] | None:
-        return self.joint_noise if self.noise_shapes else super().noise(start)
+        return self.joint_noise if self.noise_shapes else super().noise(start)  # type: ignore[return-value]
 
     def joint_noise(self, x: Tensor, rows: Tensor) -> list[dict[str, Tensor]]:
         """The noise of the bottlenecks among the variables: a single pass, as `matching.dummy_noise` gives it."""

@@ -87,14 +87,14 @@ class Matching:
 
     def _block_size(self, x: Tensor, trials: Tensor) -> int:
         """Trials a block, from the memory that one needs; the second differentiation keeps about as much again."""
-        if not self._size:
+        if not self._size:  # type: ignore[attr-defined]
             images, _ = self.parts(x[:1], trials[:1])
             steps = 1 if self.local is None else self.local.most_steps(images.shape[1])
             kept = steps if steps < gradients.RECOMPUTED_FROM else 1
             kept *= images.shape[1] if self.observation.of_each_image else 1
-            fit = client.trials_that_fit(self._worker.skeleton, images[0].detach()) // (2 * kept)
-            self._size.append(max(1, min(BLOCK[x.device.type], fit)))
-        return self._size[0]
+            fit = client.trials_that_fit(self._worker.skeleton, images[0].detach()) // (2 * kept)  # type: ignore[attr-defined]
+            self._size.append(max(1, min(BLOCK[x.device.type], fit)))  # type: ignore[attr-defined]
+        return self._size[0]  # type: ignore[attr-defined]
 
     def alone(self, x: Tensor, trials: Tensor, noise: Callable | None = None) -> Tensor:
         """The distance [R] at the rows of x, without the prior and the statistics. noise: in the place of the field."""
@@ -120,7 +120,7 @@ class Matching:
         self, images: Tensor, soft_labels: Tensor, trials: Tensor, passes: Sequence[dict[str, Tensor]]
     ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """The distance [R] at these images, and what entered the batch-norm layers where the statistics ask for it."""
-        worker = self._worker.select(trials)
+        worker = self._worker.select(trials)  # type: ignore[attr-defined]
         seen: dict[str, tuple[Tensor, Tensor]] = {}
         if self.observation.of_each_image is not None:
             of_each_image = self.observation.of_each_image
@@ -169,7 +169,7 @@ def dummy_noise(
 def _average(passes: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     if len(passes) == 1:
         return passes[0]
-    return {name: sum(gradients[name] for gradients in passes) / len(passes) for name in passes[0]}
+    return {name: sum(gradients[name] for gradients in passes) / len(passes) for name in passes[0]}  # type: ignore[misc]
 
 
 def dummy_gradients(
@@ -235,7 +235,7 @@ def dummy_gradients_and_statistics(
 
 def distance(gradients: dict[str, Tensor], observation: Observation, trials: Tensor) -> Tensor:
     """How far dummy gradients (name -> [R, *param]) are from the observation of the named trials: [R]."""
-    return sum(per_parameter(gradients, observation, trials).values())
+    return sum(per_parameter(gradients, observation, trials).values())  # type: ignore[return-value]
 
 
 def cosine(gradients: dict[str, Tensor], observation: Observation, trials: Tensor) -> Tensor:
@@ -273,7 +273,7 @@ def norms(gradients: dict[str, Tensor], observation: Observation, trials: Tensor
     Source: Yin et al. 2021 (GradInversion), equation 3.
     """
     squares = per_parameter(gradients, observation, trials).values()
-    return sum(square.clamp(min=torch.finfo(square.dtype).tiny).sqrt() for square in squares)  # no NaN slope at zero
+    return sum(square.clamp(min=torch.finfo(square.dtype).tiny).sqrt() for square in squares)  # type: ignore[return-value]  # no NaN slope at zero
 
 
 def per_parameter(gradients: dict[str, Tensor], observation: Observation, trials: Tensor) -> dict[str, Tensor]:

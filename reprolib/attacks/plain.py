@@ -95,7 +95,7 @@ def objective(model: nn.Module, target: dict[str, Tensor], image: Tensor, soft_l
     """DLG's squared distance of one trial by autograd alone. image: [1, C, H, W]. soft_label: [1, K]."""
     loss = F.cross_entropy(model(image), soft_label)
     dummy = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
-    return sum((d - g).square().sum() for d, g in zip(dummy, target.values(), strict=True))
+    return sum((d - g).square().sum() for d, g in zip(dummy, target.values(), strict=True))  # type: ignore[return-value]
 
 
 def _kind(target: dict[str, Tensor]) -> tuple[torch.device, torch.dtype]:

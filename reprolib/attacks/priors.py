@@ -48,7 +48,7 @@ def four_direction_variation(images: Tensor) -> Tensor:
         images[..., 1:, 1:] - images[..., :-1, :-1],
         images[..., 1:, :-1] - images[..., :-1, 1:],
     )
-    return sum(_norm(difference) for difference in differences)
+    return sum(_norm(difference) for difference in differences)  # type: ignore[return-value]
 
 
 def summed_variation(images: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def batch_norm_distance(
             difference = ours - theirs[trials]
             distance = difference.square().sum(1) if squared else _norm(difference)
             total = total + (first if i == 0 else 1.0) * distance
-    return total
+    return total  # type: ignore[return-value]
 
 
 def consensus(candidates: Tensor, registration: Registration = "none") -> Tensor:

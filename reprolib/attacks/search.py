@@ -161,7 +161,7 @@ class Search:
     def matching(self, start: int, **others: Any) -> Matching:
         """The objective of the rows; others: fields of `Matching`, besides those that every search gives it."""
         told = {"mode": self.update.threat.mode, "compare": self.compare, "noise": self.noise(start)}
-        told |= {} if self.attack.one_gradient else {"local": self.update.local, "order": self.order}
+        told |= {} if self.attack.one_gradient else {"local": self.update.local, "order": self.order}  # type: ignore[dict-item]
         return Matching(self.model, self.observation, self.parts, sizes=self.update.sizes, **(told | others))
 
     def streams(self, start: int, *path: int) -> list[torch.Generator]:

@@ -227,7 +227,7 @@ def _encode(
 ) -> tuple[Tensor, Tensor]:
     """What the clients train on, trial by trial."""
     encoded = [defense.encode(*each) for each in zip(images, targets, random, strict=True)]
-    return tuple(torch.stack(part) for part in zip(*encoded, strict=True))
+    return tuple(torch.stack(part) for part in zip(*encoded, strict=True))  # type: ignore[return-value]
 
 
 def _protect(
@@ -254,10 +254,11 @@ def _mean(clients: list[dict[str, Tensor]], sizes: Sequence[int]) -> dict[str, T
     if len(clients) == 1:
         return clients[0]
     if len(set(sizes)) == 1:
-        return {name: sum(client[name] for client in clients) / len(clients) for name in clients[0]}
+        return {name: sum(client[name] for client in clients) / len(clients) for name in clients[0]}  # type: ignore[misc]
     shares = [size / sum(sizes) for size in sizes]
     return {
-        name: sum(share * client[name] for share, client in zip(shares, clients, strict=True)) for name in clients[0]
+        name: sum(share * client[name] for share, client in zip(shares, clients, strict=True))  # type: ignore[misc]
+        for name in clients[0]
     }
 
 
@@ -354,7 +355,7 @@ def _running_statistics(model: nn.Module, trials: int) -> dict[str, tuple[Tensor
     if untracked := [name for name, module in norms.items() if module.running_mean is None]:
         raise ValueError(f"batch_norm='running', but the layers {untracked} keep no running statistics")
     return {
-        name: tuple(value.detach().clone().expand(trials, -1) for value in (module.running_mean, module.running_var))
+        name: tuple(value.detach().clone().expand(trials, -1) for value in (module.running_mean, module.running_var))  # type: ignore[misc]
         for name, module in norms.items()
     }
 

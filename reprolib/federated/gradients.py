@@ -169,7 +169,7 @@ def _of_a_client(
                 total[name] = total[name] + went / steps
                 weights = weights | {name: weights[name] - local.learning_rate * went}
             axes = (0, axis)
-    return total
+    return total  # type: ignore[return-value]
 
 
 def _taken(values: Tensor, order: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ def worker(model: nn.Module, mode: Mode) -> nn.Module:
         raise ValueError(f"the layers {recurrent} are recurrent: torch cannot differentiate them twice or in batches")
     for name, module in list(copied.named_modules()):
         for kind, written_out in _WRITTEN_OUT.items():
-            if isinstance(module, kind) and name and (own := written_out.standing_for(module)) is not None:
+            if isinstance(module, kind) and name and (own := written_out.standing_for(module)) is not None:  # type: ignore[attr-defined]
                 copied.set_submodule(name, own)
     return copied
 

@@ -217,14 +217,14 @@ class SharedUpdate:
                 f"the updates hold {sum(update.trials for update in updates)} trials, the victims {victims.trials}"
             )
         statistics = first.batch_norm and {
-            layer: tuple(torch.cat([update.batch_norm[layer][i] for update in updates]) for i in (0, 1))
+            layer: tuple(torch.cat([update.batch_norm[layer][i] for update in updates]) for i in (0, 1))  # type: ignore[misc]
             for layer in first.batch_norm
         }
         return replace(
             first,
             gradients={name: torch.cat([update.gradients[name] for update in updates]) for name in first.gradients},
-            labels=None if first.labels is None else torch.cat([update.labels for update in updates]),
-            order=None if first.order is None else torch.cat([update.order for update in updates]),
+            labels=None if first.labels is None else torch.cat([update.labels for update in updates]),  # type: ignore[misc]
+            order=None if first.order is None else torch.cat([update.order for update in updates]),  # type: ignore[misc]
             batch_norm=statistics,
             model=victims.fingerprint,
         )
@@ -401,7 +401,7 @@ def _of_the_buffers(
         )
     first = next(iter(sent))
     counted, steps = after.get(f"{first}.num_batches_tracked"), local.most_steps(batch_size)
-    passed = steps if counted is None else int(counted - sent[first].num_batches_tracked)
+    passed = steps if counted is None else int(counted - sent[first].num_batches_tracked)  # type: ignore[operator]
     said = (
         f"after: batch norm counted {passed} passes, but a client of {batch_size} images takes {steps} steps by `local`"
     )
