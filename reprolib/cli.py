@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import psutil
 import typer
@@ -35,7 +35,7 @@ errors = Console(stderr=True)
 class ClearErrors(TyperGroup):
     """Turns an exception into one line and an exit code, unless `--debug` was given."""
 
-    def invoke(self, ctx):
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort):  # they are RuntimeErrors, and no mistakes
@@ -361,7 +361,7 @@ def _run(
     return outcomes
 
 
-def _table(frame) -> Table:
+def _table(frame: Any) -> Table:
     table = Table(*(str(column) for column in frame.columns))
     for row in frame.assign(present=frame.present.map({True: "yes", False: "no"})).itertuples(index=False):
         table.add_row(*(escape(str(value)) for value in row))

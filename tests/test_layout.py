@@ -29,6 +29,14 @@ BELOW = {
 }
 """Room -> the rooms that it may import, besides PLUMBING; the developer guide says why."""
 
+LONG = {
+    "experiments.training.train": "one loop over epochs, whose steps share its state",
+    "federated.client.share": "the protocol, step by step in the order in which a client takes them",
+    "measure.metrics.score": "a table with a column for each measure",
+    "models.adapt._last_layer": "a list of refusals, each with what to do",
+}
+"""Functions whose body has more than 60 lines, and why they are not cut."""
+
 
 def imported(module: str) -> set[str]:
     """The modules that one imports anywhere: in a function, for types alone."""
@@ -66,3 +74,12 @@ def test_a_file_imports_from_the_rooms_below_its_own(module):
 def test_a_room_says_what_it_holds_and_what_it_never_does(name):
     said = ast.get_docstring(ast.parse((ROOT / "reprolib" / name / "__init__.py").read_text(encoding="utf-8")))
     assert said and len(said) > 60
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_file_and_its_functions_can_be_held_in_mind(module):
+    text = MODULES[module].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 450
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    long = {node.name for node in functions if node.end_lineno - node.body[0].lineno + 1 > 60}
+    assert {f"{module.removeprefix('reprolib.')}.{name}" for name in long} <= LONG.keys()

@@ -73,7 +73,7 @@ class Parameters:
     device: str = "auto"
     data_root: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.profile not in PROFILES:
             raise ValueError(f"profile {self.profile!r} is unknown; known profiles: {', '.join(PROFILES)}")
         if self.device not in DEVICES:

@@ -129,7 +129,7 @@ def _one_after_the_other(steps: list[Callable]) -> Callable | None:
     return all_of_them
 
 
-def _merge(parts: list[dict[str, Tensor] | None], combine) -> dict[str, Tensor] | None:
+def _merge(parts: list[dict[str, Tensor] | None], combine) -> dict[str, Tensor] | None:  # type: ignore[no-untyped-def]
     """Combine the readings entry by entry; None (no reading) leaves the others as they are."""
     merged: dict[str, Tensor] = {}
     for part in parts:

@@ -234,7 +234,7 @@ class _Norms(TorchFunctionMode):
         super().__init__()
         self.calls = 0
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         self.calls += function in (F.layer_norm, F.instance_norm)
         return function(*args, **(kwargs or {}))
 

@@ -72,7 +72,7 @@ class ResNet(Victim):
         return self.head(x.mean((2, 3)) if self.pooled else x.flatten(1))
 
 
-def _block(into: int, out: int, normed) -> BasicBlock:
+def _block(into: int, out: int, normed) -> BasicBlock:  # type: ignore[no-untyped-def]
     if into == out:
         return BasicBlock(into, out, norm_layer=normed)
     shortcut = nn.Sequential(nn.Conv2d(into, out, kernel_size=1, stride=2, bias=False), normed(out))
