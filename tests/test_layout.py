@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from reprolib.book.pages import AROUND
+
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -61,6 +63,15 @@ def test_no_file_imports_another_that_imports_it():
     except CycleError as error:
         pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
     assert set(order) == set(MODULES)
+
+
+def test_no_chapter_reaches_what_runs_and_shows_it_from_outside():
+    seen, ahead = set(), ["reprolib.book.chapter", "reprolib.book.figures", "reprolib.experiments"]
+    while ahead:
+        if (module := ahead.pop()) not in seen:
+            seen.add(module)
+            ahead += imported(module)
+    assert not seen & {f"reprolib.book.{name}" for name in AROUND}, "a change there leaves pages as they are"
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - {"reprolib"}))

@@ -178,10 +178,8 @@ class Verdict(_Stored):
 
     def measured(self, percent: bool) -> str:
         """What was measured, in words, or of each part; "" without any. percent: as shares in per cent."""
-        if self.parts:
-            told = [(f"{part.name}: ", part) for part in self.parts if part.value is not None]
-        else:
-            told = [("", self)] if self.value is not None else []  # type: ignore[list-item] # it has the same four fields
+        told: list[tuple[str, PartVerdict | Verdict]] = [(f"{part.name}: ", part) for part in self.parts]
+        told = [(name, one) for name, one in told or [("", self)] if one.value is not None]
         if self.kind == "identity":  # of algebra there is no interval
             return "; ".join(name + _words(one.value, None, None, percent) for name, one in told)
         return "; ".join(name + _words(one.value, one.low, one.high, percent) for name, one in told)
