@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -355,14 +355,14 @@ class _Recomputed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, function: Callable[..., Any], first: Any, *tensors: Tensor) -> Any:
+    def forward(ctx, function, first, *tensors):  # type: ignore[no-untyped-def]
         ctx.function, ctx.first = function, first
         ctx.save_for_backward(*tensors)
         return function(first, *tensors)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *outer: Tensor) -> Any:
+    def backward(ctx, *outer):  # type: ignore[no-untyped-def]
         needed = ctx.needs_input_grad[2:]
         tensors = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, needed, strict=True)]
         wanted = [t for t in tensors if t.requires_grad]
