@@ -1368,3 +1368,11 @@ def test_a_few_searches_may_end_elsewhere_on_another_machine_but_not_many_and_no
     )
     assert comparison.ended_elsewhere(old, old) == "", "nothing does"
     assert len(comparison.differences(old, new, False)) > 0, "on the machine that made it, it is a difference"
+
+
+def test_what_rounding_leaves_open_is_no_difference_on_another_machine():
+    old, new = (
+        {"scores": pd.DataFrame({"trial": [0, 1], "objective": values})} for values in ([-1e-7, 1.0], [2e-7, 1.0])
+    )
+    assert comparison.differences(old, new, False) == []
+    assert len(comparison.differences(old, new)) == 1, "on the machine that made it, it is one"

@@ -36,6 +36,9 @@ EXACT_HITS = ("psnr_dim0",)
 ELSEWHERE = 10
 """On another kind of machine one search in so many may end elsewhere: how its sums are rounded decides where."""
 
+ROUNDED = 5e-7
+"""What 32 bits leave open of a number near one, such as a cosine: below it, another machine's digits say nothing."""
+
 LOST = 1e-2
 """Mean squared error beyond which a search ended away from its image."""
 
@@ -54,9 +57,9 @@ def differences(recorded: Any, fresh: Any, exact: bool = True, trials: Sequence[
     exact: every number must be equal to six digits, or to 1e-12, as on the kind of machine that made the record; and
     pictures to a level of 8 bits. Otherwise, on another kind, or where fewer trials ran at once, what was decided must
     be equal, truths, texts and whole numbers other than COSTS, and of fractions the size, because a search is chaotic
-    in its last digits: a factor of two, and below one a factor of two in decibels. Tensors of fractions are not
-    compared there, nor whether one of EXACT_HITS is infinite; and of a search that ended away from its image both times
-    (LOST), at other objectives, only whether the image was identified: chaos alone says where it ended.
+    in its last digits: a factor of two, and below one a factor of two in decibels, or ROUNDED. Tensors of fractions are
+    not compared there, nor whether one of EXACT_HITS is infinite; and of a search that ended away from its image both
+    times (LOST), at other objectives or errors, only whether the image was identified: chaos alone says where it ended.
     trials: those that ran again, where these are not all (`by_trial`): then the tables are compared in their rows, and
     nothing else.
     """
@@ -191,7 +194,8 @@ def _lost(here: pd.DataFrame, there: pd.DataFrame) -> np.ndarray:
     if not all({"mse", "objective"} <= set(table) for table in (here, there)):
         return np.zeros(len(here), dtype=bool)
     away = (here.mse.to_numpy() > LOST) & (there.mse.to_numpy() > LOST)
-    return away & ~_near(here.objective.to_numpy(), there.objective.to_numpy(), True)
+    one_place = [_near(here[what].to_numpy(), there[what].to_numpy(), True) for what in ("objective", "mse")]
+    return away & ~(one_place[0] & one_place[1])
 
 
 def _paired(old: pd.DataFrame, new: pd.DataFrame) -> tuple[list[str], list[int], list[int], int, int]:
@@ -233,6 +237,7 @@ def _near(x: np.ndarray, y: np.ndarray, exact: bool) -> np.ndarray:
         tolerance = 1e-6 if exact else 0.5
         near = np.abs(x - y) <= tolerance * np.maximum(np.abs(x), np.abs(y)) + 1e-12
         if not exact:
+            near |= np.abs(x - y) <= ROUNDED
             low, high = np.log(np.minimum(x, y)), np.log(np.maximum(x, y))
             near |= (high < 0) & np.isfinite(low) & (high - low <= -0.5 * low)
         return (np.isfinite(x) & np.isfinite(y) & near) | (x == y) | (np.isnan(x) & np.isnan(y))
