@@ -1367,6 +1367,8 @@ def test_a_few_searches_may_end_elsewhere_on_another_machine_but_not_many_and_no
         "something else differs"
     )
     assert comparison.ended_elsewhere(old, old) == "", "nothing does"
+    for one, other in ((old, {"scores": new["scores"].iloc[:20]}), ({"scores": old["scores"].iloc[:20]}, new)):
+        assert comparison.ended_elsewhere(one, other) == "", "searches are missing, or too many"
     assert len(comparison.differences(old, new, False)) > 0, "on the machine that made it, it is a difference"
 
 

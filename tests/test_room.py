@@ -1,13 +1,14 @@
 """Room for what comes next: a malicious server, tokens, several rounds. Each attack stands here, on no shared file."""
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
-from reprolib import data, models
+from reprolib import data, defenses, models
 from reprolib.attacks import InvertingGradients, Reconstruction
 from reprolib.attacks.matching import Matching
 from reprolib.attacks.search import Search, SearchAttack
@@ -37,7 +38,7 @@ def mlp():
 class Steps(server.Honest):
     """Every neuron of the first layer measures brightness, with a threshold of its own: imprint by weights alone."""
 
-    kind: str = "malicious parameters"
+    kind: ClassVar[str] = "malicious parameters"
 
     def broadcast(self, model):
         sent = copy.deepcopy(model)
@@ -177,11 +178,33 @@ def test_a_round_is_a_step_of_federated_averaging(local):
     torch.testing.assert_close(second.update.gradients, again.gradients)
 
 
+def test_clients_of_a_round_may_be_unequal_and_defended():
+    (images, labels), told = photos(2, size=4), ThreatModel(observes="mean of 2", labels="known", defense_known=True)
+    of_round = lambda r: (images[r : r + 1], labels[r : r + 1])  # noqa: E731
+    defense, model = defenses.PRECODE(k=8), models.build("lenet", 10, (3, 32, 32), seed=0)
+    for seen in server.rounds(server.Honest(), model, of_round, 2, threat=told, defense=defense, clients=(1, 3)):
+        assert seen.update.sizes == (1, 3)
+        seen.update.check(seen.model)
+
+
+def test_running_statistics_move_where_clients_share_theirs():
+    (images, labels), model = photos(1, size=4), models.build("resnetbn8", 10, (3, 32, 32), seed=0)
+    layer = next(name for name, part in model.named_modules() if isinstance(part, nn.BatchNorm2d))
+    for shared, moved in (("buffers", True), ("none", False)):
+        told = ThreatModel(mode="train", batch_norm=shared)
+        _, second = server.rounds(server.Honest(), model, lambda _: (images, labels), 2, threat=told)
+        assert bool(second.model.get_buffer(f"{layer}.running_mean").any()) == moved
+
+
 def test_rounds_refuse_what_is_no_federation():
     (images, labels), model = photos(2), mlp()
-    crooked = replace(server.Honest(), kind="malicious architecture")
-    with pytest.raises(ValueError, match="the threat model says server='curious', but .* is 'malicious architecture'"):
-        next(server.rounds(crooked, model, lambda _: (images, labels), 1, threat=ThreatModel()))
+    with pytest.raises(ValueError, match="the threat model says server='curious', but .* is 'malicious parameters'"):
+        server.rounds(Steps(), model, lambda _: (images, labels), 1, threat=ThreatModel())
+    for count in (0, "2", True):
+        with pytest.raises(ValueError, match="count must be a whole number >= 1, got"):
+            server.rounds(server.Honest(), model, lambda _: (images, labels), count)
+    with pytest.raises(ValueError, match=r"trial 1 has no pair \(seed, trial\); seed holds 1 of them"):
+        server.rounds(server.Honest(), model, lambda _: (images, labels), 2, seed=[(0, 0)])
     with pytest.raises(ValueError, match=r"a round has one trial, images \[1, B, ..\], got 2"):
         next(server.rounds(server.Honest(), model, lambda _: (images, labels), 1))
     with pytest.raises(ValueError, match="learning_rate must be a finite number > 0, got 0"):

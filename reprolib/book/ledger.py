@@ -54,7 +54,7 @@ class Ledger:
     ) -> None:
         """Note a measure. images: how many the interval rests on; data: the set's name, None where no images are used.
 
-        conditions: what this run measured it on, any of model, scale, budget, batch, attacker; they come before what
+        conditions: what this run measured it on, any of `criteria.CONDITIONS`; they come before what
         the measure's `on` says. Measuring again replaces the record, so that a cell can be run twice.
         Raises ValueError for undeclared measures and conditions, and for numbers that are none.
         """

@@ -11,7 +11,7 @@ from reprolib.measure.intervals import Interval
 class Measured(NamedTuple):
     """A measure with what this run took it on.
 
-    conditions: any of model, scale, budget, batch, attacker, as `Ledger.record` takes them. images: how many images the
+    conditions: any of `criteria.CONDITIONS`, as `Ledger.record` takes them. images: how many images the
     interval rests on, where that is not `interval.n`.
     """
 
