@@ -1361,7 +1361,14 @@ def test_a_few_searches_may_end_elsewhere_on_another_machine_but_not_many_and_no
     assert comparison.ended_elsewhere(*searches(1, 1)) == "1 of 40 searches ended elsewhere"
     assert comparison.ended_elsewhere(*searches(5)) == "", "more than one in ten"
     assert comparison.ended_elsewhere(*searches(20, 20, count=400)) == "", "all of them worse"
-    assert comparison.ended_elsewhere(*searches(1, 1, count=8)) == "", "one of eight is more than one in ten"
+    assert comparison.ended_elsewhere(*searches(1, 1, count=8)) == "1 of 8 searches ended elsewhere"
+    assert comparison.ended_elsewhere(*searches(2, 1, count=8)) == "", "two of eight"
+    assert comparison.ended_elsewhere(*searches(1, 1, count=4)) == "", "one of four"
+    way = pd.DataFrame({"trial": np.repeat(range(8), 5), "outer": [*range(5)] * 8, "image": 1.0})
+    turned = way.assign(image=np.where((way.trial == 3) & (way.outer > 2), 50.0, 1.0))
+    assert comparison.ended_elsewhere({"layers": way}, {"layers": turned}) == "1 of 8 searches ended elsewhere"
+    turned.loc[turned.trial == 4, "image"] = 50.0
+    assert comparison.ended_elsewhere({"layers": way}, {"layers": turned}) == ""
     old, new = searches(2)
     assert comparison.ended_elsewhere(old | {"law": "gaussian"}, new | {"law": "laplace"}) == "", (
         "something else differs"

@@ -34,7 +34,7 @@ EXACT_HITS = ("psnr_dim0",)
 """Measures that are infinite as soon as one pixel is met to its last digit, which another machine need not do."""
 
 ELSEWHERE = 10
-"""On another kind of machine one search in so many may end elsewhere: how its sums are rounded decides where."""
+"""On another kind of machine one search in so many may end elsewhere: how its sums are rounded decides where it goes."""
 
 ROUNDED = 5e-7
 """What 32 bits leave open of a number near one, such as a cosine: below it, another machine's digits say nothing."""
@@ -74,34 +74,42 @@ def differences(recorded: Any, fresh: Any, exact: bool = True, trials: Sequence[
 
 
 def ended_elsewhere(recorded: Any, fresh: Any) -> str:
-    """In words, how many searches ended elsewhere, where that is all in which a whole part differs from its record.
+    """In words, how many searches went elsewhere, where that is all in which a whole part differs from its record.
 
-    For two kinds of machine. At most one in ELSEWHERE of a table's searches, and from six of them on not all for the
-    worse or all for the better (a sign test of their errors at 5 %): what is wrong in the code shows in more of them,
-    or in one direction. "" where a part differs in more than this.
+    For two kinds of machine, and tables of searches: with an error "mse" of each, or of their ways with a row for each
+    "outer" step. At most one in ELSEWHERE of a table's searches, or one of at least five; and from six of them on not all
+    for the worse or all for the better (a sign test of their errors at 5 %): what is wrong in the code shows in more of
+    them, or in one direction. "" where a part differs in more than this.
     """
     old, new = ({"table": each} if isinstance(each, pd.DataFrame) else each for each in (recorded, fresh))
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
         return ""
     kept_old, kept_new, found, searches = dict(old), dict(new), 0, 0
     for name, table in old.items():
-        if not (isinstance(table, pd.DataFrame) and isinstance(new.get(name), pd.DataFrame) and "mse" in table):
+        if not (
+            isinstance(table, pd.DataFrame) and isinstance(new.get(name), pd.DataFrame) and {"mse", "outer"} & {*table}
+        ):
             continue
-        _, left, right, more, fewer = _paired(table, new[name])
+        keys, left, right, more, fewer = _paired(table, new[name])
         if more or fewer:
             return ""
         there, here = table.iloc[left].reset_index(drop=True), new[name].iloc[right].reset_index(drop=True)
-        other = np.zeros(len(here), dtype=bool)
+        rows = np.zeros(len(here), dtype=bool)
         for unequal in _unequal(here, there, False).values():
-            other |= unequal
-        lower = int((here.mse < there.mse)[other].sum())
-        if other.sum() * ELSEWHERE > len(other) or (other.any() and binomtest(lower, int(other.sum())).pvalue < 0.05):
+            rows |= unequal
+        units = pd.Series(_rows(here, [key for key in keys if key != "outer"]))
+        other = set(units[rows])
+        if len(other) > max(units.nunique() // ELSEWHERE, units.nunique() >= 5):
             return ""
-        kept_old[name], kept_new[name] = there[~other], here[~other]
-        found, searches = found + int(other.sum()), searches + len(other)
-    return (
-        "" if not found or differences(kept_old, kept_new, False) else f"{found} of {searches} searches ended elsewhere"
-    )
+        lower = int((here.mse < there.mse)[rows].sum()) if "mse" in here else 0
+        if "mse" in here and other and binomtest(lower, int(rows.sum())).pvalue < 0.05:
+            return ""
+        same = ~units.isin(other).to_numpy()
+        kept_old[name], kept_new[name] = there[same], here[same]
+        found, searches = found + len(other), searches + units.nunique()
+    if not found or differences(kept_old, kept_new, False):
+        return ""
+    return f"{found} of {searches} searches ended elsewhere"
 
 
 def beside(recorded: Any, fresh: Any) -> list[str]:
