@@ -3,9 +3,11 @@
 It knows nothing of attacks, defenses or models.
 
 >>> from reprolib.attacks import DLG
->>> DLG(iterations=0)
-Traceback (most recent call last):
-ValueError: iterations must be a whole number >= 1, got 0; the largest is 1000000
+>>> try:
+...     DLG(iterations=0)
+... except ValueError as error:
+...     print(error)
+iterations must be a whole number >= 1, got 0; the largest is 1000000
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ EXACT_HITS = ("psnr_dim0",)
 """Measures that are infinite as soon as one pixel is met to its last digit, which another machine need not do."""
 
 ELSEWHERE = 10
-"""On another kind of machine one search in so many may end elsewhere: how its sums are rounded decides where it goes."""
+"""On another kind of machine one search in so many may end elsewhere: how its sums are rounded decides which."""
 
 ROUNDED = 5e-7
 """What 32 bits leave open of a number near one, such as a cosine: below it, another machine's digits say nothing."""
@@ -77,9 +77,9 @@ def ended_elsewhere(recorded: Any, fresh: Any) -> str:
     """In words, how many searches went elsewhere, where that is all in which a whole part differs from its record.
 
     For two kinds of machine, and tables of searches: with an error "mse" of each, or of their ways with a row for each
-    "outer" step. At most one in ELSEWHERE of a table's searches, or one of at least five; and from six of them on not all
-    for the worse or all for the better (a sign test of their errors at 5 %): what is wrong in the code shows in more of
-    them, or in one direction. "" where a part differs in more than this.
+    "outer" step. At most one in ELSEWHERE of a table's searches, or one of at least five; and from six of them on not
+    all for the worse or all for the better (a sign test of their errors at 5 %): what is wrong in the code shows in more
+    of them, or in one direction. "" where a part differs in more than this.
     """
     old, new = ({"table": each} if isinstance(each, pd.DataFrame) else each for each in (recorded, fresh))
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
