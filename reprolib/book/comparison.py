@@ -78,7 +78,7 @@ def ended_elsewhere(recorded: Any, fresh: Any) -> str:
 
     For two kinds of machine, and tables of searches: with an error "mse" of each, or of their ways with a row for each
     "outer" step. At most one in ELSEWHERE of a table's searches, or one of at least five; and from six of them on not
-    all for the worse or all for the better (a sign test of their errors at 5 %): what is wrong in the code shows in more
+    all for the worse or all for the better (a sign test of their errors, 5 %): what is wrong in the code shows in more
     of them, or in one direction. "" where a part differs in more than this.
     """
     old, new = ({"table": each} if isinstance(each, pd.DataFrame) else each for each in (recorded, fresh))
