@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from reprolib.book import claims, records, results
-from reprolib.book.ledger import faults, judge
+from reprolib.book.judge import faults, judge
 from reprolib.book.verdicts import validate_verdicts
 from reprolib.book.verification import LIMIT_MB
 

@@ -53,7 +53,7 @@ FIELDS = [
 ]
 
 
-def made(kind, **given):
+def made(kind, /, **given):
     """One with these settings, and with what it needs besides."""
     needed = [field.name for field in fields(kind) if field.default is field.default_factory is MISSING]
     own = {name: {} if name == "before" else NEEDED[name] for name in needed}
