@@ -1385,3 +1385,9 @@ def test_what_rounding_leaves_open_is_no_difference_on_another_machine():
     )
     assert comparison.differences(old, new, False) == []
     assert len(comparison.differences(old, new)) == 1, "on the machine that made it, it is one"
+
+
+def test_a_similarity_around_zero_has_no_size_on_another_machine():
+    old, new = ({"scores": pd.DataFrame({"trial": [0, 1], "ssim": [low, 0.9]})} for low in (-0.003, 0.004))
+    assert comparison.differences(old, new, False) == []
+    assert len(comparison.differences(old, {"scores": new["scores"].assign(ssim=[0.004, 0.4])}, False)) == 1

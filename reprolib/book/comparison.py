@@ -39,6 +39,9 @@ ELSEWHERE = 10
 ROUNDED = 5e-7
 """What 32 bits leave open of a number near one, such as a cosine: below it, another machine's digits say nothing."""
 
+AROUND_ZERO = {"ssim": 0.02}
+"""Measures with either sign, and how far apart two of them say the same."""
+
 LOST = 1e-2
 """Mean squared error beyond which a search ended away from its image."""
 
@@ -193,6 +196,8 @@ def _unequal(here: pd.DataFrame, there: pd.DataFrame, exact: bool) -> dict[Any, 
     for column in [column for column in here if str(column) in theirs and column not in TIMES]:
         a, b = here[column], there[str(column)]
         equal = _equal(a, b, exact, str(column))
+        if not exact and str(column) in AROUND_ZERO:
+            equal |= (np.abs(a - b) <= AROUND_ZERO[str(column)]).to_numpy()
         if not exact and column in EXACT_HITS:
             equal |= np.isinf(a.to_numpy()) ^ np.isinf(b.to_numpy())
         found[column] = ~equal if column == "identified" else ~equal & ~lost
