@@ -1364,6 +1364,10 @@ def test_a_few_searches_may_end_elsewhere_on_another_machine_but_not_many_and_no
     assert comparison.ended_elsewhere(*searches(1, 1, count=8)) == "1 of 8 searches ended elsewhere"
     assert comparison.ended_elsewhere(*searches(2, 1, count=8)) == "", "two of eight"
     assert comparison.ended_elsewhere(*searches(1, 1, count=4)) == "", "one of four"
+    old, new = searches(1, 1)
+    sample = {"scores": new["scores"].iloc[:6]}
+    assert comparison.ended_elsewhere(old, sample, [*range(6)]) == "1 of 6 searches ended elsewhere"
+    assert comparison.ended_elsewhere(old, {"scores": new["scores"].iloc[:3]}, [0, 1, 2]) == "", "one of three"
     way = pd.DataFrame({"trial": np.repeat(range(8), 5), "outer": [*range(5)] * 8, "image": 1.0})
     turned = way.assign(image=np.where((way.trial == 3) & (way.outer > 2), 50.0, 1.0))
     assert comparison.ended_elsewhere({"layers": way}, {"layers": turned}) == "1 of 8 searches ended elsewhere"

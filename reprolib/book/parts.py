@@ -269,7 +269,7 @@ class Parts:
         if not records.same_kind(record.made, records.made(self._device, 0.0)):
             how = "the same outcomes, on another kind of machine, or with other packages or threads"
             found = comparison.differences(record.value, value, False, trials)
-            if found and trials is None and (few := comparison.ended_elsewhere(record.value, value)):
+            if found and (few := comparison.ended_elsewhere(record.value, value, trials)):
                 return f"{how}; {few}", []
             return how, found
         found = comparison.differences(record.value, value, True, trials)
