@@ -79,10 +79,11 @@ def differences(recorded: Any, fresh: Any, exact: bool = True, trials: Sequence[
 def ended_elsewhere(recorded: Any, fresh: Any, trials: Sequence[int] | None = None) -> str:
     """In words, how many searches went elsewhere, where that is all in which a part differs from its record.
 
-    trials: those that ran again, where these are not all. For two kinds of machine, and tables of searches: with an error
-    "mse" of each, or of their ways with a row for each "outer" step. At most one in ELSEWHERE of a table's searches, or
-    one of at least five; and from six of them on not all for the worse or all for the better (a sign test of their
-    errors, 5 %): what is wrong in the code shows in more of them, or in one direction. "" where a part differs in more.
+    trials: those that ran again, where these are not all. For two kinds of machine, and tables of searches: with an
+    error "mse" of each, or of their ways with a row for each "outer" step. At most one in ELSEWHERE of a table's
+    searches, or one of at least five; and from six of them on not all for the worse or all for the better (a sign test
+    of their errors, 5 %): what is wrong in the code shows in more of them, or in one direction. "" where a part differs
+    in more.
     """
     old, new = ({"table": each} if isinstance(each, pd.DataFrame) else each for each in (recorded, fresh))
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)) or (trials is not None and not by_trial(old)):
