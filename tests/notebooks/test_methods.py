@@ -48,7 +48,7 @@ def test_dlg(victim, images):
     update = client.share(victim, images, torch.tensor([[2]]))
     engine = replace(attacks.DLG.official(), iterations=3, init_mean=0.5, init_std=0.1)
     random = client.generator(7, 0, 0)
-    start = (0.5 + 0.1 * torch.randn(1, 3, 16, 16, generator=random)).double()
+    start = 0.5 + 0.1 * torch.randn(1, 3, 16, 16, generator=random).double()
     logits = torch.randn(1, 5, generator=random).double()
     shared = [gradient[0] for gradient in update.gradients.values()]
     found = method("01-dlg", "dlg")(victim, shared, start, logits, steps=3)
@@ -67,7 +67,7 @@ def test_the_label_rules():
 def test_idlg(victim, images):
     update = client.share(victim, images, torch.tensor([[2]]))
     engine = replace(attacks.IDLG.official(), iterations=3, init_mean=0.5, init_std=0.1)
-    start = (0.5 + 0.1 * torch.randn(1, 3, 16, 16, generator=client.generator(7, 0, 0))).double()
+    start = 0.5 + 0.1 * torch.randn(1, 3, 16, 16, generator=client.generator(7, 0, 0)).double()
     shared = [gradient[0] for gradient in update.gradients.values()]
     found, label = method("02-idlg", "idlg")(victim, shared, start, steps=3)
     assert label.tolist() == [2]
@@ -188,7 +188,7 @@ def test_dual_pruning_and_its_two_attackers(victim, images):
         shared = [method("09-defenses", "protect")(gradient) for gradient in honest]
         torch.testing.assert_close(shared, numbers(update), rtol=0, atol=0)
         engine = replace(attacks.DLG.first_release(), iterations=3, init_mean=0.5, init_std=0.1)
-        start = 0.5 + 0.1 * torch.randn(1, 3, 16, 16, generator=client.generator(7, 0, 0))
+        start = 0.5 + 0.1 * torch.randn(1, 3, 16, 16, generator=client.generator(7, 0, 0)).double()
         cost = method("09-defenses", name)
         found = method("09-defenses", "reconstruct")(victim, shared, torch.tensor([2]), start.double(), cost, steps=3)
         torch.testing.assert_close(found, engine(victim, update, seed=7).raw[0], rtol=0, atol=1e-6)
