@@ -270,9 +270,7 @@ def test_the_whole_interval_decides(bound, interval, holds):
     assert criteria.Criterion(measure="m", **bound).holds(*interval) is holds
 
 
-@pytest.mark.parametrize("central", [2, 6])
-def test_three_to_five_claims_are_central(write, central):
-    claim = """
+CENTRAL = """
   - id: c{}
     says: x
     central: true
@@ -280,6 +278,11 @@ def test_three_to_five_claims_are_central(write, central):
     published: {{value: x}}
     provenance: read
     undecidable: {{reason: data, says: x}}"""
+
+
+@pytest.mark.parametrize("central", [2, 6])
+def test_three_to_five_claims_are_central(write, central):
+    claim = CENTRAL
     head = FILE.split("  - id: label-accuracy")[0]
     four = claims.load(write(head + "".join(claim.format(i) for i in range(4))))
     claims.check_central(four)
@@ -289,15 +292,7 @@ def test_three_to_five_claims_are_central(write, central):
 
 
 def test_the_readings_of_a_statement_are_one_central_claim(write):
-    claim = """
-  - id: c{}
-    says: x
-    central: true
-    where: x
-    published: {{value: x}}
-    provenance: read
-    reading: {{of: statement {}, how: x}}
-    undecidable: {{reason: data, says: x}}"""
+    claim = CENTRAL + "\n    reading: {{of: statement {}, how: x}}"
     head = FILE.split("  - id: label-accuracy")[0]
     claims.check_central(claims.load(write(head + "".join(claim.format(i, i // 2) for i in range(6)))))
     paper = claims.load(write(head + "".join(claim.format(i, "x") for i in range(4))))

@@ -32,10 +32,10 @@ Taken = tuple[int, Tensor, Tensor, Tensor | None]
 class SearchAttack:
     """Base of the attacks that search: a frozen dataclass of settings, with what it asks of the update and its search.
 
-    rules: how its `labels` are read off the last layer, setting -> a rule of
-    `labels.infer_counts`; "known" takes the update's. one_gradient: it refuses updates of several local steps.
-    starts, iterate: how many searches a trial gets, of which the lowest wins, and whether a search returns its "last"
-    point or the "best"; fields, where an attack has a choice.
+    rules: how its `labels` are read off the last layer, setting -> a rule of `labels.infer_counts`; "known" takes the
+    update's. one_gradient: it refuses updates of several local steps. starts, iterate: how many searches a trial gets,
+    of which the lowest wins, and whether a search returns its "last" point or the "best"; fields, where an attack has a
+    choice.
     """
 
     rules: ClassVar[dict[str, str]] = {}

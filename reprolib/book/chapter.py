@@ -33,8 +33,7 @@ from reprolib.book.criteria import PROFILES as SIZES
 from reprolib.book.ledger import Ledger
 from reprolib.book.parts import Parts
 from reprolib.book.verdicts import Verdict
-from reprolib.measure.entries import Measured, Unmeasured
-from reprolib.measure.intervals import Interval
+from reprolib.measure.entries import Entries, Measured, Unmeasured
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -233,9 +232,7 @@ class Chapter:
         """
         return self._parts.live(name, function, inputs, pictures)
 
-    def measure(
-        self, found: Mapping[str, Interval | Measured | Unmeasured], data: ImageSet | str | None = None
-    ) -> None:
+    def measure(self, found: Entries, data: ImageSet | str | None = None) -> None:
         """Enter what an experiment found into the ledger: its measures by name, each a value or why there is none.
 
         The functions that make them of an experiment's tables stand in `experiments.measures`, a file for each chapter.

@@ -48,8 +48,25 @@ LOST = 1e-2
 
 def by_trial(value: Any) -> bool:
     """Whether a few trials of what a part returned can be compared: it holds tables, and each knows its trials."""
-    tables = [value] if isinstance(value, pd.DataFrame) else [v for v in value.values() if isinstance(v, pd.DataFrame)]
+    tables = _tables(value).values()
     return bool(tables) and all("trial" in table for table in tables)
+
+
+def _named(value: Any) -> Mapping[str, Any]:
+    """What a part returned by names; a table alone is called so."""
+    if isinstance(value, pd.DataFrame):
+        return {"table": value}
+    return value if isinstance(value, Mapping) else {}
+
+
+def _tables(value: Any) -> dict[str, pd.DataFrame]:
+    """The tables of what a part returned, by their names."""
+    return {name: item for name, item in _named(value).items() if isinstance(item, pd.DataFrame)}
+
+
+def _of_trials(value: Any, trials: Sequence[int]) -> dict[str, pd.DataFrame]:
+    """The rows of these trials in the tables of what a part returned."""
+    return {name: table[table.trial.isin(trials)] for name, table in _tables(value).items()}
 
 
 def differences(recorded: Any, fresh: Any, exact: bool = True, trials: Sequence[int] | None = None) -> list[str]:
@@ -66,14 +83,11 @@ def differences(recorded: Any, fresh: Any, exact: bool = True, trials: Sequence[
     trials: those that ran again, where these are not all (`by_trial`): then the tables are compared in their rows, and
     nothing else.
     """
-    if trials is None:
-        return _compared(recorded, fresh, "", exact)
-    if not by_trial(recorded):
-        return ["nothing of it can be compared on a few trials: run all of it"]
-    if isinstance(recorded, pd.DataFrame):
-        recorded, fresh = {"table": recorded}, {"table": fresh}
-    old, new = ({k: v for k, v in tables.items() if isinstance(v, pd.DataFrame)} for tables in (recorded, fresh))
-    return _compared({name: table[table.trial.isin(trials)] for name, table in old.items()}, new, "", exact)
+    if trials is not None:
+        if not by_trial(recorded):
+            return ["nothing of it can be compared on a few trials: run all of it"]
+        recorded, fresh = _of_trials(recorded, trials), _tables(fresh)
+    return _compared(recorded, fresh, "", exact)
 
 
 def ended_elsewhere(recorded: Any, fresh: Any, trials: Sequence[int] | None = None) -> str:
@@ -85,17 +99,14 @@ def ended_elsewhere(recorded: Any, fresh: Any, trials: Sequence[int] | None = No
     of their errors, 5 %): what is wrong in the code shows in more of them, or in one direction. "" where a part differs
     in more.
     """
-    old, new = ({"table": each} if isinstance(each, pd.DataFrame) else each for each in (recorded, fresh))
-    if not (isinstance(old, Mapping) and isinstance(new, Mapping)) or (trials is not None and not by_trial(old)):
-        return ""
     if trials is not None:
-        new = {name: new.get(name) for name, table in old.items() if isinstance(table, pd.DataFrame)}
-        old = {name: old[name][old[name].trial.isin(trials)] for name in new}
+        if not by_trial(recorded):
+            return ""
+        recorded, fresh = _of_trials(recorded, trials), _tables(fresh)
+    old, new = _named(recorded), _named(fresh)
     kept_old, kept_new, found, searches = dict(old), dict(new), 0, 0
-    for name, table in old.items():
-        if not (
-            isinstance(table, pd.DataFrame) and isinstance(new.get(name), pd.DataFrame) and {"mse", "outer"} & {*table}
-        ):
+    for name, table in _tables(old).items():
+        if name not in _tables(new) or not {"mse", "outer"} & {*table}:
             continue
         keys, left, right, more, fewer = _paired(table, new[name])
         if more or fewer:
@@ -121,12 +132,9 @@ def ended_elsewhere(recorded: Any, fresh: Any, trials: Sequence[int] | None = No
 
 def beside(recorded: Any, fresh: Any) -> list[str]:
     """Fresh numbers beside recorded ones, one line a column: its mean over the rows that both have."""
-    pairs = {"table": (recorded, fresh)}
-    if isinstance(recorded, Mapping):
-        pairs = {name: (item, fresh.get(name)) for name, item in recorded.items()}
-    lines = []
-    for name, (old, new) in pairs.items():
-        if not (isinstance(old, pd.DataFrame) and isinstance(new, pd.DataFrame)):
+    lines, every = [], _tables(fresh)
+    for name, old in _tables(recorded).items():
+        if (new := every.get(name)) is None:
             continue
         keys, theirs, ours, _, _ = _paired(old, new)
         for column in new.select_dtypes(["bool", "number"]).columns.difference([*keys, *TIMES], sort=False):

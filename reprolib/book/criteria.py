@@ -16,9 +16,6 @@ Profile = Literal["smoke", "cpu", "gpu", "paper"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 """From the smallest to the paper's own sizes; a claim names the least one at which it can be decided."""
 
-CONDITIONS = ("model", "scale", "budget", "batch", "attacker", "mode", "defense")
-"""What a measure is taken on besides its images."""
-
 
 def _finite(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -71,6 +68,10 @@ class Conditions(Strict):
     attacker: Value | None = None
     mode: Value | None = None
     defense: Value | None = None
+
+
+CONDITIONS = tuple(Conditions.model_fields)
+"""What a measure is taken on besides its images."""
 
 
 class Measure(Strict):

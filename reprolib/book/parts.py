@@ -287,10 +287,10 @@ class Parts:
     def state(self) -> dict[str, list[str]]:
         """What is not as the record has it, by kind; nothing but empty lists where the page is the reference run's."""
         verified = {entry["code"] for entry in self._verified()}
-        changed = {name: code for name, code in self._changed.items()}
+        changed = self._changed.items()
         return {
-            "code changed and verified since": sorted(name for name, code in changed.items() if code in verified),
-            "code changed and not verified": sorted(name for name, code in changed.items() if code not in verified),
+            "code changed and verified since": sorted(name for name, code in changed if code in verified),
+            "code changed and not verified": sorted(name for name, code in changed if code not in verified),
             "not from the record": sorted(self._small),
             "records that nothing asks for": sorted(self._recorded.keys() - self.entries.keys() - self._small),
             "records that cannot be used": list(self._problems),

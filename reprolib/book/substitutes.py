@@ -1,4 +1,4 @@
-"""Where a measure was taken on something else than the paper's own setting: images, network, scale, budget, batch."""
+"""Where a measure was taken on something else than the paper's own setting: its images, or one of the conditions."""
 
 from __future__ import annotations
 

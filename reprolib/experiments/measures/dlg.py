@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from reprolib.experiments.measures import outer_steps, recovered
 from reprolib.measure import intervals
 from reprolib.measure.entries import Entries, Measured, Unmeasured
 
@@ -16,16 +17,6 @@ if TYPE_CHECKING:
 
 SETS = ("mnist", "cifar100", "svhn", "lfw")
 """The image sets besides CIFAR-10 that the paper attacks."""
-
-
-def outer_steps(count: int) -> dict[str, str]:
-    """The condition of a run of L-BFGS."""
-    return {"budget": f"{count} outer steps"}
-
-
-def recovered(scores: pd.DataFrame) -> pd.Series:
-    """Whether each image came back pixel by pixel, as 0 and 1."""
-    return (scores.mse < 1e-3).astype(float)
 
 
 def layer_correlation(layers: pd.DataFrame, outers: int) -> Entries:

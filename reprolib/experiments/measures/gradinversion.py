@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from reprolib.attacks.labels import distinct_ceiling
+from reprolib.experiments.measures import iterations
 from reprolib.measure import intervals
 from reprolib.measure.entries import Entries, Measured, Unmeasured
 from reprolib.measure.intervals import Interval
@@ -61,12 +62,11 @@ def singles(scores: pd.DataFrame, budget: Mapping[str, Any]) -> Entries:
     return {measure: Measured(interval, budget) for measure, interval in found.items()}
 
 
-def long_search(scores: pd.DataFrame | None, iterations: int) -> Entries:
+def long_search(scores: pd.DataFrame | None, spent: int) -> Entries:
     """PSNR of the strong attack in a longer search."""
     if scores is None:
         return {"strong_long_psnr": Unmeasured("this profile has no long search", "budget")}
-    budget = {"budget": f"{iterations} iterations"}
-    return {"strong_long_psnr": Measured(intervals.mean(scores.psnr, scores.network), budget)}
+    return {"strong_long_psnr": Measured(intervals.mean(scores.psnr, scores.network), iterations(spent))}
 
 
 def steps(scores: pd.DataFrame, best: pd.DataFrame) -> Entries:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 import pandas as pd
 
 from reprolib.data import ImageSet
+from reprolib.experiments.measures import recovered
 from reprolib.measure import intervals
 from reprolib.measure.entries import Entries, Measured, Unmeasured
 from reprolib.measure.intervals import Interval
@@ -39,14 +40,14 @@ def other_rules(pairs: pd.DataFrame) -> Entries:
 def signed_features(shares: Mapping[str, Interval]) -> Entries:
     """The share of labels that each rule names where the features' sum is negative; shares: rule -> interval."""
     rules = ("row_sum", "pairwise", "bias")
-    return {f"label_accuracy_signed_{rule}": Measured(shares[rule], images=shares[rule].n) for rule in rules}
+    return {f"label_accuracy_signed_{rule}": shares[rule] for rule in rules}
 
 
 def joint_search(name: str, runs: pd.DataFrame, budget: Mapping[str, str]) -> Entries:
     """DLG's labels, both methods' success, and the paired differences, on one set."""
     d, i = (runs[runs.method == method].reset_index(drop=True) for method in ("DLG", "iDLG"))
     right, other = (t.label_correct.astype(float) for t in (i, d))
-    below, above = ((t.mse < 1e-3).astype(float) for t in (i, d))
+    below, above = recovered(i), recovered(d)
     found = {
         "dlg_label_accuracy": intervals.proportion(d.label_correct, d.network),
         "label_difference": intervals.difference(right, other, i.network),
@@ -77,8 +78,8 @@ def controls(tables: Mapping[str, pd.DataFrame], budget: Mapping[str, str]) -> E
     found = {"known_label_same": Measured(same, budget)}
     if plain.network.nunique() < 2:
         return found | {"tolerance_difference": Unmeasured("this profile attacks a single network", "few")}
-    below, strict = ((t.mse < 1e-3).astype(float) for t in (loose, plain))
-    return found | {"tolerance_difference": Measured(intervals.difference(below, strict, plain.network), budget)}
+    gain = intervals.difference(recovered(loose), recovered(plain), plain.network)
+    return found | {"tolerance_difference": Measured(gain, budget)}
 
 
 def race(scores: Mapping[str, pd.DataFrame], faces: ImageSet | None, budget: Mapping[str, str]) -> Entries:

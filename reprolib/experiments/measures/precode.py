@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from reprolib.experiments.measures import identified, iterations
 from reprolib.measure import intervals
 from reprolib.measure.entries import Entries, Measured
 from reprolib.measure.intervals import Interval
@@ -25,16 +26,6 @@ COUNTERED = {
     "averaged_mlp": ("MLP", "B6 all, averaged draws"),
 }
 """Beginning of a measure's name -> the victim and the attacker who knows."""
-
-
-def iterations(count: int) -> dict[str, str]:
-    """The condition of a search."""
-    return {"budget": f"{count} iterations"}
-
-
-def identified(run: Attacked) -> Interval:
-    """The share of images identified."""
-    return intervals.proportion(run.scores.identified, run.scores.network)
 
 
 def good(run: Attacked) -> Interval:

@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from reprolib.experiments.measures import identified, iterations, outer_steps
 from reprolib.measure import intervals
 from reprolib.measure.entries import Entries, Measured, Unmeasured
 from reprolib.measure.intervals import Interval
 
 if TYPE_CHECKING:
     from reprolib.experiments.networks import Attacked
-
-
-def identified(run: Attacked) -> Interval:
-    """The share of images identified."""
-    return intervals.proportion(run.scores.identified, run.scores.network)
 
 
 def mean(run: Attacked) -> Interval:
@@ -85,7 +81,7 @@ def raw_pixels(runs: Mapping[str, Attacked]) -> Entries:
 
 def dlg(against: Mapping[tuple[str, str], Attacked], outers: int) -> Entries:
     """DLG with and without Soteria of 1 %, by the official settings and by the stable variant."""
-    spent, found = {"budget": f"{outers} outer steps"}, {}
+    spent, found = outer_steps(outers), {}
     for rate, name in ((0, "no defense"), (1, "Soteria, 1 %")):
         found[f"dlg_official_identified_{rate}"] = Measured(identified(against["official", name]), spent)
         found[f"dlg_stable_identified_{rate}"] = identified(against["stable", name])
@@ -99,7 +95,7 @@ def dlg(against: Mapping[tuple[str, str], Attacked], outers: int) -> Entries:
     }
 
 
-def convnet(maps: Mapping[str, Attacked], grey: pd.DataFrame, width: int, iterations: int) -> Entries:
+def convnet(maps: Mapping[str, Attacked], grey: pd.DataFrame, width: int, spent: int) -> Entries:
     """Attackers on an untrained ConvNet."""
     none, forty = maps["plain, 0 %"], maps["plain, 40 %"]
     found = {
@@ -109,7 +105,7 @@ def convnet(maps: Mapping[str, Attacked], grey: pd.DataFrame, width: int, iterat
         "plain_over_grey_40_convnet": lost(forty, grey),
         "dropped_loss_80_convnet": lost(none, maps["dropped, 80 %"]),
     }
-    at = {"model": f"ConvNet of width {width}", "budget": f"{iterations} iterations"}
+    at = {"model": f"ConvNet of width {width}"} | iterations(spent)
     return {measure: Measured(interval, at) for measure, interval in found.items()}
 
 
