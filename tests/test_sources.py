@@ -44,10 +44,23 @@ def shape(text, name="f"):
     [
         'def f(x: int, y=1) -> int:\n    """Prose."""\n    # more\n    z: int = x\n    return (z +\n        y)\n',
         "def f(x, y = 1):\n    pass\n    z: float = x\n    'prose'\n    return z + y\n",
+        "from typing import Any\ndef f(x: Any, y=1) -> Any:\n    z: Any\n    z: Any = x\n    return z + y\n",
     ],
 )
 def test_annotations_docstrings_and_layout_are_no_code(same):
-    assert shape(same) == shape("def f(x, y=1):\n    z: str = x\n    return z + y\n")
+    assert shape(same) == shape("def f(x, y=1):\n    z = x\n    return z + y\n")
+
+
+def test_an_annotation_leads_nowhere(library):
+    reached = library(
+        {
+            "a": "from reprolib.b import Kind, make\ndef f(x: Kind) -> Kind:\n    y: Kind = make(x)\n    return y\n"
+            "class Own:\n    field: Kind = 1\n",
+            "b": "class Kind:\n    pass\ndef make(x):\n    return x\n",
+        }
+    )
+    assert reached("reprolib.a:f") == {"f", "make"}
+    assert reached("reprolib.a:Own") == {"Own", "Kind"}, "a field's annotation is code: it makes the field"
 
 
 @pytest.mark.parametrize(

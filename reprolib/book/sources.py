@@ -125,8 +125,8 @@ _DEFINES = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 class Definition:
     """A function, a method, a class without its methods, or another statement of a module.
 
-    shape: what it runs, without docstrings, places and the text of annotations, whose names count: equal for equal code
-    under every version of Python. reads: the names that it takes from its module, each with the attribute taken of it
+    shape: what it runs, without docstrings, places and annotations, other than those that make a class's fields: equal
+    for equal code under every version of Python. reads: the names that it takes from its module, each with the attribute taken of it
     or "". loose: the attributes that it takes of anything else, and its texts that could be names of attributes. local:
     what it imports itself, name -> place.
     """
@@ -158,9 +158,9 @@ def _shape(node: object, fields: bool = False) -> str:
     if isinstance(node, ast.AST):
         if isinstance(node, ast.arg):
             return node.arg
+        if isinstance(node, ast.AnnAssign) and not fields and node.value is not None:
+            return _shape(ast.Assign([node.target], node.value))
         left_out = {"ctx", "kind", "type_comment", "type_params", "returns"}
-        if isinstance(node, ast.AnnAssign) and not fields:
-            left_out |= {"annotation", "simple"}
         inner = isinstance(node, ast.ClassDef)
         told = [
             f"{name}={_shape(value, inner and name == 'body')}"
@@ -169,7 +169,7 @@ def _shape(node: object, fields: bool = False) -> str:
         ]
         return f"{type(node).__name__}({', '.join(told)})"
     if isinstance(node, list):
-        return f"[{', '.join(_shape(item, fields) for item in node if not _is_prose(item))}]"
+        return f"[{', '.join(_shape(item, fields) for item in node if not _runs_nothing(item, fields))}]"
     return repr(node)
 
 
@@ -180,16 +180,32 @@ def _is_prose(node: object) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
+def _annotation(node: ast.AST, fields: bool) -> ast.AST | None:
+    """What a node says of types and does not run: of an argument, a result, or a value that is no field of a class."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return node.returns
+    if isinstance(node, ast.arg) or isinstance(node, ast.AnnAssign) and not fields:
+        return node.annotation
+    return None
+
+
+def _runs_nothing(node: object, fields: bool) -> bool:
+    """Whether a statement is prose, or an annotation alone that makes no field. fields: as of `_shape`."""
+    return _is_prose(node) or isinstance(node, ast.AnnAssign) and node.value is None and not fields
+
+
 def _definition(node: ast.AST, shape: str, outside: dict[str, str], below: Iterable[ast.AST] = ()) -> Definition:
     """What a statement runs and reads. outside: a name of another package -> what it stands for. below: left out."""
     found, skipped, bound, taken = Definition(shape), set(map(id, below)), set(), {}
 
-    def walk(node: ast.AST) -> Iterator[ast.AST]:
+    def walk(node: ast.AST, inside: ast.AST | None = None) -> Iterator[ast.AST]:
         if id(node) in skipped or _is_prose(node):
             return
         yield node
+        told = _annotation(node, fields=isinstance(inside, ast.ClassDef))
         for child in ast.iter_child_nodes(node):
-            yield from walk(child)
+            if child is not told:
+                yield from walk(child, node)
 
     nodes = list(walk(node))
     for one in nodes:
