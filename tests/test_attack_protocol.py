@@ -134,6 +134,9 @@ def test_snapshots_are_kept_or_refused(name):
     assert history.objective.shape == history.evaluations.shape == (2, TRIALS)
     assert history.images.shape == (2, TRIALS, 1, *SHAPE)
     assert history.soft_labels.shape == (2, TRIALS, 1, CLASSES)
+    late = called(name, network, update, snapshots=(1, 10**5, 10**5 + 1)).history
+    assert late.iterations == [1, 10**5, 10**5 + 1], "a search that has ended stays where it is"
+    assert torch.equal(late.images[1], late.images[2]) and torch.equal(late.images[0], history.images[1])
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -426,13 +426,16 @@ def test_of_two_starts_one_that_diverged_never_wins():
     def ended(objective, diverged):
         found = torch.tensor(objective)
         raw, count = found.view(-1, 1, 1, 1, 1), torch.ones(3, dtype=torch.int64)
-        return attacks.Reconstruction(raw, count[:, None], found, count, count, torch.tensor(diverged), 0.0)
+        each = {"candidates": raw[:, None], "lost": found[:, None] > 1.5, "latents": found.view(-1, 1, 1)}
+        return attacks.Reconstruction(raw, count[:, None], found, count, count, torch.tensor(diverged), 0.0, **each)
 
     first = ended([2.0, 2.0, 0.5], [False, False, True])
     again = ended([1.0, 0.1, 3.0], [False, True, False])
     kept = attacks.reconstruction.keep_better(first, again)
     assert kept.objective.tolist() == kept.raw.flatten().tolist() == [1.0, 2.0, 3.0]
     assert kept.diverged.tolist() == [False, False, False] and kept.evaluations.tolist() == [2, 2, 2]
+    assert kept.candidates.flatten().tolist() == kept.latents.flatten().tolist() == [1.0, 2.0, 3.0]
+    assert kept.lost.flatten().tolist() == [False, True, True], "all that is told of the start that won"
 
 
 def test_settings_compare_and_presets_are_the_published_ones():

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,10 @@ from torch import nn
 from reprolib import models
 from reprolib.defenses import CastPrecision, Defense, GaussianNoise, TopK
 from reprolib.federated import client
-from reprolib.federated.client import LocalTraining, share
+from reprolib.federated.client import LocalTraining, SharedUpdate, share
 from reprolib.federated.streams import generator
 from reprolib.federated.threat import ThreatModel
+from reprolib.models import Victims
 
 SHAPE, CLASSES = (2, 6, 6), 5
 
@@ -275,12 +277,35 @@ def test_a_defense_that_loses_a_parameter_is_refused():
 def test_select_and_to_keep_the_trial_axis_and_every_part():
     threat = ThreatModel(labels="known", batch_norm="exact")
     update = share(Net(norm=True), *private(), threat=threat)
-    for index, trials in ((1, 1), (slice(1, 3), 2), ([2, 0], 2), (torch.tensor([True, False, True]), 2)):
+    some = [(1, 1), (slice(1, 3), 2), ([2, 0], 2), (torch.tensor([True, False, True]), 2)]
+    for index, trials in (*some, (np.int64(2), 1), (torch.tensor(0), 1), (np.array([-1]), 1), (range(2), 2)):
         part = update.select(index)
         assert part.trials == trials and len(part.labels) == trials and len(part.batch_norm["body.1"][0]) == trials
     assert torch.equal(update.select(1).labels, update.labels[1:2])
     assert update.to("cpu").gradients["head.bias"].device.type == "cpu"
     assert share(Net(), *private()).select(0).batch_norm is None
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ([], "select needs one trial at least, and a flat list of them, got \\[\\]"),
+        ([False] * 3, "select needs one trial at least"),
+        (True, "select needs one trial at least, and a flat list of them, got True"),
+        ([[0, 1]], "a flat list of them"),
+        (3, r"select takes trials of 0\.\.2, got 3: index 3 is out of bounds"),
+        ("a", r"select takes trials of 0\.\.2, got 'a'"),
+        (1.0, r"select takes trials of 0\.\.2, got 1\.0"),
+    ],
+)
+def test_select_refuses_what_names_no_trial(index, message):
+    with pytest.raises(ValueError, match=message):
+        share(Net(), *private()).select(index)
+
+
+def test_join_needs_updates():
+    with pytest.raises(ValueError, match="join needs one update at least, got none"):
+        SharedUpdate.join([], Victims.of(Net(), 1))
 
 
 def test_generator_is_repeatable_and_every_key_has_its_own_sequence():

@@ -304,6 +304,9 @@ def test_the_victim_stays_as_it_was_and_runs_repeat():
     torch.testing.assert_close(alone.raw, first.raw[:1], rtol=1e-3, atol=1e-4)
     agreed = replace(SHORT, select="consensus", registration="none")(model, update, seed=7)
     torch.testing.assert_close(agreed.raw, agreed.candidates.mean(1))
+    seen = update.observed(model, "GradInversion")
+    shown = matching.dummy_gradients(model, agreed.raw, update.targets(agreed.labels, agreed.raw))
+    torch.testing.assert_close(agreed.objective, matching.norms(shown, seen, torch.arange(2)).detach())
 
 
 class SmoothNet(models.Victim):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -88,9 +89,16 @@ def test_the_start_is_what_the_generator_makes_of_the_rows(victim, generator):
     update = client.share(victim, x, y, threat=KNOWN, defense=TopK(0.9))
     found = attacks.HCGLA(generator, iterations=0)(victim, update)
     rows = update.gradients["head.weight"][1, y[1]]
-    torch.testing.assert_close(found.raw[1], generator(rows))
+    generator.train()
+    torch.testing.assert_close(found.raw[1], copy.deepcopy(generator).eval()(rows))
+    assert torch.equal(attacks.HCGLA(generator, iterations=0)(victim, update).raw, found.raw)
+    double, free = copy.deepcopy(victim).double(), copy.deepcopy(generator)
+    free.trunk = ""  # of no state of the weights, whose fingerprint another dtype changes
+    wide = client.share(double, x.double(), y, threat=KNOWN, defense=TopK(0.9))
+    torch.testing.assert_close(attacks.HCGLA(free, iterations=0)(double, wide).raw, found.raw.double())
     assert (found.evaluations == 0).all() and found.objective.isfinite().all()
     single = client.share(victim, *batch(), threat=KNOWN)
+    assert generator.training, "it runs in evaluation mode on a copy"
     mean = attacks.HCGLA(generator, start="mean_of_rows", iterations=0)(victim, single)
     torch.testing.assert_close(mean.raw[0, 0], generator(single.gradients["head.weight"][0]).mean(0))
 

@@ -593,6 +593,7 @@ def test_an_image_is_found_under_any_task(task, loss, outputs, attack):
     )
     found = chosen(model, update)
     assert metrics.psnr(found.images[0], x).item() > (30 if attack == "DLG" else 15)
+    assert torch.equal(found.labels, update.labels), "given labels come back as they were given"
 
 
 def test_classes_are_read_only_where_there_are_any():

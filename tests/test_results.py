@@ -122,6 +122,28 @@ def test_provenance_names_versions_and_no_path():
     assert str(Path.home()) + "/" not in text and str(Path.cwd()) not in text and os.uname().nodename not in text
 
 
+def test_a_log_of_what_was_verified_is_no_change_of_code(monkeypatch, tmp_path):
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e", *arguments], cwd=tmp_path, check=True)
+
+    log = tmp_path / "results" / "reference" / "dlg" / "verified.json"
+    code = tmp_path / "reprolib" / "one.py"
+    for path in (log, code):
+        path.parent.mkdir(parents=True)
+        path.write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    monkeypatch.setattr(results.clone, "PACKAGE", tmp_path / "reprolib")
+    found = []
+    for path in (log, code):
+        path.write_text("2")
+        results.commit.cache_clear()
+        found.append(results.commit())
+    results.commit.cache_clear()
+    assert found[0].isalnum() and found[1] == f"{found[0]}+changes"
+
+
 def test_without_git_there_is_no_commit(monkeypatch):
     def absent(*_, **__):
         raise FileNotFoundError("git")

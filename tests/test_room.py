@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from reprolib import data, defenses, models
-from reprolib.attacks import InvertingGradients, Reconstruction
+from reprolib.attacks import AnalyticRecovery, GradInversion, InvertingGradients, Reconstruction
 from reprolib.attacks.matching import Matching
 from reprolib.attacks.search import Search, SearchAttack
 from reprolib.federated import client, server
@@ -124,6 +124,40 @@ def test_an_attack_on_tokens_goes_the_way_of_images():
         client.share(model, torch.tensor([[[0, 1, 2, 3, 20]]]), labels[:1])
     with pytest.raises(ValueError, match=r"tokens must be int64 of shape \[trials, batch, 5\].*\[3, 1, 4\]"):
         client.share(model, tokens[:, :, :4], labels)
+    for attack, message in (
+        (
+            InvertingGradients(2),
+            "InvertingGradients with total_variation=0.01 smooths pixels, but this victim takes Tok",
+        ),
+        (GradInversion(iterations=60), "GradInversion registers and smooths pixels, but this victim takes Tokens"),
+        (AnalyticRecovery("body"), "AnalyticRecovery reads pixels off a layer, but this victim takes Tokens: only"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attack(model, update)
+
+
+def searching(**told):
+    return dataclass(frozen=True)(type("Mine", (SearchAttack,), told))
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({}, "Mine searches, and needs labels and iterations: a field or an attribute"),
+        ({"labels": "known", "iterations": 2}, r"Mine needs a method search\(self, \*told\) that returns a Search"),
+        (
+            {"labels": "read", "iterations": 2, "search": Words.search},
+            "Mine has no rule for labels='read': rules = {'read': 'yin_sum'}, or another of .*bias_corrected",
+        ),
+        (
+            {"labels": "known", "iterations": 2, "search": Words.search, "iterate": "lowest"},
+            "Mine.iterate must be 'last' or 'best', got 'lowest'",
+        ),
+    ],
+)
+def test_an_attack_that_searches_says_what_it_lacks(told, message):
+    with pytest.raises(TypeError, match=message):
+        searching(**told)()
 
 
 # --- rounds

@@ -11,7 +11,7 @@ from torch import nn
 
 from reprolib import settings
 from reprolib.attacks import labels
-from reprolib.attacks.reconstruction import Reconstruction, check_call, refuse_snapshots
+from reprolib.attacks.reconstruction import Reconstruction, check_call, refuse_snapshots, require_images
 from reprolib.federated.closed_form import Rows, linear_inputs
 from reprolib.federated.streams import Seed
 from reprolib.federated.update import SharedUpdate
@@ -51,6 +51,7 @@ class AnalyticRecovery:
         began = time.perf_counter()
         refuse_snapshots(self, check_call(update, snapshots))
         update.check(model)
+        require_images("AnalyticRecovery", model, "reads pixels off a layer")
         network = Victims.of(model).skeleton  # of the weights nothing is read
         layers = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
         if self.layer not in layers or layers[self.layer].bias is None:

@@ -183,7 +183,7 @@ class _Search(Search):
         images, soft_labels = self.parts(kept.x, self.everyone)
         return Reconstruction(
             raw=images,
-            labels=soft_labels.argmax(-1),
+            labels=soft_labels.argmax(-1) if self.given is None else self.given,
             objective=kept.objective,
             evaluations=minimum.evaluations,
             starts=start + 1,

@@ -129,11 +129,8 @@ class GGL(SearchAttack):
                 "use one trained on images of that shape"
             )
 
-    def observed(self, model: nn.Module | Victims, update: SharedUpdate) -> Observation:
-        observation = super().observed(model, update)
-        if self.distance == "cosine":
-            matching.require_direction(observation)
-        return observation
+    def of_direction(self) -> bool:
+        return self.distance == "cosine"
 
 
 class _Search(Search):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from reprolib import settings
 from reprolib.attacks import matching, priors
 from reprolib.attacks.matching import Matching
-from reprolib.attacks.reconstruction import History, Reconstruction
+from reprolib.attacks.reconstruction import History, Reconstruction, require_images
 from reprolib.attacks.search import NormalisedSearch, Search, SearchAttack, Taken
 from reprolib.federated import client
 from reprolib.federated.observation import Observation
@@ -174,14 +174,12 @@ class GradInversion(SearchAttack):
         return _Search(self, *told, each=self.seeds)
 
     def refuse(self, model: nn.Module | Victims, update: SharedUpdate) -> None:
+        require_images("GradInversion", model, "registers and smooths pixels")
         if self.gradient is None and update.batch_norm is None:
             raise ValueError("gradient=None balances it against batch-norm statistics, but this update carries none")
 
-    def observed(self, model: nn.Module | Victims, update: SharedUpdate) -> Observation:
-        observation = super().observed(model, update)
-        if self.gradient_form == "cosine":
-            matching.require_direction(observation)
-        return observation
+    def of_direction(self) -> bool:
+        return self.gradient_form == "cosine"
 
 
 @dataclass
@@ -270,14 +268,18 @@ class _Search(NormalisedSearch):
         value = self.value(minimum.last, start).masked_fill(minimum.diverged, math.inf).view(-1, self.each)
         best = value.argmin(1)
         every = self.images(minimum.last).unflatten(0, (-1, self.each))
-        chosen = torch.arange(len(best), device=self.device)
+        chosen, diverged = torch.arange(len(best), device=self.device), minimum.diverged.view(-1, self.each)
+        raw, objective, failed = every[chosen, best], value[chosen, best], diverged.all(1)
+        if self.attack.select == "consensus":
+            raw, failed = self.agreed(minimum.last), diverged.any(1)
+            objective = self.matching(start).alone(self.inputs.to_points(raw).flatten(1), chosen * self.each)
         return Reconstruction(
-            raw=every[chosen, best] if self.attack.select == "best" else self.agreed(minimum.last),
+            raw=raw,
             labels=self.given,
-            objective=value[chosen, best],
+            objective=objective,
             evaluations=minimum.evaluations.view(-1, self.each).sum(1),
             starts=torch.full_like(best, self.each),
-            diverged=minimum.diverged.view(-1, self.each).all(1),
+            diverged=failed,
             seconds=0.0,
             history=self._of_the_best(self.history(taken, start), chosen * self.each + best),
             candidates=every,

@@ -102,7 +102,7 @@ class _Search(Search):
             return super().first(start)
         weight = self.update.of_the_head()[0][self.trials.to(self.device)]
         rows = rows_of_labels(weight, self.given) if self.attack.start == "generated" else weight
-        network = copy.deepcopy(self.attack.generator).to(self.device)
+        network = copy.deepcopy(self.attack.generator).eval().to(self.device, self.dtype)
         with torch.no_grad():
             images = torch.stack([network(own) for own in rows])
         if self.attack.start == "mean_of_rows":

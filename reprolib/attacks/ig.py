@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from reprolib import models, settings
 from reprolib.attacks import matching, priors
+from reprolib.attacks.reconstruction import require_images
 from reprolib.attacks.search import NormalisedSearch, Search, SearchAttack
 from reprolib.federated.observation import Observation
 from reprolib.federated.update import SharedUpdate
@@ -92,11 +93,12 @@ class InvertingGradients(SearchAttack):
     def lbfgs(self) -> LBFGS | None:
         return LBFGS() if self.optimizer == "lbfgs" else None
 
-    def observed(self, model: nn.Module | Victims, update: SharedUpdate) -> Observation:
-        observation = super().observed(model, update)
-        if self.objective == "cosine":
-            matching.require_direction(observation)
-        return observation
+    def of_direction(self) -> bool:
+        return self.objective == "cosine"
+
+    def refuse(self, model: nn.Module | Victims, update: SharedUpdate) -> None:
+        if self.total_variation:
+            require_images("InvertingGradients", model, f"with total_variation={self.total_variation} smooths pixels")
 
 
 class _Search(NormalisedSearch):

@@ -14,7 +14,7 @@ from reprolib import settings
 from reprolib.federated.streams import Seed
 from reprolib.federated.update import SharedUpdate
 from reprolib.models import Victims
-from reprolib.models.inputs import Inputs
+from reprolib.models.inputs import Images, Inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,14 +105,22 @@ def refuse_snapshots(attack: Attack, snapshots: Sequence[int]) -> None:
 
 def keep_better(best: Reconstruction, again: Reconstruction) -> Reconstruction:
     """Replace the trials whose new start ended lower; what each start cost adds up."""
-    value = best.objective.masked_fill(best.diverged, math.inf)
-    better = again.objective.masked_fill(again.diverged, math.inf) < value
+    least = best.objective.masked_fill(best.diverged, math.inf)
+    better = again.objective.masked_fill(again.diverged, math.inf) < least
     chosen = {}
-    for name in ("raw", "labels", "objective", "diverged", "latents"):
-        if getattr(best, name) is not None:
-            chosen[name] = getattr(best, name).clone()
+    for name, value in vars(best).items():
+        if isinstance(value, Tensor):
+            chosen[name] = value.clone()
             chosen[name][better] = getattr(again, name)[better]
-    return replace(best, **chosen, evaluations=best.evaluations + again.evaluations, starts=again.starts)
+    chosen |= {"evaluations": best.evaluations + again.evaluations, "starts": again.starts}
+    return replace(best, **chosen)
+
+
+def require_images(attack: str, model: nn.Module | Victims, what: str) -> None:
+    """For attacks that know something of pictures. what: that. Errors: ValueError for a victim of other inputs."""
+    inputs = Victims.of(model).skeleton.inputs
+    if not isinstance(inputs, Images):
+        raise ValueError(f"{attack} {what}, but this victim takes {type(inputs).__name__}: only images have that")
 
 
 def join(runs: list[Reconstruction], seconds: float) -> Reconstruction:

@@ -35,17 +35,32 @@ class SearchAttack:
     rules: how its `labels` are read off the last layer, setting -> a rule of `labels.infer_counts`; "known" takes the
     update's. one_gradient: it refuses updates of several local steps. starts, iterate: how many searches a trial gets,
     of which the lowest wins, and whether a search returns its "last" point or the "best"; fields, where an attack has a
-    choice.
+    choice. iterations: the steps of a search at most.
+    Errors: ValueError for settings outside their ranges, and TypeError for an attack that lacks one of these.
     """
 
     rules: ClassVar[dict[str, str]] = {}
     one_gradient: ClassVar[bool] = False
     labels: str
+    iterations: int
     starts = 1
     iterate = "last"
 
     def __post_init__(self) -> None:
         settings.check(self)
+        mine = type(self)
+        if missing := [name for name in ("labels", "iterations") if not hasattr(self, name)]:
+            raise TypeError(f"{mine.__name__} searches, and needs {' and '.join(missing)}: a field or an attribute")
+        if mine.search is SearchAttack.search:
+            raise TypeError(f"{mine.__name__} needs a method search(self, *told) that returns a Search(self, *told)")
+        reads = mine.given_labels is SearchAttack.given_labels
+        if reads and self.labels != "known" and self.labels not in self.rules:
+            raise TypeError(
+                f"{mine.__name__} has no rule for labels={self.labels!r}: rules = {{{self.labels!r}: 'yin_sum'}}, or "
+                f"another of {', '.join(labels.COUNT_RULES)}, or a method given_labels"
+            )
+        if self.iterate not in ("last", "best"):
+            raise TypeError(f"{mine.__name__}.iterate must be 'last' or 'best', got {self.iterate!r}")
 
     def __call__(
         self,
@@ -59,7 +74,7 @@ class SearchAttack:
 
         model: the victim, or victims with one for each trial. Trial t's numbers depend on (seed, t) alone.
         progress: True shows a bar, False none; None shows one in a terminal. snapshots: iterations after which
-        `history` keeps where the first start is; 0 is the start itself.
+        `history` keeps where the first start is; 0 is the start itself, and one that has ended stays where it is.
         objective of the result: the distance to the shared gradient alone, as the attack measures it.
         Errors: ValueError for an update of another model, one with NaN, one without the labels that the attack needs,
         and what else the attack cannot do.
@@ -81,6 +96,10 @@ class SearchAttack:
         """This attack's search of some trials; told: what `Search` is made of, after the attack."""
         raise NotImplementedError
 
+    def of_direction(self) -> bool:
+        """Whether it compares directions, and so needs a gradient that has one."""
+        return False
+
     def refuse(self, model: nn.Module | Victims, update: SharedUpdate) -> None:
         """Errors: ValueError for an update of this model that this attack cannot work on."""
 
@@ -89,8 +108,11 @@ class SearchAttack:
         return labels.given(update) if self.labels == "known" else labels.of_update(update, self.rules[self.labels])
 
     def observed(self, model: nn.Module | Victims, update: SharedUpdate) -> Observation:
-        """What this attacker compares with. Errors: those of `SharedUpdate.observed`."""
-        return update.observed(model, type(self).__name__, self.one_gradient)
+        """What this attacker compares with. Errors: those of `SharedUpdate.observed`, and a gradient of length zero."""
+        observation = update.observed(model, type(self).__name__, self.one_gradient)
+        if self.of_direction():
+            matching.require_direction(observation)
+        return observation
 
     def lbfgs(self) -> LBFGS | None:
         """The settings of L-BFGS, whose memory limits the trials that run at once; None for another optimiser."""
@@ -183,14 +205,18 @@ class Search:
 
     def run(self, start: int, progress: bool | None, snapshots: Sequence[int]) -> Reconstruction:
         """One start of every row, and what it came to."""
-        x, wanted = self.first(start), set(snapshots)
+        x, ahead = self.first(start), sorted(set(snapshots))
         minimum, taken = Minimum.start(x), list[Taken]()
-        if 0 in wanted:
-            taken.append((0, x.clone(), torch.zeros_like(self.everyone), None))
+
+        def take(last: float, now: Minimum) -> None:
+            while ahead and ahead[0] <= last:
+                taken.append((ahead.pop(0), self.point(now).clone(), now.evaluations.clone(), None))
+
+        take(0, minimum)
         steps = bar(self.steps(x, start), self.attack, len(self.trials), progress, self.attack.iterations)
         for iteration, minimum in enumerate(steps, 1):
-            if iteration in wanted:
-                taken.append((iteration, self.point(minimum).clone(), minimum.evaluations.clone(), None))
+            take(iteration, minimum)
+        take(math.inf, minimum)  # where a search that has ended stays
         return self.result(minimum, start, taken)
 
     def point(self, minimum: Minimum) -> Tensor:

@@ -126,9 +126,9 @@ class Definition:
     """A function, a method, a class without its methods, or another statement of a module.
 
     shape: what it runs, without docstrings, places and annotations, other than those that make a class's fields: equal
-    for equal code under every version of Python. reads: the names that it takes from its module, each with the attribute taken of it
-    or "". loose: the attributes that it takes of anything else, and its texts that could be names of attributes. local:
-    what it imports itself, name -> place.
+    for equal code under every version of Python. reads: the names that it takes from its module, each with the
+    attribute taken of it or "". loose: the attributes that it takes of anything else, and its texts that could be names
+    of attributes. local: what it imports itself, name -> place.
     """
 
     shape: str

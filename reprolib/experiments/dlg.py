@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from reprolib import models
-from reprolib.attacks import matching
+from reprolib.attacks import DLG, matching
 from reprolib.data import ImageSet
 from reprolib.experiments.networks import network_seed
 from reprolib.federated import client
@@ -18,13 +18,14 @@ from reprolib.measure import metrics
 
 
 def follow(
-    attacks: Mapping[str, Any], images: ImageSet, trials: int, steps: Sequence[int], seed: int, device: torch.device
+    attacks: Mapping[str, DLG], images: ImageSet, trials: int, steps: Sequence[int], seed: int, device: torch.device
 ) -> dict[str, Any]:
     """Watch attacks on the same images under one drawn network, from the same dummy pixels.
 
-    steps: outer iterations to look at. Returns, for each attack NAME, "NAME images" [S, C, H, W] of the image with most
-    contrast and "NAME objective" [S]; "truth" [C, H, W] of that image; and "layers": a row a (attack, trial, outer
-    iteration) with the MSE of the image and the distance of every parameter's gradient.
+    attacks: DLG, or attacks of its kind, such as IDLG. steps: outer iterations to look at. Returns, for each attack
+    NAME, "NAME images" [S, C, H, W] of the image with most contrast and "NAME objective" [S]; "truth" [C, H, W] of that
+    image; and "layers": a row a (attack, trial, outer iteration) with the MSE of the image and the distance of every
+    parameter's gradient.
     """
     x, y = images.batches(1, trials, seed=seed)
     richest = int(x.flatten(1).std(1).argmax())

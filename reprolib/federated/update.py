@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -197,17 +198,29 @@ class SharedUpdate:
         return weight, bias
 
     def select(self, index: int | slice | Sequence[int] | Tensor) -> SharedUpdate:
-        """The update of the chosen trials; the trial axis stays, also for a single integer."""
-        index = [index] if isinstance(index, int) else index
-        return self._map(lambda tensor: tensor[index])
+        """The update of the chosen trials; the trial axis stays, also for a single integer.
+
+        Errors: ValueError for trials that are not there, and for none.
+        """
+        every = np.arange(self.trials)
+        try:
+            chosen = np.atleast_1d(every[index.cpu().numpy() if isinstance(index, Tensor) else index])
+        except (IndexError, TypeError, ValueError) as error:
+            raise ValueError(f"select takes trials of 0..{self.trials - 1}, got {index!r}: {error}") from error
+        if not len(chosen) or chosen.ndim > 1:
+            raise ValueError(f"select needs one trial at least, and a flat list of them, got {index!r}")
+        rows = torch.from_numpy(chosen).to(next(iter(self.gradients.values())).device)
+        return self._map(lambda tensor: tensor[rows])
 
     @classmethod
     def join(cls, updates: Sequence[SharedUpdate], victims: Victims) -> SharedUpdate:
         """One update of all trials, for one attack on them: updates[k] was shared by network k of the victims.
 
         Errors: ValueError for updates that differ in anything but their numbers, or in the number of trials from the
-        victims.
+        victims, and for none.
         """
+        if not updates:
+            raise ValueError("join needs one update at least, got none")
         first = updates[0]
         for name in ("batch_size", "image_shape", "num_classes", "threat", "local", "defense", "task", "sizes"):
             if any(getattr(update, name) != getattr(first, name) for update in updates):
