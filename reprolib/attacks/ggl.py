@@ -108,7 +108,7 @@ class GGL(SearchAttack):
             raise ValueError("schedule='ramp' goes with signed=False: its small last steps would not be small")
 
     @property
-    def iterations(self) -> int:
+    def iterations(self) -> int:  # type: ignore[override]
         """Generations of CMA-ES, or steps of Adam, which looks once more at where it ends."""
         return self.evaluations // self.population if self.optimizer == "cma" else self.evaluations - 1
 
