@@ -124,22 +124,50 @@ def test_the_runner_knows_the_profiles_of_the_claims():
 def test_every_chapter_is_in_the_table_of_contents_and_in_the_readme():
     stems = [path.stem for path in NOTEBOOKS]
     toc = re.findall(r"book/chapters/(\S+)", (ROOT / "_toc.yml").read_text())
-    assert toc == stems
-    assert re.findall(r"\(notebooks/(\S+)\.ipynb\)", (ROOT / "README.md").read_text()) == stems
+    lines = "\n".join(f"      - file: book/chapters/{stem}" for stem in stems if stem not in toc)
+    assert toc == stems, f"_toc.yml, below `caption: The papers`, lists notebooks/ in its order; add\n{lines or 'none'}"
+    told = re.findall(r"\(notebooks/(\S+)\.ipynb\)", (ROOT / "README.md").read_text())
+    rows = "\n".join(f"| [{s[:2]}](notebooks/{s}.ipynb) | paper, where, year |" for s in stems if s not in told)
+    assert told == stems, f"README.md, below `## Chapters`, lists notebooks/ in its order; add\n{rows or 'none'}"
 
 
-def test_every_chapter_can_be_cited_and_so_can_its_paper():
+ENTRY = """@incollection{{leaky:{name},
+  title     = {{{title}}},
+  author    = {{{{The Leaky Gradients authors}}}},
+  booktitle = {{Leaky Gradients: the gradient-inversion papers, re-run and judged}},
+  chapter   = {{{number}}},
+  year      = {{2026}},
+  note      = {{Re-runs \\cite{{KEY}}; version {version}, commit ...}}
+}}"""
+
+
+def test_every_chapter_can_be_cited():
+    entries = (ROOT / "book" / "chapters.bib").read_text()
+    numbers, titles = re.findall(r"chapter   = \{(\d+)\}", entries), re.findall(r"title     = \{(.+)\},", entries)
+    cited = dict(zip(numbers, titles, strict=True))
+    for path in NOTEBOOKS:
+        number, name = str(notebooks.Chapter(ROOT, path.stem).number), path.stem.partition("-")[2]
+        title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
+        entry = ENTRY.format(name=name, title=title, number=number, version=PROJECT["version"])
+        assert number in cited, f"book/chapters.bib has no entry of notebooks/{path.name}; add\n{entry}"
+        assert cited.pop(number) == title, (
+            f"book/chapters.bib, chapter {number}: the title is the notebook's, {title!r}"
+        )
+    assert not cited, f"book/chapters.bib has entries of no notebook: chapters {', '.join(cited)}"
+
+
+def test_every_paper_of_a_chapter_can_be_cited():
     entries = (ROOT / "book" / "chapters.bib").read_text()
     papers = (ROOT / "book" / "references.bib").read_text()
-    cited = re.findall(r"chapter   = \{(\d+)\}", entries)
-    assert [int(number) for number in cited] == [notebooks.Chapter(ROOT, path.stem).number for path in NOTEBOOKS]
-    for path in NOTEBOOKS:
-        title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
-        assert f"title     = {{{title}}}" in entries
     for key in re.findall(r"\w+\d{4}\w+", " ".join(re.findall(r"Re-runs ([^;]+);", entries))):
-        assert f"{{{key}," in papers
+        assert f"{{{key}," in papers, f"book/chapters.bib cites {key}, of which book/references.bib has no entry"
+
+
+def test_all_files_name_one_version():
     version = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
-    assert version == PROJECT["version"] and f"version {version}" in entries
+    assert version == PROJECT["version"], "CITATION.cff and pyproject.toml name one version"
+    told = re.findall(r"version ([\d.]+),", (ROOT / "book" / "chapters.bib").read_text())
+    assert set(told) == {version}, f"book/chapters.bib: version {version} in every note"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -149,10 +177,10 @@ def test_notebooks_are_clean_and_have_the_four_parameters(path):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not any(cell.outputs or cell.execution_count for cell in code), "strip the outputs: nbstripout"
     tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
-    assert len(tagged) == 1
+    assert len(tagged) == 1, "one code cell has the tag `parameters` in its metadata"
     names = [target.id for node in ast.parse(tagged[0].source).body for target in node.targets]
-    assert names == ["profile", "seed", "device", "data_root"]
-    assert 15 <= len(code) <= 40
+    assert names == ["profile", "seed", "device", "data_root"], f"these four, in this order, in the cell {tagged[0].id}"
+    assert 15 <= len(code) <= 40, f"{len(code)} code cells, where a chapter has 15 to 40"
 
 
 IMPORT = r"import |from \S+ import "
@@ -160,14 +188,19 @@ IMPORT = r"import |from \S+ import "
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_cell_is_read_at_a_glance_and_does_not_keep_the_ledger(path):
-    for cell in nbformat.read(path, as_version=4).cells:
+    faults = []
+    for place, cell in enumerate(nbformat.read(path, as_version=4).cells, 1):
         if cell.cell_type != "code":
             continue
-        lines = [line for line in cell.source.splitlines() if line.strip()]
-        assert len([line for line in lines if not re.match(IMPORT, line)]) <= 15, cell.source
-        assert not [line for line in lines if len(line) > 88], "a page of 1280 pixels shows 88 characters"
+        here, lines = f"cell {place} ({cell.id})", [line for line in cell.source.splitlines() if line.strip()]
+        count = len([line for line in lines if not re.match(IMPORT, line)])
+        faults += [f"{here}: {count} lines, at most 15 without imports and empty ones: split it"] * (count > 15)
+        faults += [f"{here}: of {len(line)} characters, at most 88: {line}" for line in lines if len(line) > 88]
         kept = re.findall(r"ch\.(?:ledger\.)?(?:record|skip)\(", cell.source)
-        assert not kept, "measures are declared in `experiments.measures` and entered by `ch.measure`"
+        faults += [
+            f"{here}: {call}...) belongs into `experiments.measures`, and `ch.measure` enters it" for call in kept
+        ]
+    assert not faults, "\n".join([f"notebooks/{path.name}", *faults])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -180,9 +213,13 @@ def test_a_chapter_closes_below_the_one_heading_that_names_the_ledger(path):
         for heading in re.findall(r"^##+ (.+)$", cell.source, re.MULTILINE)
     ]
     named = [heading for _, heading in headings if "ledger" in heading.lower()]
-    assert named == ["The ledger"], "where the scoreboard's links lead"
-    closing = next(place for place, cell in enumerate(cells) if "ch.finish()" in cell.source)
-    assert [heading for place, heading in headings if place < closing][-1] == "The ledger"
+    assert named == ["The ledger"], (
+        "one heading `## The ledger`, where the scoreboard's links lead, and no other with the word"
+    )
+    closing = next((place for place, cell in enumerate(cells) if "ch.finish()" in cell.source), None)
+    assert closing is not None, "the last code cell is `ch.finish()`"
+    last = [heading for place, heading in headings if place < closing][-1]
+    assert last == "The ledger", f"`ch.finish()` stands below the heading {last!r}, and not below `## The ledger`"
 
 
 def test_the_table_of_checkpoints_has_the_figures_of_their_cards():

@@ -142,6 +142,7 @@ class _Search(Search):
         """Every trial's starts, from dummies drawn for (seed, trial, start); the lowest objective of each."""
         attack, wanted, taken = self.attack, set(snapshots), list[Taken]()
         x = self._dummies(torch.zeros_like(self.trials), torch.arange(len(self.trials)))
+        optimizer: BatchedLBFGS | CyclicLBFGS
         if attack.batch_update == "joint" or self.update.batch_size == 1:
             optimizer = BatchedLBFGS(self.objective(), x, attack.lbfgs())
         else:

@@ -24,7 +24,7 @@ class IDLG(DLG):
 
     iterations: settings.Count = 300
     stop_objective: settings.Level | None = 1e-6
-    labels: str = field(default="inferred", init=False)
+    labels: str = field(default="inferred", init=False)  # type: ignore[assignment]
     rule: Annotated[str, settings.OneOf(RULES)] = "row_sum"
 
     @classmethod

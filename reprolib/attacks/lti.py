@@ -130,6 +130,8 @@ class _Inverter:
         entries = sum(g[0].numel() for g in update.gradients.values())
         seen = entries if attack.coordinates is None else min(attack.coordinates, entries)
         self.seen = torch.randperm(entries, generator=self.random)[:seen].sort().values.to(self.device)
+        self.mean: float | Tensor
+        self.std: float | Tensor
         self.mean, self.std = 0.0, 1.0
         order = torch.randperm(len(attack.auxiliary), generator=self.random)
         held_out = len(order) // HELD_OUT

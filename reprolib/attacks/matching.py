@@ -127,7 +127,7 @@ class Matching:
             found = dummy_gradients_of_images(worker, images, soft_labels, of_each_image)
         elif self.statistics is None:
             order = None if self.order is None else self.order[trials]
-            found = [
+            found = [  # type: ignore[assignment]
                 dummy_gradients(worker, images, soft_labels, self.local, drawn, self.sizes, order) for drawn in passes
             ]
             found = _average(found)

@@ -79,7 +79,7 @@ def batch_norm_distance(
     is |mean - mean*| + |variance - variance*|, norms, or their squares. first: weight of the first layer.
     Source: Yin et al. 2020 and 2021 (R_BN).
     """
-    total = 0.0
+    total: float | Tensor = 0.0
     for i, (layer, pair) in enumerate(statistics.items()):
         for ours, theirs in zip(pair, targets[layer], strict=True):
             difference = ours - theirs[trials]

@@ -170,7 +170,7 @@ class Search:
 
     def parts(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """[R, N] of these rows -> images, and soft labels [R, B, K]."""
-        return self.images(x), self.soft[rows]
+        return self.images(x), self.soft[rows]  # type: ignore[index]
 
     def compare(self, gradients: dict[str, Tensor], observation: Observation, rows: Tensor) -> Tensor:
         """The distance [R] between dummy and shared gradients."""

@@ -74,7 +74,9 @@ def start(
     root = clone.repository()
     known = sorted(path.stem for path in (root / "claims").glob("*.yml"))
     if paper not in known:
-        raise ValueError(f"paper={paper!r}: no claims/{paper}.yml; known: {', '.join(known) or 'none'}")
+        raise ValueError(
+            f"paper={paper!r}: no claims/{paper}.yml; known: {', '.join(known) or 'none'}; a new chapter begins with it"
+        )
     chosen = _device(device)
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
@@ -85,7 +87,8 @@ def start(
     sizes = loaded.sizes if sizes is None else sizes
     for name, values in sizes.items():
         if len(values) != len(SIZES):
-            raise ValueError(f"sizes[{name!r}]={values!r}: expected a value for each of {', '.join(SIZES)}")
+            wanted = f"expected a value for each of {', '.join(SIZES)}; they stand in claims/{paper}.yml"
+            raise ValueError(f"sizes[{name!r}]={values!r}: {wanted}")
     by_profile = {str(title): {name: values[i] for name, values in sizes.items()} for i, title in enumerate(SIZES)}
     reference, verdicts, problem = reference_run.read(paper, loaded)
     size, when = UNRECORDED if profile == REPLAY else profile, None
@@ -103,7 +106,9 @@ class Settings(types.SimpleNamespace):
     """The active profile's sizes, as attributes."""
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"no setting {name!r} in this chapter; known: {', '.join(vars(self)) or 'none'}")
+        known = ", ".join(vars(self)) or "none"
+        says = f"known: {known}; `sizes` of its claims' file holds them"
+        raise AttributeError(f"no setting {name!r} in this chapter; {says}")
 
 
 class Chapter:

@@ -255,8 +255,9 @@ def check_central(paper: Paper) -> None:
     statements = {claim.reading.of if claim.reading else f"claim {claim.id}" for claim in paper.claims if claim.central}
     if not 3 <= len(statements) <= 5:
         raise ValueError(
-            f"claims/{paper.paper}.yml has {len(statements)} claims with `central: true`, expected three to five"
-            + (f": {', '.join(central)}" if central else "")
+            f"claims/{paper.paper}.yml has {len(statements)} claims with `central: true`, expected three to five (the "
+            f"readings of one statement are one): {', '.join(central) or 'none'}; give the line to each claim that the "
+            "paper stands on"
         )
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 import re
 from datetime import date
-from typing import Annotated, Any, Literal, get_args
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 Profile = Literal["smoke", "cpu", "gpu", "paper"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
@@ -56,6 +58,21 @@ Sentence = Annotated[str, Field(min_length=1)]
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Form = TypeVar("Form", bound=Strict)
+
+
+def read_yaml(path: Path, form: type[Form]) -> Form:
+    """The whole of a YAML file. Raises ValueError saying what is wrong with it, OSError where it cannot be read."""
+    try:
+        return form.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ", ".join(map(str, fault["loc"])) or "the whole"
+        raise ValueError(f"{path.name}: {where}: {fault['msg']}") from error
 
 
 class Conditions(Strict):

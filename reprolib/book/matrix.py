@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from reprolib.book.claims import Paper
-from reprolib.book.criteria import Strict
+from reprolib.book.criteria import Strict, read_yaml
 
 BROKEN, PROTECTED = 0.5, 0.2
 """A defense is broken if the whole interval lies above the one, and protects if it lies below the other."""
@@ -141,14 +140,7 @@ def load(path: Path) -> tuple[Attack, ...]:
     """The attacks of a matrix file; none without a file. Raises ValueError saying what is wrong with it."""
     if not path.is_file():
         return ()
-    try:
-        plan = _Plan.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ", ".join(map(str, fault["loc"])) or "the whole"
-        raise ValueError(f"{path.name}: {where}: {fault['msg']}") from error
+    plan = read_yaml(path, _Plan)
     ids = [attack.id for attack in plan.attacks]
     if twice := {name for name in ids if ids.count(name) > 1}:
         raise ValueError(f"{path.name}: used twice as an id: {', '.join(sorted(twice))}")

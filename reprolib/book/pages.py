@@ -25,7 +25,7 @@ from reprolib.book.notebooks import Chapter, Parameters, read_notebook, save_not
 
 STALE_TAG = "stale-page"
 
-AROUND = ("runner", "notebooks", "pages", "locks", "verification", "report", "judged", "rendering", "wording")
+AROUND = ("runner", "notebooks", "pages", "locks", "verification", "report", "judged", "rendering", "wording", "audit")
 """Files of `book` that run chapters or show them from outside: no chapter reaches them, nor the command line."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from reprolib.book import matrix
+from reprolib.book import audit, matrix
 from reprolib.book.judged import Counts
 from reprolib.book.verdicts import REASONS, SYMBOLS, UNDECIDED
 from reprolib.book.wording import (
@@ -109,6 +109,7 @@ TEMPLATES.globals |= {
     "ZONES": matrix.ZONES,
     "WHOSE": WHOSE,
     "KINDS": KINDS,
+    "TURNS": audit.TURNS,
     "SHOWN": {"verdict", "value", "low", "high", "parts", "why", "substitutes", "provisional"},
     "UNDECIDED": UNDECIDED,
     "MEANINGS": MEANINGS,

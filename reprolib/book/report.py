@@ -18,7 +18,7 @@ from pathlib import Path
 import matplotlib as mpl
 
 from reprolib.atomic import write_atomic
-from reprolib.book import checked, claims, criteria, figures, matrix
+from reprolib.book import audit, checked, claims, criteria, figures, matrix
 from reprolib.book.judged import Counts, Figure, Paper, read_papers
 from reprolib.book.rendering import TEMPLATES
 from reprolib.book.verdicts import once
@@ -41,6 +41,8 @@ def write_pages(root: str | os.PathLike) -> list[str]:
     drawn = dumbbells(attacks)
     content = {"papers": papers, "pictures": _pictures(papers), "totals": _totals(papers), "board": _board(papers)}
     content |= {"attacks": attacks, "drawn": drawn}
+    read = audit.load(root / "book" / "changed-verdicts.yml")
+    content |= {"audited": audit.today(read, {paper.key: paper for paper in papers}), "rules": read.rules}
     generated = root / "book" / "_generated"
     for name in _PAGES:
         _write(
@@ -216,6 +218,7 @@ _PAGES = (
     "words",
     "reasons",
     "exceptions",
+    "changed",
     "machines",
 )
 """The files in book/_generated, each from the template of its name."""

@@ -90,8 +90,11 @@ def check(name_or_path: str | Path, root: str | Path | None = None, size: int | 
         opened = {split: open_folder(path, split) for split in tuple(split_folders(path)) or SPLITS}
         side = None
     check_size(name if name in PAPER_SETS else f"folder:{name}", size)
+    sizes: Counter[tuple[int, int]]
     lines, problems, sizes = [f"{name}: {', '.join(opened)}"], [], Counter()
     for split, dataset in opened.items():
+        classes: Counter[str]
+        modes: Counter[str]
         classes, modes = Counter(), Counter()
         for item in range(len(dataset)):
             try:

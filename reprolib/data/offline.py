@@ -58,6 +58,8 @@ def _shipped(package: str, path: str) -> Path:
 
 @lru_cache
 def _photos(split: str, size: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    tiles: list[Tensor]
+    labels: list[int]
     tiles, labels = [], []
     for label, (package, path) in enumerate(PHOTOGRAPHS.values()):
         with Image.open(_shipped(package, path)) as photograph:
@@ -83,7 +85,7 @@ def _boxes(region: Image.Image, count: int) -> list[tuple[int, int, int, int]]:
         whole = (columns + 3, rows + 3)
         small = region.resize([8 * n for n in whole], Image.Resampling.BOX, (0, 0, *(step * n for n in whole)))
         tiles.append(pixels_of(small).unfold(1, 32, 8).unfold(2, 32, 8).flatten(1, 2).transpose(0, 1))
-    tiles = torch.cat(tiles)
+    tiles = torch.cat(tiles)  # type: ignore[assignment]
     shown = (tiles.mean(1).flatten(1).std(1) > FLAT).nonzero().flatten()  # type: ignore[attr-defined]  # stacked above
     return [boxes[shown[index]] for index in _spread(tiles[shown], count).tolist()]
 

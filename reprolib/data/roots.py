@@ -81,7 +81,7 @@ def splits_of(paper_set: PaperSet, root: Path) -> tuple[str, ...]:
 def place_of(paper_set: PaperSet, root: Path, split: str) -> str:
     """The folder of a set that is there, relative to the root."""
     if _in_torchvision_layout(paper_set, root, split):
-        return Path(paper_set.files[split][0]).parts[0]
+        return Path(paper_set.files[split][0]).parts[0]  # type: ignore[index]
     return _as_folder(paper_set, root)  # type: ignore[return-value]  # one of the layouts is there
 
 

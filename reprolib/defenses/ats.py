@@ -147,6 +147,7 @@ def accuracy_score(model: nn.Module, images: Tensor, policy: str, generator: tor
 
 def draw_policies(count: int, seed: int) -> list[str]:
     """`count` different policies of one to three places in LIBRARY, each place drawn anew: candidates for `search`."""
+    found: dict[str, None]
     random, found = client.generator(seed, 0), {}
     while len(found) < count:
         length = 1 + int(torch.randint(3, (), generator=random))

@@ -57,4 +57,4 @@ class AfterFeedback(Defense):
                 f"{self.defense} sets no bound to what a client withholds from one round for the next: read the update "
                 "by the defense's own counter"
             )
-        return replace(reading, slack={name: own + earlier.slack[name] for name, own in reading.slack.items()})
+        return replace(reading, slack={name: own + earlier.slack[name] for name, own in reading.slack.items()})  # type: ignore[index]

@@ -46,7 +46,7 @@ class MixUp(Defense):
 
     def weights(self, count: int, generator: torch.Generator) -> Tensor:
         """`count` draws [count, k]: each row adds up to 1 and stays within the bound."""
-        rows = []
+        rows: list[Tensor] = []
         while len(rows) < count:
             # a gamma variable of shape 3 is the sum of three exponentials
             draws = torch.empty(self.k + 2, dtype=torch.float64).exponential_(generator=generator)

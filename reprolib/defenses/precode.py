@@ -111,7 +111,7 @@ class PRECODE(Defense):
                 raise ValueError(f"tensors='upstream', but no parameter is upstream of the bottleneck of {self}")
             like = next(iter(update.gradients.values()))
             weight = {name: like.new_zeros(()) for name in update.gradients if name not in matched}
-        noise = how.noise
+        noise: str | dict[str, Tensor] = how.noise
         if noise == "recovered":
             noise = {f"{NAME}.noise": recovered_noise(model, update)[:, None]}
         elif noise == "zero":
@@ -135,7 +135,7 @@ class ConvolutionalBottleneckSketch(PRECODE):
     against: Counter = field(default=Counter(noise="zero"), compare=False)
 
     _layer = ConvolutionalBottleneck
-    _able = (nn.Conv2d,)
+    _able = (nn.Conv2d,)  # type: ignore[assignment]
 
     def __str__(self) -> str:
         return f"convolutional bottleneck (sketch) before {self.before}"

@@ -337,6 +337,8 @@ def attack_after_feedback(
         own, mine = network_seed(seed, k), slice(k * rounds, (k + 1) * rounds)
         victim = models.build("lenet", images.num_classes, images.image_shape, seed=own, **options)
         queue = [*zip(past[mine, None], past_labels[mine, None], strict=True), (x[k, None], y[k, None])]
+        withheld: dict[str, Tensor]
+        values: dict[str, Tensor]
         withheld, values, before = {}, {}, {}
         for number, (pixels, truth) in enumerate(queue):
             for name, parameter in victim.named_parameters():
@@ -349,6 +351,7 @@ def attack_after_feedback(
         updates.append(replace(update, gradients={name: g[None] for name, g in values.items()}))
         befores.append(before)
     together = Victims.of(victims, 1)
+    reading: Defense | None
     joined, reading = SharedUpdate.join(updates, together), None
     if knows == "feedback" and rounds:
         reading = AfterFeedback(defense, {name: torch.stack([b[name] for b in befores]) for name in befores[0]})

@@ -274,7 +274,7 @@ def fit_rows(
         own = int(torch.randint(2**31, (), generator=random))
         update = client.share(victim, images, given, defense=defense, seed=own)
         rows.append(rows_of_labels(update.gradients["head.weight"], given).flatten(0, 1))
-    rows, images = torch.cat(rows), public.images[order]
+    rows, images = torch.cat(rows), public.images[order]  # type: ignore[assignment]
     for epoch in range(epochs):
         for index in torch.randperm(len(rows), generator=generator(seed, epoch, 2)).split(minibatch):
             loss = F.binary_cross_entropy(model(rows[index.to(rows.device)]), images[index].to(parameter))  # type: ignore[attr-defined]  # a tensor by now

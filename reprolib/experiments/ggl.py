@@ -96,6 +96,7 @@ def controls(
     of_class = [public.images[public.labels == label] for label in y[:, 0]]
     random = [generator(seed, k, 7) for k in range(count)]
     others = torch.stack([own[torch.randint(len(own), (), generator=random[k])] for k, own in enumerate(of_class)])
+    updates: dict[str, list[SharedUpdate]]
     attack, victims, updates = replace(attack, labels="known"), [], {name: [] for name in ("gradient", *NULLS)}
     threat = replace(KNOWN, defense_known=defense is not None)
     for k in range(count):
@@ -245,7 +246,7 @@ def landscape(
         prior = copy.deepcopy(attack.generator).to(device)
         with torch.no_grad():
             own = prior.encode(x[k].to(device))[0][0]
-        away = attack(victim, update, seed=network_seed(seed, k)).latents[0, 0] - own
+        away = attack(victim, update, seed=network_seed(seed, k)).latents[0, 0] - own  # type: ignore[index]
         aside = torch.randn(len(own), generator=generator(seed, k, 8)).to(own)
         aside = aside - (aside @ away) / away.square().sum() * away
         aside = aside * away.norm() / aside.norm()

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from reprolib import models
 from reprolib.attacks import matching
@@ -43,6 +44,7 @@ def attack_apart(
     Returns "scores": a row an (attack, image), the attack's name first; "truth" and each name, [n, C, H, W] with n at
     most SHOWN, in the order of the images.
     """
+    shown: dict[str, list[Tensor]]
     tables, shown = [], {"truth": [], **{name: [] for name in attacks}}
     for network in sorted({trial // each for trial in trials}):
         own = [trial for trial in trials if trial // each == network]

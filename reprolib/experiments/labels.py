@@ -54,7 +54,9 @@ def predict_labels(images: ImageSet, networks: int, each: int, seed: int, levels
     Noise of standard deviation s on every entry is noise of s in the bias rule's scores and of s * sqrt(F) in the row
     sums'. Columns: level, row_sum, bias. The pairs are those of `read_labels`. Source: this book.
     """
-    chances = {(level, rule): [] for level in levels for rule in ("row_sum", "bias")}
+    chances: dict[tuple[float, str], list[Tensor]] = {
+        (level, rule): [] for level in levels for rule in ("row_sum", "bias")
+    }
     for k in range(networks):
         own = network_seed(seed, k)
         x, y = images.batches(1, each, seed=own)

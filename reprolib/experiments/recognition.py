@@ -47,7 +47,7 @@ def recognised(
             "nearest public image": public.images[near],
         }
         identified = (metrics.identify(shown, truth, pool)[0] == 1).numpy()
-        row = {"trial": trial, "identified": identified, "lost": found.lost[0].cpu().numpy()}
+        row = {"trial": trial, "identified": identified, "lost": found.lost[0].cpu().numpy()}  # type: ignore[index]
         row |= {name: metrics.psnr(guess, truth).double().numpy() for name, guess in guesses.items()}
         rows.append(pd.DataFrame(row))
     return pd.concat(rows, ignore_index=True)

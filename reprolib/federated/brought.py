@@ -75,7 +75,8 @@ def brought(
         )
     assumed += _of_the_buffers(model, found if after is not None else {}, local, threat, batch_size)
     return {
-        name: (torch.zeros_like(parameters[name]) if named[name] is None else named[name])[None] for name in trained
+        name: (torch.zeros_like(parameters[name]) if named[name] is None else named[name])[None]  # type: ignore[index]
+        for name in trained
     }, assumed
 
 

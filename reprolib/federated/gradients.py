@@ -156,6 +156,8 @@ def _of_a_client(
         return tuple(gradients[name] for name in names)
 
     axes, done = (axis, axis), 0
+    total: dict[str, float | Tensor]
+    state: dict[str, list[Tensor]]
     total, state = dict.fromkeys(names, 0.0), {name: [] for name in names}
     for epoch in range(local.epochs):
         x, y = (part if order is None else _taken(part, order[:, epoch]) for part in (images, targets))

@@ -230,7 +230,7 @@ class SharedUpdate:
                 f"the updates hold {sum(update.trials for update in updates)} trials, the victims {victims.trials}"
             )
         statistics = first.batch_norm and {
-            layer: tuple(torch.cat([update.batch_norm[layer][i] for update in updates]) for i in (0, 1))  # type: ignore[misc]
+            layer: tuple(torch.cat([update.batch_norm[layer][i] for update in updates]) for i in (0, 1))  # type: ignore[misc, index]
             for layer in first.batch_norm
         }
         return replace(

@@ -194,7 +194,7 @@ def _of_its_layers(module: nn.Module) -> list[str]:
         problems.append(f"torch.compile wraps its layers {compiled}: give it as it was before")
     for kind in (nn.LayerNorm, _BatchNorm, _InstanceNorm):
         own = {n: x for n, x in layers.items() if isinstance(x, kind) and type(x).forward is not kind.forward}
-        if own := [f"{n!r} ({type(x).__name__})" for n, x in own.items() if not isinstance(x, nn.SyncBatchNorm)]:
+        if own := [f"{n!r} ({type(x).__name__})" for n, x in own.items() if not isinstance(x, nn.SyncBatchNorm)]:  # type: ignore[assignment]
             problems.append(
                 f"{incoming.few(own, str)} are normalisation with a forward of their own in place of "
                 f"{kind.__name__.strip('_')}'s: its second derivative in batches would be wrong"

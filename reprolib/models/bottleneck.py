@@ -118,7 +118,7 @@ def penalty(model: nn.Module) -> Tensor | float:
 
     Errors: ValueError before the first forward pass, and for a second time.
     """
-    total = 0.0
+    total: float | Tensor = 0.0
     for name, module in model.named_modules():
         if isinstance(module, Bottleneck):
             if module.penalty is None:

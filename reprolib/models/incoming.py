@@ -45,6 +45,7 @@ def named(model: nn.Module, numbers: Numbers, what: str) -> tuple[dict[str, Tens
         found = _by_name(numbers, theirs, model, what, assumed)
     else:
         found = _by_order(numbers, theirs, model, what, assumed)
+    types: Counter[tuple[str, str]]
     own, problems, types = called(model), [], Counter()
     for name, value in found.items():
         if value is None:
@@ -249,7 +250,7 @@ def _by_order(
             "the arrays by name"
         )
     assumed.append(f"{what}: in another order than the module's; each was placed by its shape, which is the only one")
-    return {wanted[shape]: value for shape, value in zip(shapes, numbers, strict=True)}
+    return {wanted[shape]: value for shape, value in zip(shapes, numbers, strict=True)}  # type: ignore[index]
 
 
 def _cut(

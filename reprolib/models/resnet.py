@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -52,6 +53,7 @@ class ResNet(Victim):
         self.pooled = pooled
         self.conv = nn.Conv2d(image_shape[0], width, kernel_size=3, padding=1, bias=False)
         self.norm, self.activation = normed(width), nn.ReLU()  # type: ignore[operator]  # a layer's class
+        sides: Sequence[int]
         stages, into, sides = [], width, image_shape[1:]
         for stage, count in enumerate(self.blocks):
             out = width * 2**stage

@@ -92,7 +92,7 @@ class Victims:
         if self.stacked is None:
             return self.skeleton
         network = copy.deepcopy(self.skeleton)
-        weights = {name: weights[self.index[trial]] for name, weights in self.stacked.items()}
+        weights = {name: weights[self.index[trial]] for name, weights in self.stacked.items()}  # type: ignore[index]
         network.load_state_dict(weights, strict=False)
         return network
 

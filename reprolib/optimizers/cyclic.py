@@ -77,4 +77,4 @@ class CyclicLBFGS:
     def _observe(self, optimizer: BatchedLBFGS, trials: Tensor) -> None:
         seen = optimizer.minimum
         self.minimum.observe(trials, self.x[trials], seen.objective[trials], ~seen.diverged[trials])
-        self.minimum.evaluations = sum(o.minimum.evaluations for o in self.optimizers)
+        self.minimum.evaluations = sum(o.minimum.evaluations for o in self.optimizers)  # type: ignore[assignment]

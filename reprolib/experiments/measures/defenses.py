@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from reprolib.measure import intervals
-from reprolib.measure.entries import Entries, Measured, Unmeasured
+from reprolib.measure.entries import Entries, Entry, Measured, Unmeasured
 from reprolib.measure.intervals import Interval
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def feedback(residual: Mapping[str, Interval]) -> Entries:
 
 def mixtures(single: Mapping[str, Interval], together: Mapping[str, Interval]) -> Entries:
     """What one update of mixtures identifies, and what all of them do together."""
-    found = {}
+    found: dict[str, Entry] = {}
     for name in ("mixup", "instahide"):
         found |= {f"{name}_static": single[name], f"{name}_decoded": together[name]}
     return found

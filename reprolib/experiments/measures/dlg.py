@@ -10,7 +10,7 @@ import pandas as pd
 
 from reprolib.experiments.measures import outer_steps, recovered
 from reprolib.measure import intervals
-from reprolib.measure.entries import Entries, Measured, Unmeasured
+from reprolib.measure.entries import Entries, Entry, Measured, Unmeasured
 
 if TYPE_CHECKING:
     from reprolib.experiments.networks import Attacked
@@ -60,7 +60,7 @@ def sets_left_out(attacked: Collection[str]) -> Entries:
 
 def victims(tables: Mapping[str, pd.DataFrame], named: Mapping[str, str], outers: int) -> Entries:
     """How often an image is identified when one thing about the victim changes; named: key of the measure -> table."""
-    found = {}
+    found: dict[str, Entry] = {}
     for key, name in named.items():
         if name in tables:
             t = tables[name]
@@ -94,7 +94,7 @@ def batch_lengths(grouped: pd.DataFrame, outers: int) -> Entries:
 def batches_of_8(grouped: pd.DataFrame, outers: int) -> Entries:
     """How often an image of a batch of eight is recovered, and what updating one image at a time gains."""
     why = "nothing of a batch of eight comes back at this budget, and no batch was looked for in its set"
-    found = {"batch_identified_8": Unmeasured(why, "budget")}
+    found: dict[str, Entry] = {"batch_identified_8": Unmeasured(why, "budget")}
     eight = {rule: g for rule, g in grouped[grouped.batch == 8].groupby("rule")}
     if not eight:
         none = Unmeasured("this profile has no batch of 8", "budget")
@@ -134,7 +134,7 @@ def defended(
     rows: (defense, preset, attacker) -> scores. declared: the measures of the claims; of a defense without one nothing
     is entered.
     """
-    found = {}
+    found: dict[str, Entry] = {}
     for (name, preset, attacker), t in rows.items():
         if t.network.nunique() < 2:
             continue

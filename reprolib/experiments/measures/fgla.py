@@ -121,6 +121,7 @@ def modes(found: Mapping[tuple[str, str], Found]) -> Entries:
 
 def compressed(found: Mapping[tuple[int, float, str], Found]) -> Entries:
     """FGLA under compression: against no gradient, and the share of images lost; found: (size, share kept, scope)."""
+    entries: dict[str, Entry]
     each, entries = "each tensor", {}
     for measure, key, a, b in (
         ("compressed_8", (8, 0.008, each), "FGLA", "mean image"),
@@ -217,7 +218,7 @@ def masked(found: Found, budget: str) -> Entries:
         "search_gain": ("HCGLA", "its start"),
         "mask_gain": ("HCGLA", "no mask"),
     }
-    entries = {}
+    entries: dict[str, Entry] = {}
     for measure, (a, b) in pairs.items():
         entries |= gain(f"hcgla_{measure}", found, a, b, conditions={"budget": budget})
     return entries

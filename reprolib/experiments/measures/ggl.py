@@ -10,7 +10,7 @@ import pandas as pd
 
 from reprolib.experiments.ggl import of_the_picture
 from reprolib.measure import intervals
-from reprolib.measure.entries import Entries, Unmeasured
+from reprolib.measure.entries import Entries, Entry, Unmeasured
 from reprolib.measure.intervals import Interval
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def rivals(
     psnr: PSNR, cases: Collection[str], others: Collection[str], grey: np.ndarray, declared: Collection[str]
 ) -> Entries:
     """GGL against the best of the searches for pixels behind each defense; of what is declared."""
+    found: dict[str, Entry]
     top, found = max((psnr("no defense", name) for name in others), key=np.mean), {}
     short = {"noise": "noise", "clipping": "clip", "sparsification": "sparsify", "Soteria": "soteria"}
     for case in (case for case in short if case in cases):
@@ -93,7 +94,7 @@ def rivals(
 
 def losses(psnr: PSNR, cases: Collection[str], best: str, grey: np.ndarray) -> Entries:
     """What each defense costs GGL, and what the best search for pixels has over it; best: its name."""
-    found = {}
+    found: dict[str, Entry] = {}
     for measure, (case, name, who) in {
         "plain_loss_noise": ("noise", "GGL", "plain"),
         "informed_loss_clip": ("clipping", "GGL", "informed"),

@@ -32,7 +32,7 @@ def crossover(tables: Mapping[tuple[str, str], pd.DataFrame], cards: np.ndarray,
     tables: (victim, "IG" or "L2") -> scores; on ResNet-20 the older attack meets the first images only. cards: PSNR of
     a grey card on the images, in their order. budget: victim -> iterations.
     """
-    found = {}
+    found: dict[str, Entry] = {}
     for name in budget:
         key = name.lower().replace("-20", "").replace(", ", "_")
         ig, l2 = tables[name, "IG"], tables[name, "L2"]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from reprolib.experiments.measures import identified, iterations, outer_steps
 from reprolib.measure import intervals
-from reprolib.measure.entries import Entries, Measured, Unmeasured
+from reprolib.measure.entries import Entries, Entry, Measured, Unmeasured
 from reprolib.measure.intervals import Interval
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def raw_pixels(runs: Mapping[str, Attacked]) -> Entries:
 
 def dlg(against: Mapping[tuple[str, str], Attacked], outers: int) -> Entries:
     """DLG with and without Soteria of 1 %, by the official settings and by the stable variant."""
+    found: dict[str, Entry]
     spent, found = outer_steps(outers), {}
     for rate, name in ((0, "no defense"), (1, "Soteria, 1 %")):
         found[f"dlg_official_identified_{rate}"] = Measured(identified(against["official", name]), spent)
