@@ -11,8 +11,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from torch import Tensor
 
-from reprolib.book.figures.look import WIDTH, check_columns, groups_of, legend_below, look_of, plain_axes
+from reprolib.book.figures.look import WIDTH, check_columns, groups_of, legend_below, look_of, plain_axes, show_image
 
 Scale = Literal["linear", "log", "symlog"]
 
@@ -164,15 +165,29 @@ def forest(
     return figure
 
 
-def dumbbells(table: pd.DataFrame, broken: float = 0.5, protects: float = 0.2) -> Figure:
+def dumbbells(
+    table: pd.DataFrame, broken: float = 0.5, protects: float = 0.2, pictures: Mapping[str, Tensor] | None = None
+) -> Figure:
     """A line a row from the attacker who ignores a defense to the one who knows it, and its cost at the right.
+
+    pictures: text -> [C, H, W], a few images one above the other at the left: what an attacker sees of one image.
 
     table: columns defense; static and adaptive, shares in [0, 1], each with _low and _high (NaN: not measured); cost, a
     text ("" for none measured). broken, protects: where the two zones begin that say what an interval means.
     """
     ends = [f"{who}{end}" for who in ("static", "adaptive") for end in ("", "_low", "_high")]
     check_columns(table, "defense", "cost", *ends)
-    figure, axes = plain_axes(1.25 + 0.36 * len(table))
+    figure = Figure(figsize=(WIDTH, max(1.25 + 0.36 * len(table), 1.3 * len(pictures or {}))), layout="constrained")
+    axes = figure.subplots(len(pictures), 2, width_ratios=(1, 4.6)) if pictures else figure.subplots()
+    if pictures:
+        for place, (text, image) in zip(axes[:, 0], pictures.items(), strict=True):
+            show_image(place, image)
+            place.set_xlabel("\n".join(textwrap.wrap(text, 17)), fontsize=9)
+        grid = axes[0, 1].get_gridspec()
+        for place in axes[:, 1]:
+            place.remove()
+        axes = figure.add_subplot(grid[:, 1])
+    sns.despine(ax=axes)
     axes.axvspan(-0.02, protects, color="#0b5a94", alpha=0.10, linewidth=0)
     axes.axvspan(broken, 1.02, color="#9b2c12", alpha=0.08, linewidth=0)
     for x, name, place in ((-0.015, "protects", "left"), (1.015, "broken", "right")):
@@ -196,7 +211,9 @@ def dumbbells(table: pd.DataFrame, broken: float = 0.5, protects: float = 0.2) -
                   textcoords="offset points", fontsize=9, style="italic", annotation_clip=False)  # fmt: skip
     for label, fill, _ in looks.values():
         axes.plot([], [], "o", color="0.15", markerfacecolor=fill, markersize=8, label=label)
-    axes.set_yticks(range(len(table)), ["\n".join(textwrap.wrap(str(name), 30)) for name in table.defense])
+    axes.set_yticks(
+        range(len(table)), ["\n".join(textwrap.wrap(str(name), 22 if pictures else 30)) for name in table.defense]
+    )
     axes.set(xlim=(-0.02, 1.02), ylim=(len(table) - 0.5, -0.5), xlabel="share of images identified")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(False, axis="y")

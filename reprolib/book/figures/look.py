@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 WIDTH = 7.0
 
@@ -46,7 +49,8 @@ def png_within(figure: Figure, limit: int, whole: bytes) -> bytes:
         if len(whole) <= limit:
             return whole
         buffer = io.BytesIO()
-        Image.open(io.BytesIO(whole)).convert("RGB").quantize(256).save(buffer, format="png", optimize=True)
+        opened = Image.open(io.BytesIO(whole))
+        opened.convert("RGB").quantize(256).save(buffer, format="png", optimize=True, dpi=opened.info["dpi"])
         if len(buffer.getvalue()) <= limit:
             return buffer.getvalue()
     raise ValueError(f"limit={limit}: the figure takes {len(whole)} bytes even at 40 dots an inch; show less in it")
@@ -91,3 +95,16 @@ def check_length(argument: str, values: Sequence[Any], count: int) -> None:
         raise ValueError(
             f"{argument} has {len(values)} entries for {count} images: expected one each, and at least one"
         )
+
+
+def shown_image(image: Tensor) -> np.ndarray:
+    """[C, H, W] -> [H, W, C] in [0, 1]; pixels that are not a number become black."""
+    return torch.nan_to_num(image.detach().cpu().float(), nan=0.0).clamp(0, 1).permute(1, 2, 0).numpy()
+
+
+def show_image(axes: Axes, image: Tensor) -> None:
+    axes.imshow(shown_image(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")  # cmap: for one channel only
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    sns.despine(ax=axes, left=True, bottom=True)
