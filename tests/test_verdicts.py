@@ -31,6 +31,7 @@ STORED = {
     "scope": "architecture",
     "substitutes": [],
     "favours": "",
+    "beside": "",
     "gate": None,
     "reading": None,
     "provisional": "",

@@ -302,8 +302,8 @@ class Chapter:
 
         Columns `low` and `high` join the column before them, as the ends of its interval. folded: for long tables, the
         line that unfolds them. saved: the name under which the results file keeps it too (`save_table`).
-        caption: as for `figure`. anchors: names of its rows, which links can lead to. A smaller run's table stands folded behind the reference
-        run's.
+        caption: as for `figure`. anchors: names of its rows, which links can lead to. A smaller run's table stands
+        folded behind the reference run's.
         """
         caption = self.ledger.filled(caption)
         if saved:

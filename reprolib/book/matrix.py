@@ -214,7 +214,7 @@ def table(attack_rows: list[Row]) -> pd.DataFrame:
 
 
 def sentence(attack_rows: list[Row], others: Mapping[str, list[Row]] | None = None) -> str:
-    """What the rows show, with its numbers. others: name of an attack -> its rows, of which those that protect are said."""
+    """What the rows show, with its numbers. others: name of an attack -> its rows; those that protect are told."""
     met = [row for row in attack_rows if row.cells["adaptive"].found]
     by_zone = {word: [row for row in met if row.cells["adaptive"].zone == word] for word in ZONES}
     stopped = [row for row in by_zone["broken"] if row.cells["static"].zone == "protects"]

@@ -161,7 +161,7 @@ class Drawn:
 
 
 def _pair(root: Path, pair: matrix.Pair | None) -> dict[str, Tensor]:
-    """The client's image and what the two attackers see of it, by what each shows; nothing where a record is missing."""
+    """An image and what the two attackers see of it, by what each shows; nothing where a record is missing."""
     if pair is None:
         return {}
     folder = root / "results" / "reference" / pair.paper / "records"
@@ -170,7 +170,7 @@ def _pair(root: Path, pair: matrix.Pair | None) -> dict[str, Tensor]:
         both = static["shown"][0], adaptive["shown"][0]
     except (ValueError, OSError, LookupError):
         return {}
-    texts = (f"a client's image, under {pair.says}", "who ignores it sees this", "who knows it, this")
+    texts = (f"a client's image; {pair.says}", "who ignores it sees this", "who knows it, this")
     return dict(zip(texts, (static["truth"][0], *both), strict=True))
 
 

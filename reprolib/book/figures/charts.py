@@ -9,11 +9,22 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
-from reprolib.book.figures.look import WIDTH, check_columns, groups_of, legend_below, look_of, plain_axes, show_image
+from reprolib.book.figures.look import (
+    LEGEND,
+    WIDTH,
+    check_columns,
+    groups_of,
+    label_ends,
+    legend_below,
+    look_of,
+    plain_axes,
+    show_image,
+)
 
 Scale = Literal["linear", "log", "symlog"]
 
@@ -44,15 +55,58 @@ def curves(
         if low and high:
             axes.fill_between(group[x], group[low], group[high], color=colour, alpha=0.18, linewidth=0)
     axes.set(xscale=xscale, yscale=yscale, xlabel=xlabel or x, ylabel=ylabel or y)
-    at = np.unique(table[x])
-    if xscale == "log" and len(at) <= 10 and (at == at.round()).all() and (at[1:] >= 1.25 * at[:-1]).all():
-        # a few counts are named themselves: a logarithmic axis would write 2 x 10^0
-        axes.set_xticks(at, [f"{value:,.0f}" for value in at])
-        axes.set_xticks([], minor=True)
+    _name_few_counts(axes, table[x], xscale)
     if level is not None:  # after the scale: a line across fixes the limits of the other axis
         axes.axhline(level[0], color="0.25", linestyle="--", linewidth=1.2, label=level[1])
-    legend_below(figure, axes, hue or (level and level[1]))
+    if hue is not None and table[hue].nunique() > LEGEND:
+        label_ends(axes)
+    else:
+        legend_below(figure, axes, hue or (level and level[1]))
     return figure
+
+
+def facets(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    hue: str,
+    panel: str,
+    xscale: Scale = "linear",
+    yscale: Scale = "linear",
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    marks: Mapping[str, float] | None = None,
+) -> Figure:
+    """Lines of y over x, one a value of `hue`, in a panel for each value of `panel`; all panels have one y-axis.
+
+    marks: panel -> where a dotted line stands across its x-axis.
+    """
+    check_columns(table, x, y, hue, panel)
+    titles, order = groups_of(table, panel), [name for name, _ in groups_of(table, hue)]
+    figure = Figure(figsize=(WIDTH, 3.3 + 0.12 * len(order)), layout="constrained")
+    row = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+    for axes, (title, shown) in zip(row, titles, strict=True):
+        for name, group in groups_of(shown, hue):
+            colour, marker = look_of(order.index(name))
+            group = group.sort_values(x, kind="stable")
+            axes.plot(group[x], group[y], color=colour, marker=marker, markersize=4, alpha=0.85, label=name)
+        if marks is not None and title in marks:
+            axes.axvline(marks[title], color="0.25", linestyle=":", linewidth=1.2)
+        axes.set(xscale=xscale, yscale=yscale, title=title)
+        _name_few_counts(axes, shown[x], xscale)
+        sns.despine(ax=axes)
+    row[0].set_ylabel(ylabel or y)
+    figure.supxlabel(xlabel or x, fontsize=10)
+    legend_below(figure, row[-1], hue)
+    return figure
+
+
+def _name_few_counts(axes: Axes, values: pd.Series, xscale: Scale) -> None:
+    """Name a few counts themselves: a logarithmic axis would write 2 x 10^0."""
+    at = np.unique(values)
+    if xscale == "log" and len(at) <= 10 and (at == at.round()).all() and (at[1:] >= 1.25 * at[:-1]).all():
+        axes.set_xticks(at, [f"{value:,.0f}" for value in at])
+        axes.set_xticks([], minor=True)
 
 
 def panels(
@@ -212,7 +266,7 @@ def dumbbells(
     for label, fill, _ in looks.values():
         axes.plot([], [], "o", color="0.15", markerfacecolor=fill, markersize=8, label=label)
     axes.set_yticks(
-        range(len(table)), ["\n".join(textwrap.wrap(str(name), 22 if pictures else 30)) for name in table.defense]
+        range(len(table)), ["\n".join(textwrap.wrap(str(name), 27 if pictures else 30)) for name in table.defense]
     )
     axes.set(xlim=(-0.02, 1.02), ylim=(len(table) - 0.5, -0.5), xlabel="share of images identified")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))

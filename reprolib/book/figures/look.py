@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,6 +82,31 @@ def legend_below(figure: Figure, axes: Axes, wanted: str | None) -> None:
     if wanted and pairs:
         columns = min(4, len(pairs), max(1, int(92 / (6 + max(map(len, pairs))))))
         figure.legend(pairs.values(), pairs.keys(), loc="outside lower center", ncols=columns, frameon=False)
+
+
+LEGEND = 5
+"""Lines up to which a legend names them; more have their names at their ends."""
+
+
+def label_ends(axes: Axes) -> None:
+    """The name of each line at its right end, in its colour, moved up or down where two would lie together."""
+    ends = []
+    for line in axes.get_lines():
+        if not str(line.get_label()).startswith("_"):
+            height = axes.transAxes.inverted().transform(axes.transData.transform(line.get_xydata()[-1]))[1]
+            ends.append([float(np.clip(height, 0, 1)), line])
+    ends.sort(key=lambda end: end[0])
+    step = 0.075
+    for below, end in itertools.pairwise(ends):
+        end[0] = max(end[0], below[0] + step)
+    over = ends[-1][0] - 1.0 if ends else 0.0
+    for place, (height, line) in enumerate(ends):
+        if over > 0:  # what was pushed out above goes down again, as far as those below allow
+            height = min(height, 1.0 - step * (len(ends) - 1 - place))
+        axes.annotate(
+            str(line.get_label()), (1.02, height), xycoords="axes fraction", va="center", fontsize=9,
+            color=line.get_color(), annotation_clip=False,
+        )  # fmt: skip
 
 
 def check_columns(table: pd.DataFrame, *names: str | None) -> None:
