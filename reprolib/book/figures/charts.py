@@ -20,6 +20,7 @@ from reprolib.book.figures.look import (
     check_columns,
     groups_of,
     label_ends,
+    label_points,
     legend_below,
     look_of,
     plain_axes,
@@ -152,32 +153,33 @@ def scatter(
 def tradeoff(table: pd.DataFrame, x: str, y: str, label: str, xlabel: str, ylabel: str) -> Figure:
     """One marker a row with its intervals both ways, and the front: rows that no other beats in x (more) and y (less).
 
-    The columns are x, y, each with _low and _high (NaN draws no line), and label, which the legend names: markers that
-    lie together would hide labels beside them. The front is a dotted line.
+    The columns are x, y, each with _low and _high (NaN draws no line), and label, which stands at the right, with a thin
+    line to its marker: markers that lie together would hide labels beside them. The front is a dotted line.
     """
     ends = [f"{column}_{end}" for column in (x, y) for end in ("low", "high")]
     check_columns(table, x, y, label, *ends)
-    figure, axes = plain_axes(3.8 + 0.075 * len(table))  # the legend takes a line for three
+    figure, axes = plain_axes(max(3.8, 0.24 * len(table)))
     reached, front = np.inf, []
     for _, row in table.sort_values([x, y], ascending=[False, True]).iterrows():
         if row[y] < reached:
             front.append((row[x], row[y]))
             reached = row[y]
     # right of a point of the front, only the next one's height can be had
-    axes.step(*zip(*front, strict=True), where="post", color="0.45", linestyle=":", linewidth=1.2, label="front")
+    axes.step(*zip(*front, strict=True), where="post", color="0.45", linestyle=":", linewidth=1.2)
     for i, (_, row) in enumerate(table.iterrows()):
         colour, marker = look_of(i)
         bars = [np.nan_to_num([[abs(row[c] - row[f"{c}_low"])], [abs(row[f"{c}_high"] - row[c])]]) for c in (x, y)]
         axes.errorbar(
             row[x], row[y], xerr=bars[0], yerr=bars[1], fmt=marker, color=colour, markersize=7, alpha=0.85,
-            capsize=2, linewidth=1.1, label=str(row[label]),
+            capsize=2, linewidth=1.1,
         )  # fmt: skip
     # an interval of two seeds may be wider than all that is to be seen
     margin = max(0.03, 0.15 * (table[x].max() - table[x].min()))
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.04, 1.04), xlim=(table[x].min() - margin, table[x].max() + margin))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0))
-    legend_below(figure, axes, label)
+    places = {str(row[label]): (row[x], row[y]) for _, row in table.iterrows()}
+    label_points(axes, places, [look_of(i)[0] for i in range(len(places))])
     return figure
 
 

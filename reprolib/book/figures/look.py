@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -90,23 +89,41 @@ LEGEND = 5
 
 def label_ends(axes: Axes) -> None:
     """The name of each line at its right end, in its colour, moved up or down where two would lie together."""
-    ends = []
-    for line in axes.get_lines():
-        if not str(line.get_label()).startswith("_"):
-            height = axes.transAxes.inverted().transform(axes.transData.transform(line.get_xydata()[-1]))[1]
-            ends.append([float(np.clip(height, 0, 1)), line])
-    ends.sort(key=lambda end: end[0])
-    step = 0.075
-    for below, end in itertools.pairwise(ends):
-        end[0] = max(end[0], below[0] + step)
-    over = ends[-1][0] - 1.0 if ends else 0.0
-    for place, (height, line) in enumerate(ends):
-        if over > 0:  # what was pushed out above goes down again, as far as those below allow
-            height = min(height, 1.0 - step * (len(ends) - 1 - place))
+    lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
+    heights = [_height(axes, line.get_xydata()[-1]) for line in lines]
+    for line, height in zip(lines, _apart(heights), strict=True):
         axes.annotate(
             str(line.get_label()), (1.02, height), xycoords="axes fraction", va="center", fontsize=9,
             color=line.get_color(), annotation_clip=False,
         )  # fmt: skip
+
+
+def label_points(axes: Axes, places: Mapping[str, tuple[float, float]], colours: Sequence[Any]) -> None:
+    """The name of each point at the right, in its colour, with a thin line to it. places: name -> x and y."""
+    heights = _apart([_height(axes, place) for place in places.values()])
+    for (name, place), colour, height in zip(places.items(), colours, heights, strict=True):
+        axes.annotate(
+            name, place, (1.03, height), textcoords="axes fraction", va="center", fontsize=9, color=colour,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6}, annotation_clip=False,
+        )  # fmt: skip
+
+
+def _height(axes: Axes, place: Any) -> float:
+    """Of a point, as a share of the axes' height."""
+    return float(np.clip(axes.transAxes.inverted().transform(axes.transData.transform(place))[1], 0, 1))
+
+
+def _apart(heights: list[float]) -> list[float]:
+    """The heights, moved so that lines of type there do not touch, and none further up than it has to be."""
+    step = min(0.075, 1.0 / max(1, len(heights) - 1))
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    placed = list(heights)
+    for rank, i in enumerate(order):
+        lowest = placed[order[rank - 1]] + step if rank else 0.0
+        placed[i] = max(placed[i], lowest)
+    for rank, i in enumerate(order):  # what was pushed out above goes down again
+        placed[i] = min(placed[i], 1.0 - step * (len(order) - 1 - rank))
+    return placed
 
 
 def check_columns(table: pd.DataFrame, *names: str | None) -> None:
