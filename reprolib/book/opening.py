@@ -47,9 +47,9 @@ def record_missing(paper: str, run: str, problem: str, reference: Mapping[str, A
 
     run: what ran instead, as HTML. problem: why, or "". reference: the older run's results file, if there is one.
     """
-    why = html.escape(problem) if problem else "it has not been computed yet as data"
+    why = html.escape(problem) if problem else "It has not been computed yet as data"
     text = (
-        f"{why[:1].upper()}{why[1:]}. What follows ran here at the sizes of a test ({run}): its numbers mean little. "
+        f"{why}. What follows ran here at the sizes of a test ({run}): its numbers mean little. "
     )
     if reference is not None:
         made = html.escape(reference_run.made_on(reference))

@@ -19,7 +19,7 @@ import matplotlib as mpl
 from torch import Tensor
 
 from reprolib.atomic import write_atomic
-from reprolib.book import checked, claims, criteria, figures, matrix, records
+from reprolib.book import checked, claims, criteria, figures, matrix, notebooks, records
 from reprolib.book.judged import Counts, Figure, Paper, read_papers
 from reprolib.book.rendering import TEMPLATES
 from reprolib.book.verdicts import once
@@ -41,7 +41,7 @@ def write_pages(root: str | os.PathLike) -> list[str]:
     attacks = _attacks(root, papers)
     drawn = dumbbells(root, attacks)
     content = {"papers": papers, "pictures": _pictures(papers), "totals": _totals(papers), "board": _board(papers)}
-    content |= {"attacks": attacks, "drawn": drawn}
+    content |= {"attacks": attacks, "drawn": drawn, "address": notebooks.address_of(root)[0]}
     generated = root / "book" / "_generated"
     for name in _PAGES:
         _write(
@@ -240,5 +240,6 @@ _PAGES = (
     "reasons",
     "exceptions",
     "machines",
+    "clone",
 )
 """The files in book/_generated, each from the template of its name."""

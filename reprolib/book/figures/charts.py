@@ -153,7 +153,7 @@ def scatter(
 def tradeoff(table: pd.DataFrame, x: str, y: str, label: str, xlabel: str, ylabel: str) -> Figure:
     """One marker a row with its intervals both ways, and the front: rows that no other beats in x (more) and y (less).
 
-    The columns are x, y, each with _low and _high (NaN draws no line), and label, which stands at the right, with a thin
+    The columns are x, y, each with _low and _high (NaN draws no line), and label, which stands at the right with a thin
     line to its marker: markers that lie together would hide labels beside them. The front is a dotted line.
     """
     ends = [f"{column}_{end}" for column in (x, y) for end in ("low", "high")]
@@ -165,7 +165,7 @@ def tradeoff(table: pd.DataFrame, x: str, y: str, label: str, xlabel: str, ylabe
             front.append((row[x], row[y]))
             reached = row[y]
     # right of a point of the front, only the next one's height can be had
-    axes.step(*zip(*front, strict=True), where="post", color="0.45", linestyle=":", linewidth=1.2)
+    axes.step(*zip(*front, strict=True), where="post", color="0.45", linestyle=":", linewidth=1.2, label="front")
     for i, (_, row) in enumerate(table.iterrows()):
         colour, marker = look_of(i)
         bars = [np.nan_to_num([[abs(row[c] - row[f"{c}_low"])], [abs(row[f"{c}_high"] - row[c])]]) for c in (x, y)]
