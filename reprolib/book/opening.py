@@ -48,9 +48,7 @@ def record_missing(paper: str, run: str, problem: str, reference: Mapping[str, A
     run: what ran instead, as HTML. problem: why, or "". reference: the older run's results file, if there is one.
     """
     why = html.escape(problem) if problem else "It has not been computed yet as data"
-    text = (
-        f"{why}. What follows ran here at the sizes of a test ({run}): its numbers mean little. "
-    )
+    text = f"{why}. What follows ran here at the sizes of a test ({run}): its numbers mean little. "
     if reference is not None:
         made = html.escape(reference_run.made_on(reference))
         text += (

@@ -97,7 +97,7 @@ def facets(
         _name_few_counts(axes, shown[x], xscale)
         sns.despine(ax=axes)
     row[0].set_ylabel(ylabel or y)
-    figure.supxlabel(xlabel or x, fontsize=10)
+    row[len(row) // 2].set_xlabel(xlabel or x)
     legend_below(figure, row[-1], hue)
     return figure
 
