@@ -274,7 +274,7 @@ def faults(paper: Paper, payload: Mapping[str, Any]) -> list[str]:
         if anew.id not in stored:
             found.append(f"{anew.id}: no verdict is stored")
             continue
-        then, now = stored[anew.id], anew.model_dump()
+        then, now = (one.model_dump() for one in (Verdict.model_validate(stored[anew.id]), anew))
         found += [f"{anew.id}: {then['verdict']}, but {fault}" for fault in _broken(then["verdict"], anew, paper, run)]
         if differing := [f"{key} is {then[key]!r}, not {now[key]!r}" for key in now if then[key] != now[key]]:
             found.append(f"{anew.id}: differs when judged anew: {'; '.join(differing)}")
