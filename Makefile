@@ -1,6 +1,7 @@
 # make book    set up, execute the chapters that changed, build the site in _build/html
 # make test    set up, lint, check types, test
 # make serve   show the site at http://127.0.0.1:8000 (PORT names another)
+# make lab     open the notebooks in JupyterLab, which it installs
 # make report  write report.html, one file to send by mail
 # make clean   remove what was built; results/reference and the environment stay
 #
@@ -21,7 +22,7 @@ ifdef DATA
 export REPROLIB_DATA := $(value DATA)
 endif
 
-.PHONY: book test serve report clean
+.PHONY: book test serve lab report clean
 
 book: .venv/.done
 	.venv/bin/reprolib book --profile $(PROFILE) --device $(DEVICE) --jobs $(JOBS)
@@ -36,6 +37,10 @@ test: .venv/.done
 
 serve: .venv/.done
 	.venv/bin/reprolib serve --port $(PORT)
+
+lab: .venv/.done
+	@.venv/bin/python -c "import jupyterlab" 2>/dev/null || .venv/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[lab]'
+	.venv/bin/python -m jupyterlab notebooks
 
 report: .venv/.done
 	.venv/bin/reprolib report

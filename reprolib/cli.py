@@ -1,4 +1,4 @@
-"""The command line: `reprolib run | book | serve | report | verify | accept | compare | data | train | doctor`.
+"""What `reprolib` does: `run | book | serve | report | verify | accept | compare | address | data | train | doctor`.
 
 Every error is one clear line: exit code 2 for a wrong argument, 1 for work that failed; `--debug` shows the traceback.
 """
@@ -180,6 +180,16 @@ def compare(
         console.print(table)
     if flipped:
         raise RuntimeError(f"the run finds otherwise than the reference run: {', '.join(flipped)}")
+
+
+@app.command()
+def address(
+    url: Annotated[str, typer.Argument(metavar="URL", help="https://HOST/OWNER/NAME")],
+    branch: Annotated[str, typer.Option(help="What the buttons open and install.")] = "main",
+) -> None:
+    """Set the repository's address: buttons for Colab and Binder, what notebooks install, and how to clone."""
+    notebooks.set_address(find_root(), url, branch)
+    console.print(f"_config.yml and the notebooks name {escape(url)}, branch {escape(branch)}", soft_wrap=True)
 
 
 @app.command()

@@ -173,3 +173,28 @@ def test_a_level_is_drawn_and_named_and_panels_share_their_axis(table):
     top, bottom = figure.axes
     assert (top.get_ylabel(), bottom.get_ylabel()) == ("share", "lower end")
     assert (bottom.get_xlabel(), top.get_yscale(), bottom.get_yscale()) == ("noise", "linear", "log")
+
+
+def test_facets_draw_a_panel_each_with_one_legend_and_a_mark(tmp_path):
+    rows = [
+        {"x": x, "y": x * (i + 1), "line": f"l{i}", "panel": panel} for x in (1, 10) for i in range(2) for panel in "ab"
+    ]
+    drawn = figures.facets(pd.DataFrame(rows), "x", "y", "line", "panel", "log", marks={"b": 3.0})
+    assert [axes.get_title() for axes in drawn.axes] == ["a", "b"]
+    assert [len(axes.lines) for axes in drawn.axes] == [2, 3]
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["l0", "l1"]
+
+
+def test_more_than_five_lines_have_their_names_at_their_ends_apart():
+    rows = [{"x": x, "y": 1.0, "line": f"line {i}"} for x in (0, 1) for i in range(7)]
+    axes = figures.curves(pd.DataFrame(rows), "x", "y", "line").axes[0]
+    heights = [text.xy[1] for text in axes.texts]
+    assert len(heights) == 7 and min(b - a for a, b in zip(sorted(heights), sorted(heights)[1:], strict=False)) > 0.05
+    assert min(heights) >= 0 and max(heights) <= 1
+
+
+def test_dumbbells_show_a_few_images_at_the_left(images):
+    row = {"defense": "noise", "cost": "", "static": 0.0, "static_low": 0.0, "static_high": 0.1}
+    table = pd.DataFrame([row | {"adaptive": 0.9, "adaptive_low": 0.8, "adaptive_high": 1.0}])
+    drawn = figures.dumbbells(table, pictures={"the client's": images[0], "found": images[1]})
+    assert sum(bool(axes.images) for axes in drawn.axes) == 2

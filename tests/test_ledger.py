@@ -685,3 +685,24 @@ def test_no_verdict_can_be_changed_by_hand(drawn, key):
         return
     payload["verdicts"] = [then | changed]
     assert judge.faults(made, payload)
+
+
+# --- numbers in texts -------------------------------------------------------------------------------------------------
+
+
+def test_beside_a_verdict_stands_what_the_file_says_with_this_runs_number():
+    told = claim(beside="who knows it reaches {control}, by a median error of {error}")
+    found = verdict(told, control=interval(0.4, 0.8), error=interval(0.1, 0.3))
+    assert found.beside == "who knows it reaches 60\N{NO-BREAK SPACE}% [40, 80], by a median error of 0.2 [0.1, 0.3]"
+    assert str(found).endswith(found.beside)
+    assert verdict(told, control=interval(0.4, 0.8)).beside == "", "a number is missing"
+    with pytest.raises(ValueError, match=r"claim 'c': beside: \{contrl\} is not declared in measures"):
+        paper(claim(beside="{contrl}"))
+
+
+def test_a_caption_holds_what_was_measured_and_a_dash_where_nothing_was():
+    run = ledger.Ledger(paper(), "gpu")
+    run.record("share", interval(0.4, 0.8), 320, None)
+    assert run.filled("{share} here, {control} there") == "60\N{NO-BREAK SPACE}% [40, 80] here, — there"
+    with pytest.raises(ValueError, match=r"\{shrae\} is no measure of claims/toy.yml"):
+        run.filled("{shrae}")

@@ -1,6 +1,7 @@
 """The files around the library agree with each other, and none holds what only this machine knows."""
 
 import ast
+import importlib.util
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import types
 from importlib import metadata
 from pathlib import Path
 
@@ -180,7 +182,36 @@ def test_notebooks_are_clean_and_have_the_four_parameters(path):
     assert len(tagged) == 1, "one code cell has the tag `parameters` in its metadata"
     names = [target.id for node in ast.parse(tagged[0].source).body for target in node.targets]
     assert names == ["profile", "seed", "device", "data_root"], f"these four, in this order, in the cell {tagged[0].id}"
-    assert 15 <= len(code) <= 40, f"{len(code)} code cells, where a chapter has 15 to 40"
+    assert code[0].id == notebooks.INSTALL and code[0].metadata.tags == ["remove-cell"]
+    assert code[0].source == notebooks.install_cell(*notebooks.address_of(ROOT)), "run `reprolib address URL`"
+    assert code[-1].id == "exercise", "a chapter ends with an exercise that runs"
+    own = code[1:-1]
+    assert 15 <= len(own) <= 40, f"{len(own)} code cells besides these two, where a chapter has 15 to 40"
+
+
+def test_one_command_names_the_repository_everywhere(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    for path in (ROOT / "_config.yml", NOTEBOOKS[0]):
+        shutil.copyfile(path, tmp_path / path.relative_to(ROOT))
+    address = "https://example.org/someone/book"
+    notebooks.set_address(tmp_path, address, "v1")
+    assert notebooks.address_of(tmp_path) == (address, "v1")
+    first = nbformat.read(tmp_path / "notebooks" / NOTEBOOKS[0].name, as_version=4).cells
+    assert f'address, branch = "{address}", "v1"' in next(cell.source for cell in first if cell.cell_type == "code")
+    for wrong in ("book", "https://example.org", 'https://example.org/a"b', "file:///x/y"):
+        with pytest.raises(ValueError, match="expected https://HOST/OWNER/NAME"):
+            notebooks.set_address(tmp_path, wrong)
+
+
+def test_a_notebook_away_from_its_repository_says_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="this copy names no repository"):
+        exec(notebooks.install_cell("", "main"), {})
+    ran = []
+    shell = types.SimpleNamespace(run_line_magic=lambda *given: ran.append(given))
+    exec(notebooks.install_cell("https://example.org/a/b", "main"), {"get_ipython": lambda: shell})
+    assert ran == [("pip", "install --quiet git+https://example.org/a/b@main")]
+    assert "installing it from https://example.org/a/b" in capsys.readouterr().out
 
 
 IMPORT = r"import |from \S+ import "

@@ -31,6 +31,7 @@ STORED = {
     "scope": "architecture",
     "substitutes": [],
     "favours": "",
+    "beside": "",
     "gate": None,
     "reading": None,
     "provisional": "",
@@ -92,7 +93,7 @@ def test_what_does_not_fit_names_claim_and_key(paper, changes, message):
         verdicts.validate_verdicts([STORED | {"id": "d"}, STORED | changes], paper)
 
 
-@pytest.mark.parametrize("key", STORED)
+@pytest.mark.parametrize("key", [key for key in STORED if key != "beside"])  # the older files lack it
 def test_every_key_is_asked_for(paper, key):
     stored = {name: value for name, value in STORED.items() if name != key}
     title = "verdict number 1" if key == "id" else "verdict of claim 'c'"

@@ -270,8 +270,10 @@ class Chapter:
     def figure(self, figure: Figure, name: str, caption: str) -> None:
         """Show a numbered figure and save it for the report; a smaller run's stands folded behind the reference run's.
 
-        name: of the file, results/runs/<profile>/<paper>/NAME.png. caption: also what is read to who cannot see it.
+        name: of the file, results/runs/<profile>/<paper>/NAME.png. caption: what the figure shows, with its number
+        (`Ledger.filled`); also what is read to who cannot see it.
         """
+        caption = self.ledger.filled(caption)
         number = self._number(name, caption)
         drawn = figures.png(figure)
         write_atomic(self._folder("runs") / f"{name}.png", figures.png_within(figure, PICTURE_LIMIT, drawn))
@@ -288,7 +290,8 @@ class Chapter:
         self.show(body, caption)
 
     def interactive(self, content: str, name: str, caption: str) -> None:
-        """Show numbered HTML, for instance `figures.slider`."""
+        """Show numbered HTML, for instance `figures.slider`. caption: as for `figure`."""
+        caption = self.ledger.filled(caption)
         number = self._number(name, caption)
         self.show(
             figures.captioned(
@@ -304,9 +307,10 @@ class Chapter:
 
         Columns `low` and `high` join the column before them, as the ends of its interval. folded: for long tables, the
         line that unfolds them. saved: the name under which the results file keeps it too (`save_table`).
-        anchors: names of its rows, which links can lead to. A smaller run's table stands folded behind the reference
-        run's.
+        caption: as for `figure`. anchors: names of its rows, which links can lead to. A smaller run's table stands
+        folded behind the reference run's.
         """
+        caption = self.ledger.filled(caption)
         if saved:
             self.save_table(saved, table)
         shown = markup.in_words(table)
@@ -390,13 +394,14 @@ class Chapter:
         if self.replays:
             text = (
                 f"This page shows the <b>reference run</b> from its committed records ({html.escape(self._made)}). "
-                f"Every table and figure says whether it comes from the record or ran here."
+                f"Every table and figure says whether it comes from the record or ran here. "
+                f"{opening.how_to_run(self.paper, self._reference)}"
             )
             self.show(markup.box("The reference run", text))
         else:
             run = f"profile <b>{self.profile}</b>, device <b>{self.device.type}</b>, seed <b>{self.seed}</b>"
             if self._folder_of_run == REPLAY:
-                self.show(opening.record_missing(self.paper, run, problem))
+                self.show(opening.record_missing(self.paper, run, problem, self._reference))
             else:
                 self.show(markup.box("This run", run))
                 if problem:
@@ -407,6 +412,7 @@ class Chapter:
                     "All claims in the reference run",
                     markup.in_a_minute(now, self._made),
                     "#009E73",
+                    opening.OLDER,
                 )
             )
 

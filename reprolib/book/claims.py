@@ -57,6 +57,7 @@ from reprolib.book.criteria import (
     Setting,
     Strict,
     Undecidable,
+    ends_words,
     number_words,
 )
 
@@ -76,6 +77,7 @@ class Claim(Strict):
     origin: Literal["paper", "book"] = "paper"
     setting: Setting = Setting()
     favours: str = ""
+    beside: str = ""  # what must stand beside the verdict, with {measures} in their places: `Paper.filled`
     needs: Needs | None = None  # only a claim without an interval may leave it out
     scope: Literal["architecture", "network", "none"] = "architecture"
     gate: Gate | None = None
@@ -203,10 +205,12 @@ class Paper(Strict):
 
     @model_validator(mode="after")
     def _declared(self) -> Paper:
-        if unknown := [name for name in _PLACES.findall(self.finding) if name not in self.measures]:
-            raise ValueError(
-                f"finding: {{{unknown[0]}}} is not declared in measures; declared: {', '.join(self.measures)}"
-            )
+        texts = {"finding": self.finding} | {f"claim {claim.id!r}: beside": claim.beside for claim in self.claims}
+        for where, text in texts.items():
+            if unknown := [name for name in _PLACES.findall(text) if name not in self.measures]:
+                raise ValueError(
+                    f"{where}: {{{unknown[0]}}} is not declared in measures; declared: {', '.join(self.measures)}"
+                )
         for claim in self.claims:
             named = [("criterion", criterion.measure) for criterion in claim.criteria]
             named += [("gate", claim.gate.measure)] if claim.gate else []
@@ -236,11 +240,25 @@ class Paper(Strict):
         """The finding with the measured values in their places; "" where a run did not measure one of them."""
         if not _PLACES.findall(self.finding) or not measured.keys() >= set(_PLACES.findall(self.finding)):
             return ""
+        return self.filled(self.finding, {name: (value, None, None) for name, value in measured.items()})
 
-        def value(place: re.Match[str]) -> str:
-            return number_words(measured[place[1]], self.measures[place[1]].share)
+    def filled(self, text: str, measured: Mapping[str, tuple[float, float | None, float | None]]) -> str:
+        """A text with what was measured in the places of its {measures}: "61 % [50, 71]"; a dash where it was not.
 
-        return _PLACES.sub(value, self.finding).replace(" %", "\N{NO-BREAK SPACE}%")
+        measured: name -> value and the ends of its interval, None for ends that are not told.
+        Raises ValueError for a name that is no measure of this paper.
+        """
+
+        def told(place: re.Match[str]) -> str:
+            if place[1] not in self.measures:
+                raise ValueError(f"{{{place[1]}}} is no measure of claims/{self.paper}.yml")
+            if place[1] not in measured:
+                return "—"
+            (value, low, high), share = measured[place[1]], self.measures[place[1]].share
+            ends = "" if low is None or high is None else f" {ends_words(low, high, share)}"
+            return number_words(value, share) + ends
+
+        return _PLACES.sub(told, text).replace(" %", "\N{NO-BREAK SPACE}%")
 
     def claim(self, name: str) -> Claim:
         for claim in self.claims:

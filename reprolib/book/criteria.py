@@ -237,3 +237,11 @@ class Reading(Strict):
 def number_words(value: float, percent: bool = False) -> str:
     """Three digits; percent: of a share, in per cent."""
     return f"{100 * value:.3g} %" if percent else f"{value:.3g}"
+
+
+def ends_words(low: float | None, high: float | None, percent: bool) -> str:
+    """The ends of an interval: "[50, 71]", without a unit."""
+    if low is None or high is None:
+        return "[—]"
+    scale = 100 if percent else 1
+    return f"[{scale * low:.3g}, {scale * high:.3g}]"

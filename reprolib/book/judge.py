@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from reprolib.book.claims import Claim, Paper
-from reprolib.book.criteria import PROFILES, Criterion, Measure, number_words
+from reprolib.book.criteria import PROFILES, Criterion, Measure, ends_words, number_words
 from reprolib.book.measured import LEAST_CLUSTERS, Record, Run
 from reprolib.book.substitutes import substitutes_of
 from reprolib.book.verdicts import (
@@ -22,7 +22,6 @@ from reprolib.book.verdicts import (
     Reason,
     Substitute,
     Verdict,
-    ends_words,
     validate_verdicts,
 )
 from reprolib.measure.intervals import Interval
@@ -109,6 +108,7 @@ def _judge(claim: Claim, paper: Paper, run: Run) -> Verdict:
         gate=gate,
         reading=claim.reading,
         provisional=_provisional(claim, run) if outcome.word else "",
+        beside=_beside(claim, paper, run),
         stands_at_99=outcome.at_99,
         parts=[
             # a part has one criterion, of which nothing holds partly
@@ -116,6 +116,13 @@ def _judge(claim: Claim, paper: Paper, run: Run) -> Verdict:
             for part, one, record in zip(claim.parts, told, records, strict=False)
         ],
     )
+
+
+def _beside(claim: Claim, paper: Paper, run: Run) -> str:
+    """What the claim's file wants to be read beside the verdict; "" where this run did not measure what it names."""
+    measured = {name: record.interval for name, record in run.records.items()}
+    told = paper.filled(claim.beside, {name: (i.value, i.low, i.high) for name, i in measured.items()})
+    return "" if "—" in told else told
 
 
 def _together(claim: Claim, told: list[_Outcome]) -> _Outcome:
@@ -267,7 +274,7 @@ def faults(paper: Paper, payload: Mapping[str, Any]) -> list[str]:
         if anew.id not in stored:
             found.append(f"{anew.id}: no verdict is stored")
             continue
-        then, now = stored[anew.id], anew.model_dump()
+        then, now = (one.model_dump() for one in (Verdict.model_validate(stored[anew.id]), anew))
         found += [f"{anew.id}: {then['verdict']}, but {fault}" for fault in _broken(then["verdict"], anew, paper, run)]
         if differing := [f"{key} is {then[key]!r}, not {now[key]!r}" for key in now if then[key] != now[key]]:
             found.append(f"{anew.id}: differs when judged anew: {'; '.join(differing)}")

@@ -136,7 +136,8 @@ class Run:
         if self.stored is None:
             return "none"
         if self.replays:
-            differs = [f"{kind}: {', '.join(names)}" for kind, names in self.stored.state.items() if names]
+            told = {kind: names for kind, names in self.stored.state.items() if names}
+            differs = [f"{k}: {many(len(n), 'part') if len(n) > 5 else ', '.join(n)}" for k, n in told.items()]
             return "; ".join(["shows the reference run from its records", *differs])
         made = self.stored.provenance
         sizes = {"this run": f"sizes of the profile {self.stored.profile}"}

@@ -100,6 +100,15 @@ class Ledger:
                 f"measure them, or give the reason with Unmeasured(why)"
             )
 
+    def filled(self, text: str) -> str:
+        """A text with what was measured in the places of their {names}: "{recovery} come back" tells the number.
+
+        What is shown is the value with its interval, in per cent for shares; a dash where this run did not measure it.
+        Raises ValueError for a name that the paper's claims do not declare.
+        """
+        measured = {name: record.interval for name, record in self.records.items()}
+        return self.paper.filled(text, {name: (i.value, i.low, i.high) for name, i in measured.items()})
+
     def verdicts(self) -> list[Verdict]:
         made = {"seed": self.seed, "time": self.time or datetime.now(UTC).isoformat(timespec="seconds")}
         return judge(self.paper, {"profile": self.profile, "provenance": made, **self._measured()})

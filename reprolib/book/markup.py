@@ -14,9 +14,11 @@ from reprolib.book.verdicts import SYMBOLS, Verdict, once, value_words
 from reprolib.measure.intervals import Interval
 
 
-def box(title: str, body: str, colour: str = "rgba(128,128,128,.8)") -> str:
+def box(title: str, body: str, colour: str = "rgba(128,128,128,.8)", anchor: str = "") -> str:
+    """A box with a title, which is text, over HTML. anchor: a name that links can lead to."""
+    name = f' id="{anchor}"' if anchor else ""
     return (
-        f'<div role="note" style="border:1px solid rgba(128,128,128,.5);border-left:.35rem solid {colour};'
+        f'<div role="note"{name} style="border:1px solid rgba(128,128,128,.5);border-left:.35rem solid {colour};'
         f'border-radius:.3rem;background:rgba(128,128,128,.08);padding:.6rem .9rem;margin:1rem 0">'
         f"<b>{html.escape(title)}</b><br>{body}</div>"
     )
@@ -56,7 +58,7 @@ def _in_short(verdict: Verdict) -> str:
     sides = [f"published: {verdict.published}"] if verdict.origin == "paper" else []
     measured = verdict.measured(percent)
     sides += [f"measured: {measured}"] if measured else []
-    sides += [verdict.note] if verdict.note else []
+    sides += [*filter(None, [verdict.note, verdict.beside])]
     return f"<li>{html.escape(verdict.says)} <small>({html.escape('; '.join(sides))})</small></li>"
 
 

@@ -53,8 +53,20 @@ class Level(Strict):
     control: str | None = None
 
 
+class Pair(Strict):
+    """What the two attackers see of one image: the records `static` and `adaptive` of a paper, and what they show."""
+
+    paper: str
+    says: str
+    static: str
+    adaptive: str
+
+
 class Attack(Strict):
-    """An attack on one kind of victim. paper: the chapter that measures it. figure: whether the dumbbells show it."""
+    """An attack on one kind of victim. paper: the chapter that measures it. figure: whether the dumbbells show it.
+
+    pair: the images beside the dumbbells.
+    """
 
     id: str = Field(pattern=r"^[a-z0-9-]+$")
     name: str
@@ -62,6 +74,7 @@ class Attack(Strict):
     victims: str
     control: str | None = None
     figure: bool = False
+    pair: Pair | None = None
     levels: tuple[Level, ...] = Field(min_length=1)
 
     @property
@@ -192,8 +205,8 @@ def table(attack_rows: list[Row]) -> pd.DataFrame:
     return every[every[list(WHO)].notna().any(axis=1)].sort_values(["adaptive", "static"], ascending=False)
 
 
-def sentence(attack_rows: list[Row]) -> str:
-    """What the rows show, with its numbers."""
+def sentence(attack_rows: list[Row], others: Mapping[str, list[Row]] | None = None) -> str:
+    """What the rows show, with its numbers. others: name of an attack -> its rows; those that protect are told."""
     met = [row for row in attack_rows if row.cells["adaptive"].found]
     by_zone = {word: [row for row in met if row.cells["adaptive"].zone == word] for word in ZONES}
     stopped = [row for row in by_zone["broken"] if row.cells["static"].zone == "protects"]
@@ -203,11 +216,19 @@ def sentence(attack_rows: list[Row]) -> str:
         f"({len(stopped)} of these stop one who does not), {len(by_zone['between'])} lie between, and "
         f"{len(by_zone['protects'])} {'protects' if len(by_zone['protects']) == 1 else 'protect'}"
     ]
-    for row in by_zone["protects"]:
-        cell = row.cells["adaptive"]
-        price = f"{row.price} points of accuracy" if row.price else "a price that was not measured"
-        told.append(f"{row.level.defense} ({row.level.level}): {cell.share} {cell.interval} identified, for {price}")
-    return f"{told[0]}{': ' if told[1:] else ''}{'; '.join(told[1:])}."
+    told += [_protects(row) for row in by_zone["protects"]]
+    found = f"{told[0]}{': ' if told[1:] else ''}{'; '.join(told[1:])}."
+    for name, rows_of_it in (others or {}).items():
+        holding = [_protects(row) for row in rows_of_it if row.cells["adaptive"].zone == "protects"]
+        found += f" Against {name}: {'; '.join(holding)}." if holding else ""
+    return found
+
+
+def _protects(row: Row) -> str:
+    """A row that protects, with what is identified and what it costs."""
+    cell = row.cells["adaptive"]
+    cost = f"training with it loses {row.price} percentage points of accuracy" if row.price else "its cost not measured"
+    return f"{row.level.defense} ({row.level.level}) leaves {cell.share} {cell.interval} identified, {cost}"
 
 
 def _claim(paper: Paper | None, measure: str) -> str | None:

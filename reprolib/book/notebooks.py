@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import nbformat
+import yaml
 
 from reprolib.atomic import write_atomic
 
@@ -105,6 +106,58 @@ def find(root: Path, names: Sequence[str] = ()) -> list[Chapter]:
             raise ValueError(f"chapter {name!r} is unknown; known chapters: {', '.join(c.stem for c in known)}")
         wanted.update(hits)
     return [c for c in known if c in wanted] if names else known
+
+
+INSTALL = "install"
+"""The id of a notebook's first cell, which installs the package where it is missing."""
+
+
+def install_cell(address: str, branch: str) -> str:
+    """The source of that cell. address: of the repository, "" where nobody has named it (`address_of`)."""
+    return f'''# Where reprolib is missing, as on Colab, it is installed from the repository's address,
+# which `reprolib address URL` writes here and into _config.yml.
+from importlib.util import find_spec
+
+address, branch = "{address}", "{branch}"
+if find_spec("reprolib") is None:
+    if not address:
+        raise ModuleNotFoundError("reprolib is not installed, and this copy names no "
+                                  "repository: pip install . in a clone")
+    print(f"reprolib is not here: installing it from {{address}}")
+    get_ipython().run_line_magic("pip", f"install --quiet git+{{address}}@{{branch}}")'''
+
+
+def address_of(root: Path) -> tuple[str, str]:
+    """The repository's address, "" while nobody has set it, and its branch: both as _config.yml names them."""
+    try:
+        named = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8")).get("repository", {})
+    except (OSError, yaml.YAMLError, AttributeError):
+        return "", "main"
+    return named.get("url") or "", named.get("branch") or "main"
+
+
+def set_address(root: Path, address: str, branch: str = "main") -> None:
+    """Write the repository's address into _config.yml and into the first cell of every notebook.
+
+    Raises ValueError for an address that is none of the web, and where _config.yml has no place for it.
+    """
+    if not re.fullmatch(r"https://[\w.~-]+(?:/[\w.~-]+)+", address) or not re.fullmatch(r"[\w./-]+", branch):
+        raise ValueError(
+            f"address={address!r}, branch={branch!r}: expected https://HOST/OWNER/NAME and a branch's name"
+        )
+    config = root / "_config.yml"
+    text = config.read_text(encoding="utf-8")
+    pattern = r'(\nrepository:\n  url: )"[^"]*"(\n  branch: )\S+'
+    changed, found = re.subn(pattern, rf'\g<1>"{address}"\g<2>{branch}', text)
+    if found != 1:
+        raise ValueError('_config.yml has no lines `repository:`, `url: ""` and `branch: main`')
+    for chapter in chapters(root):
+        notebook = read_notebook(chapter.notebook)
+        for cell in notebook.cells:
+            if cell.get("id") == INSTALL:
+                cell.source = install_cell(address, branch)
+        save_notebook(notebook, chapter.notebook)
+    write_atomic(config, changed.encode())
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:

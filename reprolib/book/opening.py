@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reprolib.book import checked, figures, markup
+from reprolib.book import checked, figures, markup, reference_run
 from reprolib.book.claims import Paper
 from reprolib.book.verdicts import SYMBOLS, Verdict, once
 
@@ -38,16 +38,39 @@ def opening(paper: Paper, verdicts: Sequence[Verdict], reference: Mapping[str, A
     return sentence + table + _picture(paper.picture, reference, folder)
 
 
-def record_missing(paper: str, run: str, problem: str) -> str:
-    """The box of a chapter whose reference run is no data yet. run: what ran instead, as HTML. problem: why, or ""."""
-    why = html.escape(problem) if problem else "it has not been computed yet as data"
+OLDER = "all-claims"
+"""The anchor of the box with all claims of the reference run."""
+
+
+def record_missing(paper: str, run: str, problem: str, reference: Mapping[str, Any] | None) -> str:
+    """The box of a chapter whose reference run is no data yet.
+
+    run: what ran instead, as HTML. problem: why, or "". reference: the older run's results file, if there is one.
+    """
+    why = html.escape(problem) if problem else "It has not been computed yet as data"
+    text = f"{why}. What follows ran here at the sizes of a test ({run}): its numbers mean little. "
+    if reference is not None:
+        made = html.escape(reference_run.made_on(reference))
+        text += (
+            f'What an <a href="#{OLDER}">older run</a> found ({made}) is listed below, and its pictures stand before '
+            f"those of this run. "
+        )
+    return markup.box("⚠ Record missing", text + how_to_run(paper, reference), "#D55E00")
+
+
+def how_to_run(paper: str, reference: Mapping[str, Any] | None) -> str:
+    """Which commands run the chapter, and how long that takes as far as anybody has measured it, as HTML."""
+    command = f"reprolib run {html.escape(paper)} --profile"
     text = (
-        f"<b>Record missing</b>: {why}. What follows ran here at the sizes of a test ({run}): its numbers "
-        f"mean little. The pictures of the older reference run stand before its own. "
-        f"<code>reprolib run {html.escape(paper)} --profile gpu --data ROOT</code> makes the record, "
-        f"<code>--profile cpu</code> runs the chapter small."
+        f"<code>{command} gpu --device cuda --data ROOT</code> runs the chapter in full on your GPU and makes its "
+        f"records, <code>{command} cpu</code> small on a laptop, in minutes. "
     )
-    return markup.box("⚠ Record missing", text, "#D55E00")
+    if reference is None:
+        return text + "How long the full run takes nobody has measured yet."
+    made = html.escape(reference_run.made_on(reference))
+    if reference["provenance"]["device"].startswith("cuda"):
+        return text + f"Expect what the reference run took: {made}."
+    return text + f"The reference run took {made}; on a GPU it has not been timed."
 
 
 _COLUMNS = ("the paper says", "published", "measured", "verdict")
@@ -60,6 +83,8 @@ def _row(verdict: Verdict) -> str:
     told = f"<b>{html.escape(word)}</b>"
     if verdict.note:
         told = f"<details><summary>{told}</summary><small>{html.escape(verdict.note)}</small></details>"
+    if verdict.beside:
+        told += f'<div style="font-size:.9em">{html.escape(verdict.beside)}</div>'
     measured = re.sub(r"\[.*?\]", lambda ends: ends[0].replace(" ", "\N{NO-BREAK SPACE}"), verdict.measured(percent))
     texts = (verdict.says, verdict.published, measured or "—")
     named = ("", *(f' data-column="{name}"' for name in _COLUMNS[1:3]))  # for narrow screens: the book's style sheet

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
+from torch import Tensor
 
 from reprolib.atomic import write_atomic
-from reprolib.book import audit, checked, claims, criteria, figures, matrix
+from reprolib.book import audit, checked, claims, criteria, figures, matrix, notebooks, records
 from reprolib.book.judged import Counts, Figure, Paper, read_papers
 from reprolib.book.rendering import TEMPLATES
 from reprolib.book.verdicts import once
@@ -38,9 +39,9 @@ def write_pages(root: str | os.PathLike) -> list[str]:
     root = Path(root)
     papers = read_papers(root)
     attacks = _attacks(root, papers)
-    drawn = dumbbells(attacks)
+    drawn = dumbbells(root, attacks)
     content = {"papers": papers, "pictures": _pictures(papers), "totals": _totals(papers), "board": _board(papers)}
-    content |= {"attacks": attacks, "drawn": drawn}
+    content |= {"attacks": attacks, "drawn": drawn, "address": notebooks.address_of(root)[0]}
     read = audit.load(root / "book" / "changed-verdicts.yml")
     content |= {"audited": audit.today(read, {paper.key: paper for paper in papers}), "rules": read.rules}
     generated = root / "book" / "_generated"
@@ -75,7 +76,12 @@ def write_report(root: str | os.PathLike, out: str | os.PathLike) -> None:
         raise ValueError(f"out={str(out)!r} is a folder: name a file in it, for example {out.name}/report.html")
     papers = read_papers(Path(root))
     template, attacks = TEMPLATES.get_template("report.html.j2"), _attacks(Path(root), papers)
-    content = {"papers": papers, "totals": _totals(papers), "board": _board(papers), "drawn": dumbbells(attacks)}
+    content = {
+        "papers": papers,
+        "totals": _totals(papers),
+        "board": _board(papers),
+        "drawn": dumbbells(Path(root), attacks),
+    }
     everything = {paper.key: [*paper.reference.figures, *paper.further_figures] for paper in papers}
     bare = template.render(content, figures={}, left_out=everything)
     chosen = _chosen(papers, REPORT_LIMIT - len(bare.encode()))
@@ -156,16 +162,33 @@ class Drawn:
         return f"data:image/png;base64,{b64encode(self.png).decode()}"
 
 
-def dumbbells(attacks: list[Met]) -> Drawn | None:
+def _pair(root: Path, pair: matrix.Pair | None) -> dict[str, Tensor]:
+    """An image and what the two attackers see of it, by what each shows; nothing where a record is missing."""
+    if pair is None:
+        return {}
+    folder = root / "results" / "reference" / pair.paper / "records"
+    try:
+        static, adaptive = (records.load(folder / f"{name}.json").value for name in (pair.static, pair.adaptive))
+        both = static["shown"][0], adaptive["shown"][0]
+    except (ValueError, OSError, LookupError):
+        return {}
+    texts = (f"a client's image; {pair.says}", "who ignores it sees this", "who knows it, this")
+    return dict(zip(texts, (static["truth"][0], *both), strict=True))
+
+
+def dumbbells(root: Path, attacks: list[Met]) -> Drawn | None:
     """Each defense from the attacker who ignores it to the one who knows it; None where nothing was measured."""
     for met in attacks:
         table = matrix.table(met.rows)
         if met.attack.figure and len(table):
             with mpl.rc_context():
                 figures.style()
-                drawn = figures.png(figures.dumbbells(table, matrix.BROKEN, matrix.PROTECTED))
-            sentence = matrix.sentence(met.rows)
-            sentence += " These are an older run's numbers, which are to be measured again." if met.older else ""
+                pictures = _pair(root, met.attack.pair)
+                drawn = figures.png(figures.dumbbells(table, matrix.BROKEN, matrix.PROTECTED, pictures))
+            others = {other.attack.name: other.rows for other in attacks if other is not met}
+            sentence = matrix.sentence(met.rows, others)
+            older = f" The {len(table)} are an older run's numbers, which are to be measured again."
+            sentence += older if met.older else ""
             return Drawn(drawn, sentence, f"reference run, {met.paper.reference.made}")
     return None
 
@@ -220,5 +243,6 @@ _PAGES = (
     "exceptions",
     "changed",
     "machines",
+    "clone",
 )
 """The files in book/_generated, each from the template of its name."""

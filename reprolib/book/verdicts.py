@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 from pydantic import AfterValidator, ConfigDict, ValidationError, model_validator
 
 from reprolib.book.claims import Paper
-from reprolib.book.criteria import Reading, Strict, number_words
+from reprolib.book.criteria import Reading, Strict, ends_words, number_words
 from reprolib.measure.intervals import Interval
 
 SYMBOLS = {
@@ -108,7 +108,8 @@ class Verdict(_Stored):
     criterion's measure; for a claim of parts, whose numbers stand in `parts`, n and clusters are the least of any.
     published, criterion: in words. stands_at_99: None where nothing was decided or no 99 % interval is known.
     reading: of a statement that can be read in several ways, which this one is (`once`). provisional: why the verdict
-    of a changed criterion waits for another run. Identities have neither ends nor clusters: every case counts.
+    of a changed criterion waits for another run. beside: what the claim's file says besides, with this run's numbers.
+    Identities have neither ends nor clusters: every case counts.
     """
 
     id: str
@@ -136,6 +137,7 @@ class Verdict(_Stored):
     gate: GateState | None
     reading: Reading | None
     provisional: str
+    beside: str = ""
     stands_at_99: bool | None
     parts: list[PartVerdict]
 
@@ -185,7 +187,8 @@ class Verdict(_Stored):
         return "; ".join(name + _words(one.value, one.low, one.high, percent) for name, one in told)
 
     def __str__(self) -> str:
-        return f"{SYMBOLS[self.verdict]} {self.verdict}" + (f": {self.note}" if self.note else "")
+        said = "; ".join(filter(None, [self.note, self.beside]))
+        return f"{SYMBOLS[self.verdict]} {self.verdict}" + (f": {said}" if said else "")
 
 
 def validate_verdicts(verdicts: Iterable[Mapping[str, Any]], paper: Paper) -> None:
@@ -264,10 +267,3 @@ def value_words(interval: Interval, percent: bool = False) -> str:
 def _words(value: float | None, low: float | None, high: float | None, percent: bool) -> str:
     told = "—" if value is None else number_words(value, percent)
     return told if low is None or high is None else f"{told} {ends_words(low, high, percent)}"
-
-
-def ends_words(low: float | None, high: float | None, percent: bool) -> str:
-    if low is None or high is None:
-        return "[—]"
-    scale = 100 if percent else 1
-    return f"[{scale * low:.3g}, {scale * high:.3g}]"

@@ -7,6 +7,7 @@ Every function returns a `matplotlib.figure.Figure` that pyplot does not know, s
 from reprolib.book.figures.charts import (
     curves,
     dumbbells,
+    facets,
     fidelity,
     forest,
     heatmap,
@@ -23,6 +24,7 @@ __all__ = [
     "captioned",
     "curves",
     "dumbbells",
+    "facets",
     "fidelity",
     "forest",
     "heatmap",

@@ -9,10 +9,23 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from torch import Tensor
 
-from reprolib.book.figures.look import WIDTH, check_columns, groups_of, legend_below, look_of, plain_axes
+from reprolib.book.figures.look import (
+    LEGEND,
+    WIDTH,
+    check_columns,
+    groups_of,
+    label_ends,
+    label_points,
+    legend_below,
+    look_of,
+    plain_axes,
+    show_image,
+)
 
 Scale = Literal["linear", "log", "symlog"]
 
@@ -43,15 +56,58 @@ def curves(
         if low and high:
             axes.fill_between(group[x], group[low], group[high], color=colour, alpha=0.18, linewidth=0)
     axes.set(xscale=xscale, yscale=yscale, xlabel=xlabel or x, ylabel=ylabel or y)
-    at = np.unique(table[x])
-    if xscale == "log" and len(at) <= 10 and (at == at.round()).all() and (at[1:] >= 1.25 * at[:-1]).all():
-        # a few counts are named themselves: a logarithmic axis would write 2 x 10^0
-        axes.set_xticks(at, [f"{value:,.0f}" for value in at])
-        axes.set_xticks([], minor=True)
+    _name_few_counts(axes, table[x], xscale)
     if level is not None:  # after the scale: a line across fixes the limits of the other axis
         axes.axhline(level[0], color="0.25", linestyle="--", linewidth=1.2, label=level[1])
-    legend_below(figure, axes, hue or (level and level[1]))
+    if hue is not None and table[hue].nunique() > LEGEND:
+        label_ends(axes)
+    else:
+        legend_below(figure, axes, hue or (level and level[1]))
     return figure
+
+
+def facets(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    hue: str,
+    panel: str,
+    xscale: Scale = "linear",
+    yscale: Scale = "linear",
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    marks: Mapping[str, float] | None = None,
+) -> Figure:
+    """Lines of y over x, one a value of `hue`, in a panel for each value of `panel`; all panels have one y-axis.
+
+    marks: panel -> where a dotted line stands across its x-axis.
+    """
+    check_columns(table, x, y, hue, panel)
+    titles, order = groups_of(table, panel), [name for name, _ in groups_of(table, hue)]
+    figure = Figure(figsize=(WIDTH, 3.3 + 0.12 * len(order)), layout="constrained")
+    row = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+    for axes, (title, shown) in zip(row, titles, strict=True):
+        for name, group in groups_of(shown, hue):
+            colour, marker = look_of(order.index(name))
+            group = group.sort_values(x, kind="stable")
+            axes.plot(group[x], group[y], color=colour, marker=marker, markersize=4, alpha=0.85, label=name)
+        if marks is not None and title in marks:
+            axes.axvline(marks[title], color="0.25", linestyle=":", linewidth=1.2)
+        axes.set(xscale=xscale, yscale=yscale, title=title)
+        _name_few_counts(axes, shown[x], xscale)
+        sns.despine(ax=axes)
+    row[0].set_ylabel(ylabel or y)
+    row[len(row) // 2].set_xlabel(xlabel or x)
+    legend_below(figure, row[-1], hue)
+    return figure
+
+
+def _name_few_counts(axes: Axes, values: pd.Series, xscale: Scale) -> None:
+    """Name a few counts themselves: a logarithmic axis would write 2 x 10^0."""
+    at = np.unique(values)
+    if xscale == "log" and len(at) <= 10 and (at == at.round()).all() and (at[1:] >= 1.25 * at[:-1]).all():
+        axes.set_xticks(at, [f"{value:,.0f}" for value in at])
+        axes.set_xticks([], minor=True)
 
 
 def panels(
@@ -97,12 +153,12 @@ def scatter(
 def tradeoff(table: pd.DataFrame, x: str, y: str, label: str, xlabel: str, ylabel: str) -> Figure:
     """One marker a row with its intervals both ways, and the front: rows that no other beats in x (more) and y (less).
 
-    The columns are x, y, each with _low and _high (NaN draws no line), and label, which the legend names: markers that
-    lie together would hide labels beside them. The front is a dotted line.
+    The columns are x, y, each with _low and _high (NaN draws no line), and label, which stands at the right with a thin
+    line to its marker: markers that lie together would hide labels beside them. The front is a dotted line.
     """
     ends = [f"{column}_{end}" for column in (x, y) for end in ("low", "high")]
     check_columns(table, x, y, label, *ends)
-    figure, axes = plain_axes(3.8 + 0.075 * len(table))  # the legend takes a line for three
+    figure, axes = plain_axes(max(3.8, 0.24 * len(table)))
     reached, front = np.inf, []
     for _, row in table.sort_values([x, y], ascending=[False, True]).iterrows():
         if row[y] < reached:
@@ -115,14 +171,15 @@ def tradeoff(table: pd.DataFrame, x: str, y: str, label: str, xlabel: str, ylabe
         bars = [np.nan_to_num([[abs(row[c] - row[f"{c}_low"])], [abs(row[f"{c}_high"] - row[c])]]) for c in (x, y)]
         axes.errorbar(
             row[x], row[y], xerr=bars[0], yerr=bars[1], fmt=marker, color=colour, markersize=7, alpha=0.85,
-            capsize=2, linewidth=1.1, label=str(row[label]),
+            capsize=2, linewidth=1.1,
         )  # fmt: skip
     # an interval of two seeds may be wider than all that is to be seen
     margin = max(0.03, 0.15 * (table[x].max() - table[x].min()))
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.04, 1.04), xlim=(table[x].min() - margin, table[x].max() + margin))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0))
-    legend_below(figure, axes, label)
+    places = {str(row[label]): (row[x], row[y]) for _, row in table.iterrows()}
+    label_points(axes, places, [look_of(i)[0] for i in range(len(places))])
     return figure
 
 
@@ -164,15 +221,29 @@ def forest(
     return figure
 
 
-def dumbbells(table: pd.DataFrame, broken: float = 0.5, protects: float = 0.2) -> Figure:
+def dumbbells(
+    table: pd.DataFrame, broken: float = 0.5, protects: float = 0.2, pictures: Mapping[str, Tensor] | None = None
+) -> Figure:
     """A line a row from the attacker who ignores a defense to the one who knows it, and its cost at the right.
+
+    pictures: text -> [C, H, W], a few images one above the other at the left: what an attacker sees of one image.
 
     table: columns defense; static and adaptive, shares in [0, 1], each with _low and _high (NaN: not measured); cost, a
     text ("" for none measured). broken, protects: where the two zones begin that say what an interval means.
     """
     ends = [f"{who}{end}" for who in ("static", "adaptive") for end in ("", "_low", "_high")]
     check_columns(table, "defense", "cost", *ends)
-    figure, axes = plain_axes(1.25 + 0.36 * len(table))
+    figure = Figure(figsize=(WIDTH, max(1.25 + 0.36 * len(table), 1.3 * len(pictures or {}))), layout="constrained")
+    axes = figure.subplots(len(pictures), 2, width_ratios=(1, 4.6)) if pictures else figure.subplots()
+    if pictures:
+        for place, (text, image) in zip(axes[:, 0], pictures.items(), strict=True):
+            show_image(place, image)
+            place.set_xlabel("\n".join(textwrap.wrap(text, 17)), fontsize=9)
+        grid = axes[0, 1].get_gridspec()
+        for place in axes[:, 1]:
+            place.remove()
+        axes = figure.add_subplot(grid[:, 1])
+    sns.despine(ax=axes)
     axes.axvspan(-0.02, protects, color="#0b5a94", alpha=0.10, linewidth=0)
     axes.axvspan(broken, 1.02, color="#9b2c12", alpha=0.08, linewidth=0)
     for x, name, place in ((-0.015, "protects", "left"), (1.015, "broken", "right")):
@@ -196,7 +267,9 @@ def dumbbells(table: pd.DataFrame, broken: float = 0.5, protects: float = 0.2) -
                   textcoords="offset points", fontsize=9, style="italic", annotation_clip=False)  # fmt: skip
     for label, fill, _ in looks.values():
         axes.plot([], [], "o", color="0.15", markerfacecolor=fill, markersize=8, label=label)
-    axes.set_yticks(range(len(table)), ["\n".join(textwrap.wrap(str(name), 30)) for name in table.defense])
+    axes.set_yticks(
+        range(len(table)), ["\n".join(textwrap.wrap(str(name), 27 if pictures else 30)) for name in table.defense]
+    )
     axes.set(xlim=(-0.02, 1.02), ylim=(len(table) - 0.5, -0.5), xlabel="share of images identified")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(False, axis="y")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 WIDTH = 7.0
 
@@ -46,7 +49,8 @@ def png_within(figure: Figure, limit: int, whole: bytes) -> bytes:
         if len(whole) <= limit:
             return whole
         buffer = io.BytesIO()
-        Image.open(io.BytesIO(whole)).convert("RGB").quantize(256).save(buffer, format="png", optimize=True)
+        opened = Image.open(io.BytesIO(whole))
+        opened.convert("RGB").quantize(256).save(buffer, format="png", optimize=True, dpi=opened.info["dpi"])
         if len(buffer.getvalue()) <= limit:
             return buffer.getvalue()
     raise ValueError(f"limit={limit}: the figure takes {len(whole)} bytes even at 40 dots an inch; show less in it")
@@ -79,6 +83,49 @@ def legend_below(figure: Figure, axes: Axes, wanted: str | None) -> None:
         figure.legend(pairs.values(), pairs.keys(), loc="outside lower center", ncols=columns, frameon=False)
 
 
+LEGEND = 5
+"""Lines up to which a legend names them; more have their names at their ends."""
+
+
+def label_ends(axes: Axes) -> None:
+    """The name of each line at its right end, in its colour, moved up or down where two would lie together."""
+    lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
+    heights = [_height(axes, line.get_xydata()[-1]) for line in lines]
+    for line, height in zip(lines, _apart(heights), strict=True):
+        axes.annotate(
+            str(line.get_label()), (1.02, height), xycoords="axes fraction", va="center", fontsize=9,
+            color=line.get_color(), annotation_clip=False,
+        )  # fmt: skip
+
+
+def label_points(axes: Axes, places: Mapping[str, tuple[float, float]], colours: Sequence[Any]) -> None:
+    """The name of each point at the right, in its colour, with a thin line to it. places: name -> x and y."""
+    heights = _apart([_height(axes, place) for place in places.values()])
+    for (name, place), colour, height in zip(places.items(), colours, heights, strict=True):
+        axes.annotate(
+            name, place, (1.03, height), textcoords="axes fraction", va="center", fontsize=9, color=colour,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6}, annotation_clip=False,
+        )  # fmt: skip
+
+
+def _height(axes: Axes, place: Any) -> float:
+    """Of a point, as a share of the axes' height."""
+    return float(np.clip(axes.transAxes.inverted().transform(axes.transData.transform(place))[1], 0, 1))
+
+
+def _apart(heights: list[float]) -> list[float]:
+    """The heights, moved so that lines of type there do not touch, and none further up than it has to be."""
+    step = min(0.075, 1.0 / max(1, len(heights) - 1))
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    placed = list(heights)
+    for rank, i in enumerate(order):
+        lowest = placed[order[rank - 1]] + step if rank else 0.0
+        placed[i] = max(placed[i], lowest)
+    for rank, i in enumerate(order):  # what was pushed out above goes down again
+        placed[i] = min(placed[i], 1.0 - step * (len(order) - 1 - rank))
+    return placed
+
+
 def check_columns(table: pd.DataFrame, *names: str | None) -> None:
     if missing := [name for name in names if name is not None and name not in table.columns]:
         raise ValueError(f"the table has no columns {missing}; it has: {', '.join(map(str, table.columns))}")
@@ -91,3 +138,16 @@ def check_length(argument: str, values: Sequence[Any], count: int) -> None:
         raise ValueError(
             f"{argument} has {len(values)} entries for {count} images: expected one each, and at least one"
         )
+
+
+def shown_image(image: Tensor) -> np.ndarray:
+    """[C, H, W] -> [H, W, C] in [0, 1]; pixels that are not a number become black."""
+    return torch.nan_to_num(image.detach().cpu().float(), nan=0.0).clamp(0, 1).permute(1, 2, 0).numpy()
+
+
+def show_image(axes: Axes, image: Tensor) -> None:
+    axes.imshow(shown_image(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")  # cmap: for one channel only
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    sns.despine(ax=axes, left=True, bottom=True)

@@ -10,14 +10,11 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import seaborn as sns
-import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from reprolib.book.figures.look import WIDTH, check_length
+from reprolib.book.figures.look import WIDTH, check_length, show_image, shown_image
 
 
 def reconstruction_grid(
@@ -46,7 +43,7 @@ def reconstruction_grid(
     small = max(6.5, min(9.0, 9.0 * side / 0.62))
     for line, (name, images) in zip(grid, rows.items(), strict=True):
         for i, (axes, image) in enumerate(zip(line, images, strict=True)):
-            _show(axes, image)
+            show_image(axes, image)
             if name in captions:
                 axes.set_xlabel(captions[name][i], fontsize=small, labelpad=1)
         label = "\n".join(textwrap.wrap(name, 15))
@@ -72,7 +69,7 @@ def strip(images: Tensor, iterations: Sequence[int], captions: Sequence[str] | N
     for axes in every[len(images) :]:
         axes.set_axis_off()
     for i, (axes, image) in enumerate(zip(every, images, strict=False)):
-        _show(axes, image)
+        show_image(axes, image)
         axes.set_title(f"{iterations[i]}", fontsize=9, pad=2)
         if captions:
             axes.set_xlabel(captions[i], fontsize=9, labelpad=1)
@@ -114,8 +111,17 @@ def slider(
 
 
 def picture(png: bytes, alt: str) -> str:
-    """A PNG as HTML that holds it. alt: what it shows, in words."""
-    return f'<img src="{_address(png)}" alt="{html.escape(alt, quote=True)}" style="max-width:100%;height:auto">'
+    """A PNG as HTML that holds it, as wide as it was drawn, so that type has one size. alt: what it shows, in words."""
+    try:
+        opened = Image.open(io.BytesIO(png))
+        inches = opened.width / opened.info["dpi"][0]
+    except (OSError, KeyError, ZeroDivisionError):  # no picture, or of no known size
+        inches = WIDTH
+    width = f"width:{min(100, 100 * inches / WIDTH):.0f}%;" if inches < WIDTH else ""
+    return (
+        f'<img src="{_address(png)}" alt="{html.escape(alt, quote=True)}" '
+        f'style="{width}min-width:min(100%,22rem);max-width:100%;height:auto">'
+    )
 
 
 def captioned(body: str, caption: str, anchor: str = "") -> str:
@@ -131,7 +137,7 @@ def _address(png: bytes) -> str:
 
 def _frame(image: Tensor, text: str) -> str:
     buffer = io.BytesIO()
-    pixels = (_shown(image) * 255).round().astype(np.uint8)
+    pixels = (shown_image(image) * 255).round().astype(np.uint8)
     Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(buffer, format="png")
     source, alt = _address(buffer.getvalue()), html.escape(text, quote=True)
     return (
@@ -139,16 +145,3 @@ def _frame(image: Tensor, text: str) -> str:
         f'style="width:9rem;height:auto;image-rendering:pixelated"><figcaption style="font-size:.85rem">'
         f"{html.escape(text)}</figcaption></figure>"
     )
-
-
-def _shown(image: Tensor) -> np.ndarray:
-    """[C, H, W] -> [H, W, C] in [0, 1]; pixels that are not a number become black."""
-    return torch.nan_to_num(image.detach().cpu().float(), nan=0.0).clamp(0, 1).permute(1, 2, 0).numpy()
-
-
-def _show(axes: Axes, image: Tensor) -> None:
-    axes.imshow(_shown(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")  # cmap: for one channel only
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.grid(False)
-    sns.despine(ax=axes, left=True, bottom=True)
