@@ -75,6 +75,11 @@ def test_a_citation_is_an_item_of_its_list():
     assert site.citations_in_lists(page) == '<div role="list"><div class="citation" id="a" role="listitem"></div></div>'
 
 
+def test_the_buttons_that_fold_the_contents_have_a_name():
+    page = '<summary><span class="toctree-toggle" role="presentation"></span></summary><summary>more</summary>'
+    assert site.named_summaries(page) == page.replace("<summary><span", '<summary aria-label="The pages below"><span')
+
+
 def test_datatables_of_another_form_is_refused(tmp_path, monkeypatch):
     (tmp_path / "html").mkdir()
     (tmp_path / "html" / "dt_bundle.js").write_text("let a = 1; export { a as Other };")

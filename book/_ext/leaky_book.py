@@ -47,6 +47,14 @@ def lighten(app, pagename, templatename, context, doctree):
         app.add_js_file("board.js")
 
 
+def name_buttons(app, exception):
+    """Name the buttons of the table of contents, which the theme writes outside of a page's body."""
+    for path in Path(app.outdir).rglob("*.html") if exception is None and app.builder.format == "html" else ():
+        page = path.read_text(encoding="utf-8")
+        if (named := site.named_summaries(page)) != page:
+            path.write_text(named, encoding="utf-8")
+
+
 def setup(app):
     # Before Sphinx looks for documents: a chapter that has not been run needs its placeholder to be found.
     # A page that is no notebook would end the build: its placeholder stands in.
@@ -56,6 +64,7 @@ def setup(app):
     site.datatables(shipped)
     app.connect("config-inited", lambda app, config: config.exclude_patterns.extend(damaged))
     app.connect("config-inited", lambda app, config: config.html_static_path.append(str(shipped)))
+    app.connect("build-finished", name_buttons)
     app.connect("config-inited", hide_buttons_without_repository)
     app.connect("autodoc-process-docstring", plain_words)
     app.connect("html-page-context", open_clean_notebooks, priority=600)  # after the theme's own, at 501

@@ -65,6 +65,12 @@ def citations_in_lists(page: str) -> str:
     return page.replace('role="doc-biblioentry"', 'role="listitem"')
 
 
+def named_summaries(page: str) -> str:
+    """The page with a name for the buttons that fold the table of contents: the theme gives them an icon alone."""
+    bare = '<summary><span class="toctree-toggle"'
+    return page.replace(bare, bare.replace("<summary>", '<summary aria-label="The pages below">'))
+
+
 def datatables(folder: Path) -> None:
     """Write datatables.js and datatables.css out of the package itables, as a script that sets `window.DataTable`.
 
