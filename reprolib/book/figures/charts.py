@@ -234,15 +234,15 @@ def dumbbells(
     ends = [f"{who}{end}" for who in ("static", "adaptive") for end in ("", "_low", "_high")]
     check_columns(table, "defense", "cost", *ends)
     figure = Figure(figsize=(WIDTH, max(1.25 + 0.36 * len(table), 1.3 * len(pictures or {}))), layout="constrained")
-    axes = figure.subplots(len(pictures), 2, width_ratios=(1, 4.6)) if pictures else figure.subplots()
     if pictures:
-        for place, (text, image) in zip(axes[:, 0], pictures.items(), strict=True):
+        grid = figure.add_gridspec(len(pictures), 2, width_ratios=(1, 4.6))
+        for row, (text, image) in enumerate(pictures.items()):
+            place = figure.add_subplot(grid[row, 0])
             show_image(place, image)
             place.set_xlabel("\n".join(textwrap.wrap(text, 17)), fontsize=9)
-        grid = axes[0, 1].get_gridspec()
-        for place in axes[:, 1]:
-            place.remove()
         axes = figure.add_subplot(grid[:, 1])
+    else:
+        axes = figure.subplots()
     sns.despine(ax=axes)
     axes.axvspan(-0.02, protects, color="#0b5a94", alpha=0.10, linewidth=0)
     axes.axvspan(broken, 1.02, color="#9b2c12", alpha=0.08, linewidth=0)

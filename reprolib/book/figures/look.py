@@ -90,7 +90,7 @@ LEGEND = 5
 def label_ends(axes: Axes) -> None:
     """The name of each line at its right end, in its colour, moved up or down where two would lie together."""
     lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
-    heights = [_height(axes, line.get_xydata()[-1]) for line in lines]
+    heights = [_height(axes, np.asarray(line.get_xydata())[-1]) for line in lines]
     for line, height in zip(lines, _apart(heights), strict=True):
         axes.annotate(
             str(line.get_label()), (1.02, height), xycoords="axes fraction", va="center", fontsize=9,
