@@ -237,9 +237,9 @@ def dumbbells(
     if pictures:
         grid = figure.add_gridspec(len(pictures), 2, width_ratios=(1, 4.6))
         for row, (text, image) in enumerate(pictures.items()):
-            place = figure.add_subplot(grid[row, 0])
-            show_image(place, image)
-            place.set_xlabel("\n".join(textwrap.wrap(text, 17)), fontsize=9)
+            beside = figure.add_subplot(grid[row, 0])
+            show_image(beside, image)
+            beside.set_xlabel("\n".join(textwrap.wrap(text, 17)), fontsize=9)
         axes = figure.add_subplot(grid[:, 1])
     else:
         axes = figure.subplots()
