@@ -206,7 +206,7 @@ def _unit_rows(matrix: Tensor) -> Tensor:
 
 def _stretched(directions: Tensor, layer: FirstLayer) -> Tensor:
     """Each direction as an image from its least value, 0, to its largest, 1."""
-    images = directions.unflatten(2, layer.shape) * layer.std.to(directions)  # type: ignore[union-attr]
+    images = directions.unflatten(2, layer.shape) * layer.std.to(directions)
     low, high = images.amin((2, 3, 4), keepdim=True), images.amax((2, 3, 4), keepdim=True)
     return (images - low) / (high - low).clamp(min=torch.finfo(images.dtype).tiny)
 
