@@ -147,7 +147,7 @@ class CocktailParty:
         rows = _unit_rows(unmixing)
         sources = rows @ party.white
         images = sources + rows @ party.offset
-        value = self.variation * torch.stack([total_variation(own[None])[0] for own in images.unflatten(2, shape)])
+        value = self.variation * total_variation(images.unflatten(2, shape))
         if self.contrast:
             # log cosh x, without the overflow of cosh
             size = sources.abs()
