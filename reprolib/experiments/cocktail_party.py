@@ -95,17 +95,17 @@ def fc2(num_classes: int, image_shape: tuple[int, int, int], width: int, seed: i
     return models.adapt(layers, image_shape, num_classes, normalize=normalize)
 
 
-def unmixed(room: Room, attacks: Mapping[str, Any], pictures: int = 0) -> dict[str, Any]:
+def unmixed(room: Room, attacks: Mapping[str, Any]) -> dict[str, Any]:
     """What each of several attacks reads out of the same updates: "scores" and pictures of the first batch.
 
     Scores: a row an (attack, image) with trial, image, psnr, ssim, recovered, exact (as `pairing.score`), identified
     (nearest to what was read among AMONG of the set), converged and seconds (a batch). An attack that leaves sign and
-    range open gets the sign from the truth (`upright`). A batch that the attack refuses counts as not read: its images
-    are the mean of the public ones. pictures: of the first batch that are kept, "truth" and NAME [n, C, H, W].
+    range open gets the sign from the truth (`upright`). The rows of "mean image" are what the mean of the public images
+    would get. Pictures of the first batch: "truth" and NAME, [n, C, H, W].
     """
     victims, update, x = room.shared()
     pool, fallback = room.images.images[:AMONG], room.public.mean_image.double()
-    tables, shown = [], {"truth": x[0, :pictures].float()}
+    tables, shown = [], {"truth": x[0, :SHOWN].float()}
     for name, attack in attacks.items():
         found = attack(victims, update, seed=room.seed, progress=False)
         images, lost = found.images.double(), found.lost
@@ -116,7 +116,10 @@ def unmixed(room: Room, attacks: Mapping[str, Any], pictures: int = 0) -> dict[s
         table["identified"] = _identified(placed.flatten(0, 1), x.flatten(0, 1), pool)
         table["converged"] = np.repeat((~found.diverged).numpy(), room.size)
         tables.append(table.assign(seconds=found.seconds / len(x), attack=name))
-        shown[name] = placed[0, :pictures].float()
+        shown[name] = placed[0, :SHOWN].float()
+    nothing = torch.ones(x.shape[:2], dtype=torch.bool)
+    grey = pairing.score(torch.zeros_like(x), x, fallback, nothing)
+    tables.append(grey.assign(identified=False, converged=True, seconds=0.0, attack="mean image"))
     return shown | {"scores": pd.concat(tables, ignore_index=True)}
 
 
@@ -142,8 +145,8 @@ def _identified(found: Tensor, truth: Tensor, pool: Tensor) -> np.ndarray:
 def spectra(room: Room) -> pd.DataFrame:
     """The singular values of each batch's gradient and what it tells: a row a (trial, index).
 
-    Columns: trial, index (from 1), value (over the largest), rank, gap and span, the largest share of one of the batch's
-    images that lies outside the span of the rows.
+    Columns: trial, index (from 1), value (over the largest), rank, gap and span, the largest share of one of the
+    batch's images that lies outside the span of the rows.
     """
     victims, update, x = room.shared()
     layer = FirstLayer.of(victims, update)
@@ -188,7 +191,7 @@ def swept(room: Room, attack: CocktailParty, settings: Sequence[Mapping[str, flo
     """The objective under other weights, on batches held out: a row a setting with its values and the mean PSNR."""
     rows = []
     for changed in settings:
-        scores = unmixed(room, {"swept": replace(attack, **changed)})["scores"]
+        scores = unmixed(room, {"swept": replace(attack, **changed)})["scores"].query("attack == 'swept'")
         rows.append(dict(changed) | {"psnr": scores.psnr.mean()})
     return pd.DataFrame(rows)
 
@@ -218,8 +221,8 @@ def decoded_features(
 
     Labels repeat as they come and are not used, but for FGLA's row. Returns "scores", a row an (attack, image) with
     trial, psnr and identified, and pictures of the first batch. Attacks: "oracle" is the decoder on the true features,
-    "hidden layer" and "head" what separation makes of the two, no feature below zero, "FGLA" its quotient at the same head, labels given, and
-    "mean image" that of the public images.
+    "hidden layer" and "head" what separation makes of the two, no feature below zero, "FGLA" its quotient at the same
+    head, labels given, and "mean image" that of the public images.
     """
     x, y = images.batches(size, count, seed=seed)
     fallback, pool = public.mean_image, images.images[:AMONG]

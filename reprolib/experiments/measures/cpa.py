@@ -95,12 +95,12 @@ def searches(scores: pd.DataFrame, size: int, budget: int) -> Entries:
     return entries | {"released_16": Measured(psnr(scores, "released"), on, count)}
 
 
-def matching(scores: pd.DataFrame, mean_image: pd.DataFrame, size: int, budget: int) -> Entries:
+def matching(scores: pd.DataFrame, size: int, budget: int) -> Entries:
     """The paper's objective against gradient matching, and that against no gradient, for batches of 8."""
     if size != 8:
         return {}
     on, count = {"budget": f"{budget} iterations"}, len(of(scores, "paper"))
-    over = gain(scores, "Inverting Gradients", mean_image, "mean image")
+    over = gain(scores, "Inverting Gradients", scores, "mean image")
     return {
         "party_over_matching": Measured(gain(scores, "paper", scores, "Inverting Gradients"), on, count),
         "matching_over_mean": Measured(over, on, count),
@@ -108,7 +108,7 @@ def matching(scores: pd.DataFrame, mean_image: pd.DataFrame, size: int, budget: 
 
 
 def invariance(tables: Mapping[str, pd.DataFrame]) -> Entries:
-    """What local steps and training change; tables: "one step", "20 steps", "untrained", "trained" -> scores."""
+    """What local steps and training change; tables: "one step", "20 steps", "trained" -> scores."""
     pairs = {"steps_20": ("20 steps", "one step"), "trained_gap": ("trained", "one step")}
     return {name: gain(tables[a], "bands", tables[b], "bands") for name, (a, b) in pairs.items()}
 
