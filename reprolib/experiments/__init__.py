@@ -6,7 +6,15 @@ victims, decoders and priors, and measure what a defense costs. Nothing below im
 """
 
 from reprolib.experiments.batches import Batches, draw
-from reprolib.experiments.cocktail_party import Room, decoded_features, mixtures, spectra, swept, unmixed
+from reprolib.experiments.cocktail_party import (
+    Room,
+    decoded_features,
+    mixtures,
+    of_full_rank,
+    spectra,
+    swept,
+    unmixed,
+)
 from reprolib.experiments.defenses import (
     attack_after_feedback,
     attack_encoded,
@@ -68,6 +76,7 @@ __all__ = [
     "swept",
     "spectra",
     "mixtures",
+    "of_full_rank",
     "decoded_features",
     "Room",
     "masked_searches",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from reprolib import models
-from reprolib.attacks import CocktailParty
+from reprolib.attacks import CocktailParty, DerivativeICA
 from reprolib.attacks.fgla import FGLA
 from reprolib.attacks.first_layer import FirstLayer
 from reprolib.attacks.separation import separate
@@ -121,6 +121,13 @@ def unmixed(room: Room, attacks: Mapping[str, Any]) -> dict[str, Any]:
     grey = pairing.score(torch.zeros_like(x), x, fallback, nothing)
     tables.append(grey.assign(identified=False, converged=True, seconds=0.0, attack="mean image"))
     return shown | {"scores": pd.concat(tables, ignore_index=True)}
+
+
+def of_full_rank(room: Room, attack: DerivativeICA) -> dict[str, Any]:
+    """`unmixed` by an attacker who looks for as many images as the gradient's rank allows, however many there are."""
+    victims, update, _ = room.shared()
+    rank = int(FirstLayer.of(victims, update).rank.rank.min())
+    return unmixed(room, {"bands": replace(attack, sources=min(rank, room.size))})
 
 
 def upright(images: Tensor, truth: Tensor) -> Tensor:
