@@ -264,6 +264,19 @@ def test_bands_are_all_differences_of_two_orders_by_colour():
     assert grey.shape[2] * 3 == found.shape[2] and grey.isfinite().all()
 
 
+def test_bands_of_noise_count_for_nothing_where_it_is_known():
+    noise = torch.randn(1, 40, 3 * 16 * 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    variance = torch.tensor([0.25], dtype=torch.float64)
+    plain = separation.bands(0.5 * noise, (3, 16, 16))
+    told = separation.bands(0.5 * noise, (3, 16, 16), variance)
+    assert told.shape[2] == plain.shape[2] + 3 * 2 * 16 * 15  # first differences too
+    torch.testing.assert_close(plain.square().mean(), torch.ones((), dtype=torch.float64))
+    assert told.square().mean() < 0.02
+    images, _ = photos(40, 1)
+    kept = separation.bands(images.flatten(2)[..., :3072], (3, 32, 32), torch.tensor([1e-12], dtype=torch.float64))
+    torch.testing.assert_close(kept.square().mean(), torch.ones((), dtype=torch.float64))
+
+
 def laplacian_sources(sources: int, count: int, trials: int = 1, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).laplace(size=(trials, sources, count)))
 
