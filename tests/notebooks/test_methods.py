@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from cma import CMAEvolutionStrategy
 
-from reprolib import attacks, defenses, experiments, models
-from reprolib.attacks import labels, matching, priors
+from reprolib import attacks, data, defenses, experiments, models
+from reprolib.attacks import labels, matching, priors, separation
 from reprolib.attacks.fgla import separate
+from reprolib.attacks.first_layer import FirstLayer
 from reprolib.defenses.precode import recovered_noise
 from reprolib.experiments import training
 from reprolib.federated import client
@@ -202,3 +203,17 @@ def test_fgla():
     found = method("05-fgla", "fgla_by_hand")(*gradients, given, lambda features: features)
     own = separate(*(gradient[None] for gradient in gradients), given[None]).features[0]
     torch.testing.assert_close(found, own, rtol=0, atol=1e-12)
+
+
+def test_cocktail_party():
+    # edges of photographs, so that FastICA ends at one place, wherever it starts
+    photos, _ = data.load("photos", count=5).batches(5, 1)
+    inputs = photos[0].double().flatten(1)
+    mixing = torch.randn(12, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weight, bias = mixing @ inputs, mixing.sum(1)
+    found = method("11-cocktail-party", "cocktail_party", "fast_ica")(weight, bias, (3, 32, 32), 5)
+    layer = FirstLayer("hidden1", (3, 32, 32), weight[None], bias[None], 5, 2.2e-16)
+    own = separation.separate(layer, samples="derivatives", tolerance=1e-14).inputs[0]
+    nearest = torch.cdist(own, found).argmin(1)
+    assert sorted(nearest.tolist()) == list(range(5))
+    torch.testing.assert_close(found[nearest], own, rtol=0, atol=1e-4)
