@@ -38,6 +38,7 @@ from reprolib.attacks.lti import LearningToInvert
 from reprolib.attacks.plain import PlainDLG
 from reprolib.attacks.reconstruction import Attack, History, Reconstruction
 from reprolib.attacks.rereading import Rereading
+from reprolib.attacks.rtf import RobbingTheFed, TrapRows
 from reprolib.federated.closed_form import linear_inputs
 
 __all__ = [
@@ -55,6 +56,8 @@ __all__ = [
     "PlainDLG",
     "Reconstruction",
     "Rereading",
+    "RobbingTheFed",
+    "TrapRows",
     "build",
     "linear_inputs",
 ]
