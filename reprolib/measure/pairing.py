@@ -26,8 +26,8 @@ DECIBELS = (19.0, 30.0)
 def pair(candidates: Tensor, images: Tensor, lost: Tensor | None = None) -> Tensor:
     """For every true image the index of the candidate assigned to it (Hungarian, smallest total MSE), or -1 for none.
 
-    As many images as can be get a candidate that is exact, before the rest is shared out: a bad candidate that has to go
-    somewhere would otherwise push exact ones from image to image.
+    As many images as can be get a candidate that is exact, before the rest is shared out: a bad candidate that has to
+    go somewhere would otherwise push exact ones from image to image.
     candidates: [T, n, C, H, W], images: [T, B, C, H, W], both seen in [0, 1]; n and B may differ. lost: [T, n],
     candidates that hold nothing and are given to no image. Returns [T, B] int64.
     Errors: ValueError for shapes that do not go together.
