@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from reprolib.federated.client import LocalTraining
 from reprolib.federated.server import Honest
 from reprolib.federated.threat import ThreatModel
 from reprolib.measure import metrics, pairing
+from reprolib.models.imprint import NAME, in_front
 from reprolib.models.victim import Victim
 from reprolib.servers import Imprint, TrapWeights
 from reprolib.servers.traps import first_linear
@@ -41,7 +44,7 @@ class Holdings:
     """A set cut in two: the first `public` images are the server's, clients hold batches of the others.
 
     size: images of a batch; networks, each: how many victims are drawn, and how many batches each of them meets. No
-    image occurs twice. victim: an architecture of `models.build` with these options, pixels normalised to [-1, 1].
+    image occurs twice. victim, options, normalize: of `models.build`; pixels come to lie in [-1, 1] by default.
     """
 
     images: ImageSet
@@ -52,15 +55,15 @@ class Holdings:
     seed: int
     victim: str = "lenet"
     options: tuple[tuple[str, Any], ...] = (("activation", "relu"), ("init", "default"))
-    normalized: bool = True
+    normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = HALF
     dtype: torch.dtype = torch.float32
 
-    @property
+    @cached_property
     def servers_own(self) -> ImageSet:
         """The public images."""
         return _part(self.images, slice(None, self.public))
 
-    @property
+    @cached_property
     def of_clients(self) -> ImageSet:
         """The private images."""
         return _part(self.images, slice(self.public, None))
@@ -69,10 +72,8 @@ class Holdings:
         """The victim number k, its weights drawn."""
         shape, classes = self.images.image_shape, self.images.num_classes
         drawn = network_seed(self.seed, k)
-        normalize = HALF if self.normalized else None
-        return models.build(self.victim, classes, shape, drawn, normalize=normalize, **dict(self.options)).to(
-            self.dtype
-        )
+        built = models.build(self.victim, classes, shape, drawn, normalize=self.normalize, **dict(self.options))
+        return built.to(self.dtype)
 
     def batches(self) -> tuple[Tensor, Tensor]:
         """Images [T, B, C, H, W] and labels [T, B] of all batches, T = networks x each."""
@@ -82,7 +83,7 @@ class Holdings:
 
 def passed(sent: Victim, images: Tensor) -> Tensor:
     """Which images [N, C, H, W] lie in which bin of a block, or pass which row of the first layer: [N, R] bool."""
-    if hasattr(sent, "imprint"):
+    if hasattr(sent, NAME):
         found = sent.imprint.passed(sent.normalize.forward(images))
         if sent.imprint.layout == "cumulative":  # who passes a row and not the next one, in the order of thresholds
             found = found[:, (-sent.imprint.rows.bias).argsort(stable=True)]
@@ -111,13 +112,13 @@ def robbed(
     """Attack every batch of the holdings; the server's bins come from its own images, the clients' are new to it.
 
     known: the attacker knows the defense. among: private images among which the original is to be told, 0 for none.
-    Returns "batches", a row a batch, and of the first one the pictures "truth",
-    "found" [B, C, H, W], in which images not recovered are the mean image, and "alone" [B], who was alone in a bin.
-    Columns: network, trial, images, alone; exact (images within 60 dB of the original) and strict (within an MSE of
-    1e-10); same, whether the strict ones are those that were alone; worst, the largest MSE of one that was alone;
-    recovered; at least 19, 30 and 40 dB (shares of all images), psnr (mean in dB, not capped), rest (median PSNR of
-    those that are not exact), identified (share of images nearest to what was read, NaN without `among`) and seconds (of
-    reading it off).
+    Returns "batches", a row a batch, and of the first one the pictures "truth" and "found" [B, C, H, W], where an image
+    not recovered is the mean image, and "alone" [B], who was alone in a bin.
+    Columns: network, trial, images, and of these the numbers alone (in a bin), exact (within 60 dB of the original),
+    strict (within an MSE of 1e-10), precise (strict and alone) and recovered; same, same60: whether those strict, or
+    exact, are those alone; worst: the largest MSE of one alone; at least 19, 30 and 40 dB: shares of all images; psnr:
+    mean in dB, not capped; rest: median PSNR of those not exact; identified: the share nearest to what was read, NaN
+    without `among`; seconds of reading it off.
     """
     server = replace(server, surrogate=holdings.servers_own) if isinstance(server, Imprint) else server
     threat = ThreatModel(server=server.kind, observes=observes, defense_known=known)
@@ -147,9 +148,13 @@ def robbed(
 def _sent(holdings: Holdings, server: Honest, defense: Defense | None) -> Iterator[tuple[Victim, Tensor, Tensor]]:
     """Each network as the clients train it, with as many of its batches as are read together."""
     images, labels = holdings.batches()
+    first = server.broadcast(holdings.network(0))
     for k in range(holdings.networks):
-        sent = client.extended(server.broadcast(holdings.network(k)), defense)
-        rows = sent.imprint.rows if hasattr(sent, "imprint") else sent.get_submodule(first_linear(sent))
+        # of a victim the block depends on how it normalises alone, and the server's images are measured once
+        block = copy.deepcopy(getattr(first, NAME, None))
+        network = holdings.network(k)
+        sent = client.extended(server.broadcast(network) if block is None else in_front(network, block), defense)
+        rows = sent.imprint.rows if hasattr(sent, NAME) else sent.get_submodule(first_linear(sent))
         together = max(1, TOGETHER // rows.weight.numel())
         own = slice(k * holdings.each, (k + 1) * holdings.each)
         for x, y in zip(images[own].split(together), labels[own].split(together), strict=True):
@@ -174,6 +179,8 @@ def _of_a_batch(scores: pd.DataFrame, seconds: float) -> dict[str, Any]:
         "exact": int(scores["exact"].sum()),
         "strict": int(strict.sum()),
         "same": bool((strict == single).all()),
+        "same60": bool((scores["exact"] == single).all()),
+        "precise": int((strict & single).sum()),
         "worst": float(scores.loc[single, "mse"].max()) if single.any() else 0.0,
         "recovered": int(scores["recovered"].sum()),
         **{f"at least {level} dB": float((decibels >= level).mean()) for level in (19, 30, 40)},
@@ -228,8 +235,8 @@ def prices(
 ) -> pd.DataFrame:
     """What each server's model learns in so many steps of batches of 64: a row a (server, rate, network).
 
-    Trained on the private images; accuracy on `test`. Columns: server, rate, network, accuracy, finite (whether the
-    training was still finite at its end).
+    Trained on the private images; accuracy on `test`. Columns: server, rate, network, accuracy, finite (whether its
+    outputs still are numbers).
     """
     rows, public = [], holdings.servers_own
     for name, server in servers.items():
@@ -239,7 +246,8 @@ def prices(
                 model = sender.broadcast(holdings.network(k))
                 seed = network_seed(holdings.seed, k)
                 utility.train(model, holdings.of_clients, steps, rate, seed=seed)
-                finite = all(bool(p.isfinite().all()) for p in model.parameters())
+                with torch.no_grad():
+                    finite = bool(model(test.images[:8].to(holdings.dtype)).isfinite().all())
                 row = {"server": name, "rate": rate, "network": k, "accuracy": utility.accuracy(model, test)}
                 rows.append(row | {"finite": finite})
     return pd.DataFrame(rows)
