@@ -30,6 +30,7 @@ from reprolib.measure import metrics, pairing
 from reprolib.models.imprint import NAME, in_front
 from reprolib.models.victim import Victim
 from reprolib.servers import Imprint, TrapWeights
+from reprolib.servers.imprint import Query
 from reprolib.servers.traps import first_linear
 
 HALF = ((0.5,) * 3, (0.5,) * 3)
@@ -128,10 +129,18 @@ def robbed(
         streams = [(holdings.seed, trial + t) for t in range(len(images))]
         update = client.share(sent, images, labels, threat=threat, defense=defense, local=local, seed=streams)
         found = attack(sent, update, seed=streams)
-        scores = pairing.score(found.raw.clamp(0, 1), images, mean, found.lost)
+        order = pairing.pair(found.images, images, found.lost)
         single = torch.stack([alone(sent, own) for own in images])
-        shown = _placed(found.images, scores, mean.to(images))
-        scores["alone"], scores["identified"] = single.flatten().numpy(), math.nan
+        shown = _placed(found.images, order, mean.to(images))
+        scores = pd.DataFrame(
+            {
+                "trial": np.repeat(np.arange(len(images)), images.shape[1]),
+                "recovered": (order >= 0).flatten().numpy(),
+                "mse": metrics.mse(shown, images).flatten().numpy(),
+                "alone": single.flatten().numpy(),
+                "identified": math.nan,
+            }
+        )
         if among:
             ranks, _ = metrics.identify(shown.flatten(0, 1), images.flatten(0, 1), pool)
             scores["identified"] = (ranks == 1).double().numpy()
@@ -161,25 +170,24 @@ def _sent(holdings: Holdings, server: Honest, defense: Defense | None) -> Iterat
             yield sent, x, y
 
 
-def _placed(found: Tensor, scores: pd.DataFrame, mean: Tensor) -> Tensor:
-    """Each image's candidate, the mean image where it has none: [T, B, C, H, W]."""
-    trials = scores["trial"].nunique()
-    order = torch.tensor(scores["candidate"].to_numpy()).view(trials, -1)
-    placed = found.to(mean)[torch.arange(trials)[:, None], order.clamp(min=0)]
+def _placed(found: Tensor, order: Tensor, mean: Tensor) -> Tensor:
+    """Each image's candidate by the order [T, B], the mean image where it has none: [T, B, C, H, W]."""
+    placed = found.to(mean)[torch.arange(len(order))[:, None], order.clamp(min=0)]
     return torch.where((order < 0)[:, :, None, None, None], mean, placed)
 
 
 def _of_a_batch(scores: pd.DataFrame, seconds: float) -> dict[str, Any]:
     strict, single = scores["mse"] < 1e-10, scores["alone"]
+    exact = scores["recovered"] & (scores["mse"] < pairing.EXACT_MSE)
     decibels = -10 * np.log10(scores["mse"].clip(lower=1e-20))
-    rest = scores.loc[~scores["exact"], "psnr"]
+    rest = decibels[~exact]
     return {
         "images": len(scores),
         "alone": int(single.sum()),
-        "exact": int(scores["exact"].sum()),
+        "exact": int(exact.sum()),
         "strict": int(strict.sum()),
         "same": bool((strict == single).all()),
-        "same60": bool((scores["exact"] == single).all()),
+        "same60": bool((exact == single).all()),
         "precise": int((strict & single).sum()),
         "worst": float(scores.loc[single, "mse"].max()) if single.any() else 0.0,
         "recovered": int(scores["recovered"].sum()),
@@ -200,20 +208,20 @@ def outlined(images: Tensor, which: Tensor) -> Tensor:
     return torch.where(around, colour.expand_as(framed), framed)
 
 
-def one_shots(holdings: Holdings, num_bins: int, draws: int, read: int, query: str, mode: int) -> pd.DataFrame:
+def one_shots(holdings: Holdings, num_bins: int, draws: int, read: int, query: Query, mode: int) -> pd.DataFrame:
     """A server after one image, whose statistic it knows: a row a draw of `size` private images, the first the target.
 
     Whether the target is alone in its bin of `num_bins` is seen from the statistics alone; the first `read` draws are
     robbed too. Columns: draw, alone, exact (NaN where it was not read), psnr (dB, not capped).
     """
-    server = Imprint(num_bins=num_bins, query=query, mode=mode, surrogate=holdings.servers_own)  # type: ignore[arg-type]
+    server = Imprint(num_bins=num_bins, query=query, mode=mode, surrogate=holdings.servers_own)
     victim, private = holdings.network(0), holdings.of_clients
     sent, rows = server.broadcast(victim), []
     bin_of = passed(sent, private.images.to(holdings.dtype)).int().argmax(1)
     for draw in range(draws):
         index = torch.randperm(len(private), generator=client.generator(holdings.seed, draw))[: holdings.size]
-        row = {"draw": draw, "alone": int((bin_of[index] == bin_of[index[0]]).sum()) == 1}
-        row |= {"exact": math.nan, "psnr": math.nan}
+        lone = int((bin_of[index] == bin_of[index[0]]).sum()) == 1
+        row: dict[str, float] = {"draw": draw, "alone": lone, "exact": math.nan, "psnr": math.nan}
         if draw < read:
             row |= _one_shot(
                 server, victim, private.images[index][None].to(holdings.dtype), private.labels[index][None]

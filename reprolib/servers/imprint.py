@@ -151,7 +151,7 @@ class Imprint(Honest):
 
     def _measured(self, model: Victim, queries: Tensor) -> Tensor | None:
         """The surrogate images' statistics, sorted, [N, Q]; None where no images are asked."""
-        if self.cdf in ("gaussian", "laplace"):
+        if self.cdf in ("gaussian", "laplace") or self.surrogate is None:
             return None
         images = self.surrogate.images
         if tuple(images.shape[1:]) != tuple(model.image_shape):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from cma import CMAEvolutionStrategy
 
-from reprolib import attacks, defenses, experiments, models
+from reprolib import attacks, data, defenses, experiments, models, servers
 from reprolib.attacks import labels, matching, priors
 from reprolib.attacks.fgla import separate
 from reprolib.defenses.precode import recovered_noise
@@ -202,3 +202,18 @@ def test_fgla():
     found = method("05-fgla", "fgla_by_hand")(*gradients, given, lambda features: features)
     own = separate(*(gradient[None] for gradient in gradients), given[None]).features[0]
     torch.testing.assert_close(found, own, rtol=0, atol=1e-12)
+
+
+def test_robbing_the_fed(victim):
+    random = torch.Generator().manual_seed(1)
+    pixels, own = (torch.rand(n, 1, 1, 1, generator=random).double().expand(n, 3, 16, 16) for n in (200, 7))
+    own = 0.8 * own + 0.2 * torch.rand(own.shape, dtype=torch.float64, generator=random)
+    public = data.ImageSet("p", "train", pixels.float(), torch.zeros(200).long(), ("a",), "drawn", "p")
+    sent = servers.Imprint(num_bins=16, surrogate=public).broadcast(victim)
+    labels = torch.arange(7) % 5
+    threat = client.ThreatModel(server="malicious architecture")
+    engine = attacks.RobbingTheFed()(sent, client.share(sent, own[None], labels[None], threat=threat))
+    bins = method("10-robbing-the-fed", "thresholds")(public.images.double(), 16)
+    found = method("10-robbing-the-fed", "robbed_by_hand")(victim, own, labels, bins)
+    torch.testing.assert_close(found, engine.raw[0][~engine.lost[0]], rtol=0, atol=1e-9)
+    assert len(found) > 3

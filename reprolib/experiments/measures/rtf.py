@@ -130,8 +130,8 @@ def inspected(seen: pd.DataFrame, hidden: pd.DataFrame, wide: pd.DataFrame) -> E
 
 def traps(block: pd.DataFrame, trap: pd.DataFrame) -> Entries:
     """The share of images that the block recovers exactly, less what trap weights do, paired over batches."""
-    shares = [own.assign(share=own.exact / own.images) for own in (block, trap)]
-    return {"traps": _gain(*shares, "share")}
+    one, other = (own.assign(share=own.exact / own.images) for own in (block, trap))
+    return {"traps": _gain(one, other, "share")}
 
 
 def defended(found: Mapping[tuple[str, str], pd.DataFrame]) -> Entries:
