@@ -12,8 +12,10 @@ from reprolib.attacks import rtf
 from reprolib.attacks.rtf import RobbingTheFed, TrapRows
 from reprolib.defenses import Inspection
 from reprolib.defenses.inspection import examined
+from reprolib.experiments import rtf as experiment
 from reprolib.federated import client
 from reprolib.federated.client import LocalTraining, SharedUpdate, ThreatModel
+from reprolib.federated.server import Honest
 from reprolib.measure import pairing
 from reprolib.models.imprint import ImprintBlock, in_front
 from reprolib.servers import Imprint, TrapWeights
@@ -51,15 +53,7 @@ def batch(size, dtype=torch.float32, trials=1, seed=2):
 
 def alone(model, images):
     """Which images [T, B, ...] some bin of the block holds alone: [T, B] bool."""
-    found = []
-    for own in images:
-        passed = model.imprint.passed(model.normalize.forward(own)).float()
-        if model.imprint.layout == "cumulative":
-            order = (-model.imprint.rows.bias).argsort()
-            passed = passed[:, order]
-            passed = passed - nn.functional.pad(passed, (0, 1))[:, 1:]
-        found.append(((passed == 1) & (passed.sum(0) == 1)).any(1))
-    return torch.stack(found)
+    return torch.stack([experiment.alone(model, own) for own in images])
 
 
 def recovered(model, images, labels, attack=None, threat=MALICIOUS, **options):
@@ -461,3 +455,82 @@ def test_the_block_stands_first_and_the_victim_stays():
     block = ImprintBlock(torch.zeros(2, SIZE), torch.zeros(2), "cumulative", "addition")
     images = batch(3)[0][0]
     torch.testing.assert_close(in_front(plain, block)(images), plain(images))
+
+
+# --- the experiments
+
+
+def holdings(**changed):
+    small = {"public": 400, "size": 6, "networks": 2, "each": 3, "seed": 1, "victim": "mlp"}
+    options = (("width", 16), ("activation", "relu"))
+    return experiment.Holdings(PUBLIC, **small | {"options": options} | changed)
+
+
+def test_holdings_are_cut_in_two_and_networks_differ():
+    own = holdings()
+    assert len(own.servers_own) == 400 and len(own.of_clients) == 1600
+    images, labels = own.batches()
+    assert images.shape == (6, 6, *SHAPE) and labels.shape == (6, 6)
+    assert not any((own.servers_own.images == image).flatten(1).all(1).any() for image in images.flatten(0, 1))
+    assert models.fingerprint(own.network(0)) != models.fingerprint(own.network(1))
+    assert (
+        holdings(dtype=torch.float64).batches()[0].dtype
+        == next(holdings(dtype=torch.float64).network(0).parameters()).dtype
+    )
+
+
+@pytest.mark.parametrize("layout", ["cumulative", "sparse", "scattered"])
+def test_batches_are_robbed_of_those_alone_and_counted(layout):
+    server = Imprint(num_bins=32, layout=layout, rate=1 / 6)
+    found = experiment.robbed(holdings(dtype=torch.float64), server, RobbingTheFed(), among=50)
+    batches = found["batches"]
+    assert batches.network.tolist() == [0, 0, 0, 1, 1, 1] and batches.trial.tolist() == list(range(6))
+    assert batches.same.all() and (batches.strict == batches.alone).all() and (batches.worst < 1e-20).all()
+    assert (batches.identified >= batches.exact / 6 - 1e-9).all() and (batches.images == 6).all()
+    assert found["truth"].shape == found["found"].shape == (6, *SHAPE)
+    exact = (found["truth"] == found["found"]).flatten(1).all(1) | (found["alone"] == 0)
+    assert (
+        (found["truth"] - found["found"]).abs().flatten(1).amax(1)[found["alone"] == 1] < 1e-6
+    ).all() and exact.any()
+
+
+def test_the_block_made_once_is_that_which_each_network_would_get():
+    own, server = holdings(), Imprint(num_bins=16, surrogate=holdings().servers_own)
+    sent = [model for model, _, _ in experiment._sent(own, server, None)]
+    for k in range(2):
+        assert models.fingerprint(sent[k]) == models.fingerprint(server.broadcast(own.network(k)))
+
+
+def test_trap_weights_are_robbed_alike_and_secure_aggregation_changes_nothing():
+    own = holdings(dtype=torch.float64, normalize=None, options=(("width", 64), ("activation", "relu")))
+    trapped = experiment.robbed(own, TrapWeights(), TrapRows())["batches"]
+    assert trapped.same.all()
+    server = Imprint(num_bins=32)
+    one, mean = (
+        experiment.robbed(holdings(), server, RobbingTheFed(), observes=observes)["batches"]
+        for observes in ("one client", "mean of 3")
+    )
+    assert one.exact.tolist() == mean.exact.tolist()
+
+
+def test_one_shots_come_out_if_and_only_if_alone():
+    shots = experiment.one_shots(holdings(size=20, dtype=torch.float64), 40, draws=30, read=10, query="avg", mode=0)
+    read = shots.dropna(subset="exact")
+    assert len(shots) == 30 and len(read) == 10 and (read.exact.astype(bool) == read.alone).all()
+    assert 0.3 < shots.alone.mean() < 0.95
+
+
+def test_prices_and_looks_have_a_row_for_each_server_and_network():
+    blocks = {"no block": Honest(), "as released": Imprint.official(8)}
+    paid = experiment.prices(holdings(), PUBLIC, blocks, steps=3, rates=(0.01,))
+    assert paid.server.tolist() == ["no block"] * 2 + ["as released"] * 2 and paid.accuracy.between(0, 1).all()
+    seen = experiment.inspected(holdings(), {"honest": Honest(), "block": Imprint(num_bins=16)}, Inspection())
+    assert seen.refused.tolist() == [False, False, True, True] and seen.own.between(0, 1).all()
+
+
+def test_frames_are_drawn_around_the_chosen_images_alone():
+    images = torch.zeros(2, 3, 8, 8)
+    framed = experiment.outlined(images, torch.tensor([0.0, 1.0]))
+    assert torch.equal(framed[0], images[0]) and (framed[1, 0, 0] > 0.8).all() and (framed[1, :, 1:-1, 1:-1] == 0).all()
+    pictures = experiment.first_pictures({"truth": images, "found": images, "alone": torch.tensor([1.0, 0.0])}, 2)
+    assert (pictures["truth"][1, 0, 0] > 0.8).all() and (pictures["found"][0] == 0).all()
