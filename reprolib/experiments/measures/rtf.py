@@ -135,8 +135,8 @@ def traps(block: pd.DataFrame, trap: pd.DataFrame) -> Entries:
 
 
 def defended(found: Mapping[tuple[str, str], pd.DataFrame]) -> Entries:
-    """Shares of images identified; found: (measure's beginning, "static" or "adaptive") -> batches."""
-    return {f"{name}_{attacker}": share(batches, "identified") for (name, attacker), batches in found.items()}
+    """Shares of images identified; found: (defense, "static" or "adaptive") -> batches."""
+    return {f"robbed_{name}_{attacker}": share(batches, "identified") for (name, attacker), batches in found.items()}
 
 
 def imagenet(batches: pd.DataFrame | None) -> Entries:
