@@ -49,12 +49,12 @@ def _gain(one: pd.DataFrame, other: pd.DataFrame, column: str = "exact") -> Entr
     return Measured(found, images=int(one.images.sum()))
 
 
-def counts(found: Mapping[int, pd.DataFrame], upward: pd.DataFrame, cat: pd.DataFrame) -> Entries:
+def counts(found: Mapping[int, pd.DataFrame]) -> Entries:
     """How many come out exactly, by the number of bins, against both expectations; batches of 64."""
     plain = found.get(128)
     if plain is None or plain.images[0] != 64:
-        names = ("exact_128", "excess_128", "excess_over_paper", "share_128", "upward", "cat_share", "excess_64")
-        return dict.fromkeys((*names, "same_single", "precise"), NOT_RUN)
+        names = ("exact_128", "excess_128", "excess_over_paper", "share_128", "excess_64", "same_single", "precise")
+        return dict.fromkeys(names, NOT_RUN)
     single = np.concatenate([np.arange(n) < hits for n, hits in zip(plain.alone, plain.precise, strict=True)])
     precise = intervals.proportion(single, np.repeat(plain.network.to_numpy(), plain.alone))
     return {
@@ -65,8 +65,6 @@ def counts(found: Mapping[int, pd.DataFrame], upward: pd.DataFrame, cat: pd.Data
         "share_128": share(plain),
         "same_single": _same(plain, "same60"),
         "precise": precise,
-        "upward": _gain(plain, upward),
-        "cat_share": share(cat),
     }
 
 
@@ -74,9 +72,14 @@ def _same(batches: pd.DataFrame, column: str = "same") -> Measured:
     return Measured(intervals.proportion(batches[column], batches.network), images=int(batches.images.sum()))
 
 
-def identities(double: pd.DataFrame, sparse: pd.DataFrame) -> Entries:
-    """Whether exactly those who are alone in a bin come out, batch by batch."""
-    return {"same_double": _same(double), "same_sparse": _same(sparse)}
+def variants(found: Mapping[str, pd.DataFrame]) -> Entries:
+    """Whether exactly those who are alone in a bin come out, and what the released read-out and connections cost."""
+    return {
+        "same_double": _same(found["float64"]),
+        "same_sparse": _same(found["a row for each bin"]),
+        "upward": _gain(found["128 bins, addition"], found["read upward, as released"]),
+        "cat_share": share(found["cat"]),
+    }
 
 
 def laws(own: pd.DataFrame, released: pd.DataFrame, average: Mapping[str, pd.DataFrame]) -> Entries:
