@@ -102,6 +102,15 @@ def test_a_bin_of_two_is_their_mean_by_the_gradients_of_each():
         torch.testing.assert_close(found.raw[0, k - 1], mean, rtol=0, atol=1e-10)
 
 
+def test_two_copies_of_an_image_share_a_bin_that_holds_it_exactly():
+    model, (images, labels) = sent(torch.float64, num_bins=64), batch(5, torch.float64)
+    images[0, 1] = images[0, 0]
+    found, scores = recovered(model, images, labels)
+    assert not alone(model, images)[0, :2].any()
+    assert (found.raw[0] - images[0, 0]).flatten(1).abs().amax(1).min() < 1e-10
+    assert scores.exact[:2].sum() == 1, "one candidate is given to one of the copies"
+
+
 def test_the_differences_add_up_to_the_lowest_row_and_leave_what_was_given():
     random = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(2, 6, 5, generator=random), torch.randn(2, 6, generator=random)

@@ -14,11 +14,11 @@ from reprolib.defenses.base import Defense
 
 
 def examined(model: nn.Module) -> pd.DataFrame:
-    """What the linear layers with a bias and at least eight rows look like, a row a layer: those of no server's making
-    have rows in many directions, and biases in no order.
+    """What the linear layers with a bias and at least eight rows look like: one row for each layer.
 
-    Columns: layer, rows, rank_one (share of the weights' energy in their largest singular value, without the mean of
-    any), in_order (the rank correlation of the biases with the rows' order, without its sign).
+    The rows of a layer that was drawn, or trained, lie in many directions, and its biases in no order.
+    Columns: layer, rows, rank_one (the share of the weights' energy in their largest singular value, in [0, 1]),
+    in_order (the rank correlation of the biases with the rows' order, without its sign).
     """
     found = []
     for name, layer in model.named_modules():
