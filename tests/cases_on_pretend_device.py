@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pretend_device import DEVICE, DevicesMeet, PretendDevice, PretendTensor
 from torch import Tensor, nn
 
-from reprolib import attacks, data, defenses, models, optimizers
+from reprolib import attacks, data, defenses, models, optimizers, servers
 from reprolib.attacks import labels, matching, priors
 from reprolib.attacks.matching import Matching
 from reprolib.defenses import ats, graddefense, mixing
@@ -247,6 +247,7 @@ def every_defense():
         "PartialPerturbation": [
             defenses.Compose([defenses.PRECODE(k=4), defenses.PartialPerturbation(defenses.TopK(0.5))])
         ],
+        "Inspection": [defenses.Inspection()],
         "Compose": [defenses.Compose([defenses.Clipping(0.2), defenses.TopK(0.5), defenses.GaussianNoise(0.1)])],
     }
     assert of.keys() == defenses._KNOWN.keys(), "a defense without a case here"
@@ -453,6 +454,18 @@ def test_closed_forms():
         assert_same(*on_both)
 
 
+@pytest.mark.parametrize("layout", ["cumulative", "sparse", "scattered"])
+def test_servers_that_read_rows(layout):
+    x, y = batch(size=3)
+    server = servers.Imprint(num_bins=8, layout=layout, rate=0.3, surrogate=pool())
+    for sender, attack in ((server, attacks.RobbingTheFed()), (servers.TrapWeights(), attacks.TrapRows())):
+        model, threat = victim("mlp"), ThreatModel(server=sender.kind)
+        assert_same(
+            dict(sender.broadcast(there(model)).named_parameters()), dict(sender.broadcast(model).named_parameters())
+        )
+        attacked_twice(attack, sender.broadcast(model), x, y, snapshots=(), threat=threat)
+
+
 @pytest.mark.parametrize("place", ["the CPU", "the device"])
 def test_learned_inverses(place):
     """The attacker's network may stand elsewhere than the victim: it is the attack that brings them together."""
@@ -481,6 +494,7 @@ def test_learning_to_invert():
 def test_every_attack_has_a_case():
     covered = {type(attack).__name__ for attack in attacks_of_one_image().values()}
     covered |= {"AnalyticRecovery", "CocktailParty", "DerivativeICA", "FGLA", "LearningToInvert"}
+    covered |= {"AnalyticRecovery", "FGLA", "LearningToInvert"} | {"RobbingTheFed", "TrapRows"}
     assert covered == set(attacks.__all__) - {"Attack", "History", "Reconstruction", "build", "linear_inputs"}
 
 

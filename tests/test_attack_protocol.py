@@ -1,6 +1,7 @@
 """Every attack is called alike: one victim or several, one trial or many, with snapshots or without."""
 
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from reprolib.attacks import Attack
 from reprolib.defenses import GradDefense
 from reprolib.federated.client import SharedUpdate, ThreatModel, share
 from reprolib.models import Victims
+from reprolib.servers import Imprint
 
 SHAPE, CLASSES, TRIALS = (3, 8, 8), 4, 3
 HIDDEN = 6
@@ -54,21 +56,28 @@ ATTACKS = {
     "LearningToInvert": attacks.LearningToInvert(images(20), hidden=4, epochs=1, minibatch=4),
     "PlainDLG": attacks.PlainDLG(iterations=1),
     "Rereading": attacks.Rereading(attacks.DLG(iterations=2, max_iter=3)),
+    "RobbingTheFed": attacks.RobbingTheFed(),
+    "TrapRows": attacks.TrapRows(),
 }
 REREADABLE = GradDefense(images(4), slices=4, perturbed=2, std=1e-3)
 BELONGS_TO_ONE = {"FGLA": "decoder", "HCGLA": "generator"}
 KEEP_NONE = {"FGLA", "AnalyticRecovery", "CocktailParty", "DerivativeICA", "LearningToInvert", "PlainDLG"}
+KEEP_NONE = {"FGLA", "AnalyticRecovery", "LearningToInvert", "PlainDLG", "RobbingTheFed", "TrapRows"}
+FOUND = {"RobbingTheFed": HIDDEN, "TrapRows": HIDDEN}
+"""Images that an attack returns for a batch of one, where it returns one for each row of a layer."""
 
 
-def victim(seed):
-    return models.build("mlp", CLASSES, SHAPE, seed=seed, width=HIDDEN).double()
+def victim(seed, name=""):
+    network = models.build("mlp", CLASSES, SHAPE, seed=seed, width=HIDDEN).double()
+    return Imprint(num_bins=HIDDEN, cdf="gaussian").broadcast(network) if name == "RobbingTheFed" else network
 
 
 def shared(network, name, trials=slice(None)):
     """Updates of one image each; those that Rereading attacks grant a defense that it can reread."""
     pixels, labels = images(TRIALS).images[:, None], torch.arange(TRIALS)[:, None]
     defense = REREADABLE if name == "Rereading" else None
-    return share(network, pixels[trials].double(), labels[trials], threat=THREAT, defense=defense)
+    threat = replace(THREAT, server="malicious architecture") if name == "RobbingTheFed" else THREAT
+    return share(network, pixels[trials].double(), labels[trials], threat=threat, defense=defense)
 
 
 def called(name, model, update, seed=1, **more):
@@ -90,11 +99,12 @@ def test_an_attack_is_called_as_the_protocol_says(name):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_one_victim_and_trials_that_do_not_know_of_each_other(name):
-    network = victim(0)
+    network = victim(0, name)
     update = shared(network, name)
     found = called(name, network, update)
-    assert found.raw.shape == found.images.shape == (TRIALS, 1, *SHAPE) and found.raw.isfinite().all()
-    assert found.labels.shape == (TRIALS, 1) and found.labels.dtype == torch.int64
+    many = FOUND.get(name, 1)
+    assert found.raw.shape == found.images.shape == (TRIALS, many, *SHAPE) and found.raw.isfinite().all()
+    assert found.labels.shape == (TRIALS, many) and found.labels.dtype == torch.int64
     for column in (found.objective, found.evaluations, found.starts, found.diverged):
         assert column.shape == (TRIALS,)
     assert found.evaluations.dtype == found.starts.dtype == torch.int64 and found.diverged.dtype == torch.bool
@@ -106,7 +116,7 @@ def test_one_victim_and_trials_that_do_not_know_of_each_other(name):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_several_victims(name):
-    networks = [victim(seed) for seed in range(TRIALS)]
+    networks = [victim(seed, name) for seed in range(TRIALS)]
     several = Victims.of(networks)
     own = [shared(network, name, slice(t, t + 1)) for t, network in enumerate(networks)]
     update = SharedUpdate.join(own, several)
@@ -115,7 +125,8 @@ def test_several_victims(name):
             called(name, several, update)
         return
     found = called(name, several, update)
-    assert found.raw.shape == (TRIALS, 1, *SHAPE) and found.labels.shape == (TRIALS, 1)
+    many = FOUND.get(name, 1)
+    assert found.raw.shape == (TRIALS, many, *SHAPE) and found.labels.shape == (TRIALS, many)
     for t, network in enumerate(networks):
         if name == "LearningToInvert" and t > 0:  # its perceptron is drawn for the call, not for the trial
             continue
@@ -125,7 +136,7 @@ def test_several_victims(name):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_snapshots_are_kept_or_refused(name):
-    network = victim(0)
+    network = victim(0, name)
     update = shared(network, name)
     if name in KEEP_NONE:
         with pytest.raises(ValueError, match=f"{name} keeps no snapshots, got 2"):
@@ -153,7 +164,7 @@ def test_snapshots_are_kept_or_refused(name):
     ],
 )
 def test_snapshots_that_are_none_are_refused_in_one_line(name, snapshots, message):
-    network = victim(0)
+    network = victim(0, name)
     with pytest.raises(ValueError) as refused:
         called(name, network, shared(network, name), snapshots=snapshots)
     assert str(refused.value) == message

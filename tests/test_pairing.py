@@ -27,6 +27,14 @@ def test_as_many_candidates_as_images_are_paired_as_the_batches_of_searches(imag
     assert torch.equal(pairing.pair(near, images), metrics.match_batches(near, images))
 
 
+def test_a_bad_candidate_does_not_push_exact_ones_away():
+    grey = [torch.full((1, 1, 1, 16, 16), level) for level in (0.0, 0.3, 0.6, 1.0)]
+    images = torch.cat(grey[:3], 1)
+    # white is nearest to the lightest image, and all shifted by one are nearer than black under white
+    order = pairing.pair(torch.cat([grey[3], grey[1], grey[2]], 1), images)
+    assert order.tolist() == [[0, 1, 2]]
+
+
 def test_a_candidate_that_holds_nothing_is_given_to_no_image(images):
     lost = torch.zeros(3, 4, dtype=torch.bool)
     lost[1, 2] = lost[2] = True

@@ -39,6 +39,7 @@ from reprolib.attacks.lti import LearningToInvert
 from reprolib.attacks.plain import PlainDLG
 from reprolib.attacks.reconstruction import Attack, History, Reconstruction
 from reprolib.attacks.rereading import Rereading
+from reprolib.attacks.rtf import RobbingTheFed, TrapRows
 from reprolib.federated.closed_form import linear_inputs
 
 __all__ = [
@@ -58,6 +59,8 @@ __all__ = [
     "PlainDLG",
     "Reconstruction",
     "Rereading",
+    "RobbingTheFed",
+    "TrapRows",
     "build",
     "linear_inputs",
 ]

@@ -227,7 +227,7 @@ def _found(skeleton: nn.Module, layer: str | None) -> _Found:
     first = next(network.parameters())
     probe = torch.rand(2, *inputs.shape, generator=torch.Generator().manual_seed(0)).to(first)
     with torch.no_grad():
-        entered = network.normalize(probe)
+        entered = network.normalize.forward(probe)  # what stands behind it as a hook is a layer
         network(probe)
     for handle in handles:
         handle.remove()

@@ -21,6 +21,7 @@ from reprolib.defenses.dual_pruning import DualPruning
 from reprolib.defenses.estimated import KeptEntries, NormOfUpdate, RateOfUpdate
 from reprolib.defenses.feedback import AfterFeedback, with_feedback
 from reprolib.defenses.graddefense import GradDefense
+from reprolib.defenses.inspection import Inspection
 from reprolib.defenses.mixing import IntraInstaHide, MixUp
 from reprolib.defenses.noise import GaussianNoise, LaplaceNoise
 from reprolib.defenses.outpost import Outpost
@@ -45,6 +46,7 @@ __all__ = [
     "DualPruning",
     "GaussianNoise",
     "GradDefense",
+    "Inspection",
     "IntraInstaHide",
     "KeptColumns",
     "KeptEntries",
@@ -86,6 +88,7 @@ _KNOWN: dict[str, type[Defense]] = {
         ATS,
         MixUp,
         IntraInstaHide,
+        Inspection,
         Soteria,
         KeptColumns,
         PRECODE,

@@ -20,12 +20,14 @@ EXACT_MSE = 1e-6
 """Below it, 60 dB, no grey level of an 8-bit image changes: the image was recovered exactly, up to rounding."""
 
 DECIBELS = (19.0, 30.0)
-"""Where `shares` counts: from 19 dB on, DLF calls an image reconstructed (Dimitrov et al. 2022); 30 dB looks the same."""
+"""Where `shares` counts: from 19 dB on, DLF calls an image reconstructed (Dimitrov et al. 2022)."""
 
 
 def pair(candidates: Tensor, images: Tensor, lost: Tensor | None = None) -> Tensor:
     """For every true image the index of the candidate assigned to it (Hungarian, smallest total MSE), or -1 for none.
 
+    As many images as can be get a candidate that is exact, before the rest is shared out: a bad candidate that has to
+    go somewhere would otherwise push exact ones from image to image.
     candidates: [T, n, C, H, W], images: [T, B, C, H, W], both seen in [0, 1]; n and B may differ. lost: [T, n],
     candidates that hold nothing and are given to no image. Returns [T, B] int64.
     Errors: ValueError for shapes that do not go together.
@@ -38,7 +40,11 @@ def pair(candidates: Tensor, images: Tensor, lost: Tensor | None = None) -> Tens
         # Differences, not the expanded square: exact recoveries are at distance 0 and must not drown in rounding.
         away = torch.cdist(truth[t], found[t, held], compute_mode="donot_use_mm_for_euclid_dist").square()
         # No image is farther off than black from white, and a candidate that is no number is that far.
-        rows, columns = linear_sum_assignment(torch.nan_to_num(away, nan=truth.shape[-1]).numpy())
+        farthest = truth.shape[-1]
+        away = torch.nan_to_num(away, nan=farthest)
+        worth = farthest * (1 + truth.shape[1])  # more than all other distances together
+        cost = away - worth * (away < EXACT_MSE * farthest)
+        rows, columns = linear_sum_assignment(cost.numpy())
         order[t, rows] = held[columns]
     return order
 

@@ -14,6 +14,8 @@ from cma import CMAEvolutionStrategy
 
 from reprolib import attacks, data, defenses, experiments, models
 from reprolib.attacks import labels, matching, priors, separation
+from reprolib import attacks, data, defenses, experiments, models, servers
+from reprolib.attacks import labels, matching, priors
 from reprolib.attacks.fgla import separate
 from reprolib.attacks.first_layer import FirstLayer
 from reprolib.defenses.precode import recovered_noise
@@ -217,3 +219,16 @@ def test_cocktail_party():
     nearest = torch.cdist(own, found).argmin(1)
     assert sorted(nearest.tolist()) == list(range(5))
     torch.testing.assert_close(found[nearest], own, rtol=0, atol=1e-4)
+def test_robbing_the_fed(victim):
+    random = torch.Generator().manual_seed(1)
+    pixels, own = (torch.rand(n, 1, 1, 1, generator=random).double().expand(n, 3, 16, 16) for n in (200, 7))
+    own = 0.8 * own + 0.2 * torch.rand(own.shape, dtype=torch.float64, generator=random)
+    public = data.ImageSet("p", "train", pixels.float(), torch.zeros(200).long(), ("a",), "drawn", "p")
+    sent = servers.Imprint(num_bins=16, surrogate=public).broadcast(victim)
+    labels = torch.arange(7) % 5
+    threat = client.ThreatModel(server="malicious architecture")
+    engine = attacks.RobbingTheFed()(sent, client.share(sent, own[None], labels[None], threat=threat))
+    bins = method("10-robbing-the-fed", "thresholds")(public.images.double(), 16)
+    found = method("10-robbing-the-fed", "robbed_by_hand")(victim, own, labels, bins)
+    torch.testing.assert_close(found, engine.raw[0][~engine.lost[0]], rtol=0, atol=1e-9)
+    assert len(found) > 3
