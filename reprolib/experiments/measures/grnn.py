@@ -11,16 +11,14 @@ from reprolib.measure import intervals
 from reprolib.measure.entries import Entries, Measured
 from reprolib.measure.intervals import Interval
 
-Scores = pd.DataFrame
 
-
-def _pair(better: Scores, worse: Scores) -> Interval:
+def _pair(better: pd.DataFrame, worse: pd.DataFrame) -> Interval:
     """PSNR of one run minus that of another on the same images, batches the clusters; over the images of both."""
     count = min(len(better), len(worse))
     return intervals.difference(better.psnr[:count], worse.psnr[:count], better.network[:count])
 
 
-def own_images(one: Scores, four: Scores, eight: Scores, dlg: Mapping[int, Scores]) -> Entries:
+def own_images(one: pd.DataFrame, four: pd.DataFrame, eight: pd.DataFrame, dlg: Mapping[int, pd.DataFrame]) -> Entries:
     """What comes back on the paper's own images, and how much better than DLG's; dlg: batch size -> scores."""
     return {
         "single_identified": intervals.proportion(one.identified),
@@ -32,7 +30,7 @@ def own_images(one: Scores, four: Scores, eight: Scores, dlg: Mapping[int, Score
     }
 
 
-def race(runs: Mapping[tuple[str, int], Scores]) -> Entries:
+def race(runs: Mapping[tuple[str, int], pd.DataFrame]) -> Entries:
     """GRNN against the searches for pixels and for latents on the same updates; (attack, batch size) -> scores."""
     found = {"untrained_identified": intervals.proportion(runs["GRNN", 1].identified)}
     for name, key in {"Inverting Gradients": "ig", "GGL": "ggl"}.items():
@@ -41,7 +39,7 @@ def race(runs: Mapping[tuple[str, int], Scores]) -> Entries:
     return found
 
 
-def controls(by: Mapping[str, Scores], nulls: Sequence[str]) -> Entries:
+def controls(by: Mapping[str, pd.DataFrame], nulls: Sequence[str]) -> Entries:
     """What the gradient adds to answers that never saw it; by: control -> scores. The best is so on average."""
     own = by["gradient"]
     best = max((name for name in by if name != "gradient"), key=lambda name: by[name].psnr.mean())
@@ -56,7 +54,7 @@ def controls(by: Mapping[str, Scores], nulls: Sequence[str]) -> Entries:
     }
 
 
-def trained(scores: Scores, accuracy: Sequence[float]) -> Entries:
+def trained(scores: pd.DataFrame, accuracy: Sequence[float]) -> Entries:
     """What comes back from trained networks, and how good these are."""
     return {
         "trained_identified": intervals.proportion(scores.identified),
@@ -64,7 +62,7 @@ def trained(scores: Scores, accuracy: Sequence[float]) -> Entries:
     }
 
 
-def units(pixels: Scores, normalised: Scores, reach: pd.DataFrame) -> Entries:
+def units(pixels: pd.DataFrame, normalised: pd.DataFrame, reach: pd.DataFrame) -> Entries:
     """What it costs to take the sigmoid's output for normalised values, and what it cannot say then."""
     return {
         "normalised_loss": _pair(pixels, normalised),
@@ -72,7 +70,7 @@ def units(pixels: Scores, normalised: Scores, reach: pd.DataFrame) -> Entries:
     }
 
 
-def network(one: Scores, four: Scores) -> Entries:
+def network(one: pd.DataFrame, four: pd.DataFrame) -> Entries:
     """What comes back under a network of ReLUs."""
     return {
         "cnn_single_identified": intervals.proportion(one.identified),
@@ -80,7 +78,7 @@ def network(one: Scores, four: Scores) -> Entries:
     }
 
 
-def defended(bare: Scores, runs: Mapping[tuple[str, str], Scores]) -> Entries:
+def defended(bare: pd.DataFrame, runs: Mapping[tuple[str, str], pd.DataFrame]) -> Entries:
     """What each defense costs; (defense, attacker) -> scores."""
     keys = {
         "noise_loss": ("noise", "plain"),
@@ -92,7 +90,7 @@ def defended(bare: Scores, runs: Mapping[tuple[str, str], Scores]) -> Entries:
     return {measure: _pair(bare, runs[key]) for measure, key in keys.items()}
 
 
-def rows(runs: Mapping[tuple[str, ...], Scores], titles: Collection[str]) -> pd.DataFrame:
+def rows(runs: Mapping[tuple[str, ...], pd.DataFrame], titles: Collection[str]) -> pd.DataFrame:
     """A row a run under these titles of its key: PSNR, SSIM, and the shares of images identified and labels right."""
     table = []
     for key, own in runs.items():
