@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -94,7 +95,7 @@ def rows(runs: Mapping[tuple[str, ...], pd.DataFrame], titles: Collection[str]) 
     """A row a run under these titles of its key: PSNR, SSIM, and the shares of images identified and labels right."""
     table = []
     for key, own in runs.items():
-        row = dict(zip(titles, key, strict=True))
+        row: dict[str, Any] = dict(zip(titles, key, strict=True))
         row |= {"images": len(own), "PSNR": intervals.mean(own.psnr, own.network), "SSIM": np.mean(own.ssim)}
         row |= {"identified": intervals.proportion(own.identified, own.network)}
         row |= {"labels right": intervals.proportion(own.label_correct, own.network)}
