@@ -15,7 +15,7 @@ class RegressionGenerator(nn.Module):
     without bias, batch norm by the batch's own statistics and a gated linear unit; a sigmoid ends it. width: channels
     before the last doubling, twice as many at each doubling before; 32 in the released code (710,988 parameters at 32 x
     32 x 3, and 129 for each class). Weights are drawn as torch draws them: the released `weight_init` never reaches the
-    layers it is meant for. batches: the released generator works at any size, but gives 16 x 16 for 28 x 28: resize.
+    layers that it is meant for. For 28 x 28 pixels the released generator gives 16 x 16: refused here.
     Source: Ren et al. 2022, Generator/model.py of the released code.
     Errors: ValueError for images that are not square with a side of 8, 16, 32, ..., and sizes below 1.
     """
