@@ -366,6 +366,7 @@ def attacks_of_one_image():
         ),
         "GGL": attacks.GGL(Latents(), evaluations=20, population=5, starts=2),
         "GGL, adam": replace(attacks.GGL.adam_ramp(Latents()), evaluations=4, distance="cosine"),
+        "GRNN": attacks.GRNN(iterations=2, noise_dim=4, width=2, starts=2),
         "HCGLA": attacks.HCGLA(start="random", iterations=1, max_iter=2),
         "Rereading": attacks.Rereading(attacks.DLG(iterations=1, labels="known", **NEAR)),
     }

@@ -48,6 +48,7 @@ ATTACKS = {
     "InvertingGradients": attacks.InvertingGradients(iterations=3, starts=1),
     "GradInversion": attacks.GradInversion(iterations=3, warmup=1, seeds=1, batch_norm=0.0, gradient=1.0),
     "GGL": attacks.GGL(Inverse().double(), evaluations=12, population=4),
+    "GRNN": attacks.GRNN(iterations=2, noise_dim=4, width=2),
     "HCGLA": attacks.HCGLA(Inverse().double(), iterations=2, max_iter=3),
     "FGLA": attacks.FGLA(Inverse().double(), impute_bias=True),
     "AnalyticRecovery": attacks.AnalyticRecovery(),

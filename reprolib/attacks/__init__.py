@@ -32,6 +32,7 @@ from reprolib.attacks.dlg import DLG
 from reprolib.attacks.fgla import FGLA
 from reprolib.attacks.ggl import GGL
 from reprolib.attacks.gradinversion import GradInversion
+from reprolib.attacks.grnn import GRNN
 from reprolib.attacks.hcgla import HCGLA
 from reprolib.attacks.idlg import IDLG
 from reprolib.attacks.ig import InvertingGradients
@@ -47,6 +48,7 @@ __all__ = [
     "FGLA",
     "HCGLA",
     "GGL",
+    "GRNN",
     "IDLG",
     "AnalyticRecovery",
     "Attack",

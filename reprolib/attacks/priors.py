@@ -36,6 +36,16 @@ def outside_box(images: Tensor) -> Tensor:
     return (images - images.clamp(0, 1)).square().flatten(1).sum(1)
 
 
+def mean_squared_variation(images: Tensor) -> Tensor:
+    """Twice the mean squared difference of neighbours down plus that across, meaned over a trial's images: [R].
+
+    Each mean is over an image's own differences, of all its channels. Source: GRNN's code, `TVLoss`.
+    """
+    down = (images[..., 1:, :] - images[..., :-1, :]).square().flatten(1).mean(1)
+    right = (images[..., 1:] - images[..., :-1]).square().flatten(1).mean(1)
+    return 2 * (down + right)
+
+
 def four_direction_variation(images: Tensor) -> Tensor:
     """Sum of four norms over a trial's batch: differences across, down and along both diagonals: [R].
 

@@ -1,4 +1,4 @@
-"""Searches for a minimum, each over a leading trial axis: L-BFGS, Adam and its relatives, CMA-ES.
+"""Searches for a minimum, each over a leading trial axis: L-BFGS, Adam and its relatives, RMSprop, CMA-ES.
 
 They know nothing of images and gradients: an objective is a function of a row.
 """
@@ -8,6 +8,7 @@ from reprolib.optimizers.cyclic import CyclicLBFGS
 from reprolib.optimizers.evolution import cma_es
 from reprolib.optimizers.lbfgs import LBFGS, BatchedLBFGS, lbfgs, rows_that_fit
 from reprolib.optimizers.minimum import Minimum, Objective
+from reprolib.optimizers.rmsprop import rmsprop
 
 __all__ = [
     "LBFGS",
@@ -20,6 +21,7 @@ __all__ = [
     "langevin_adam",
     "lbfgs",
     "ramp",
+    "rmsprop",
     "rows_that_fit",
     "signed_adam",
     "warm_cosine",

@@ -30,7 +30,14 @@ def method(stem, name, *called):
     """The function of that name in the chapter's cells, which calls those other functions of the chapter."""
     cells = nbformat.read(NOTEBOOKS / f"{stem}.ipynb", as_version=4).cells
     statements = [s for cell in cells if cell.cell_type == "code" for s in ast.parse(cell.source).body]
-    defined = {"math": math, "np": np, "torch": torch, "F": F, "CMAEvolutionStrategy": CMAEvolutionStrategy}
+    defined = {
+        "math": math,
+        "np": np,
+        "torch": torch,
+        "nn": torch.nn,
+        "F": F,
+        "CMAEvolutionStrategy": CMAEvolutionStrategy,
+    }
     for wanted in (name, *called):
         (found,) = [s for s in statements if isinstance(s, ast.FunctionDef) and s.name == wanted]
         exec(ast.unparse(found), defined)
@@ -180,6 +187,27 @@ def test_ggl(victim, images):
     honest = client.share(victim, images, torch.tensor([[2]]))
     clipped = method("08-ggl", "shortened")(numbers(honest), [torch.tensor(0.5)])
     torch.testing.assert_close(clipped, numbers(update), rtol=0, atol=1e-9)
+
+
+def test_grnn(victim, images):
+    update = client.share(victim, images, torch.tensor([[2]]))
+    engine = attacks.GRNN(iterations=4, noise_dim=6, width=2)
+    (search,) = engine.searches(victim, update, 7)
+    *parts, noise = search.first(0)[0].split(search.sizes)
+    own = dict(zip(search.shapes, parts, strict=True))
+    draw = method("16-grnn", "picture")(16, 6, 2).double()
+    label = torch.nn.Linear(6, 5).double()
+    order = ["first.weight", "first.bias"]
+    for i in range(2):  # two doublings of a map of 4 x 4
+        order += [f"convs.{i}.weight", f"norms.{i}.weight", f"norms.{i}.bias"]
+    pairs = [*zip(draw.parameters(), order, strict=True), (label.weight, "label.weight"), (label.bias, "label.bias")]
+    for parameter, name in pairs:
+        parameter.data.copy_(own[name].view_as(parameter))
+    loop = method("16-grnn", "grnn_by_hand", "variation")
+    found, guess = loop(victim, numbers(update), draw, label, noise.view(1, 6), 4)
+    ours = engine(victim, update, seed=7)
+    torch.testing.assert_close(found, ours.raw[0], rtol=1e-6, atol=1e-8)
+    assert torch.equal(guess, ours.labels[0])
 
 
 def test_dual_pruning_and_its_two_attackers(victim, images):

@@ -1,0 +1,103 @@
+"""Measures of the chapter on GRNN, of the scores that `experiments.grnn.attack_drawn` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reprolib.measure import intervals
+from reprolib.measure.entries import Entries, Measured
+from reprolib.measure.intervals import Interval
+
+
+def _pair(better: pd.DataFrame, worse: pd.DataFrame) -> Interval:
+    """PSNR of one run minus that of another on the same images, batches the clusters; over the images of both."""
+    count = min(len(better), len(worse))
+    return intervals.difference(better.psnr[:count], worse.psnr[:count], better.network[:count])
+
+
+def own_images(one: pd.DataFrame, four: pd.DataFrame, eight: pd.DataFrame, dlg: Mapping[int, pd.DataFrame]) -> Entries:
+    """What comes back on the paper's own images, and how much better than DLG's; dlg: batch size -> scores."""
+    return {
+        "single_identified": intervals.proportion(one.identified),
+        "single_labels": intervals.proportion(one.label_correct),
+        "four_identified": intervals.proportion(four.identified, four.network),
+        "eight_identified": intervals.proportion(eight.identified, eight.network),
+        "over_dlg_single": _pair(one, dlg[1]),
+        "over_dlg_four": _pair(four, dlg[4]),
+    }
+
+
+def race(runs: Mapping[tuple[str, int], pd.DataFrame]) -> Entries:
+    """GRNN against the searches for pixels and for latents on the same updates; (attack, batch size) -> scores."""
+    found = {"untrained_identified": intervals.proportion(runs["GRNN", 1].identified)}
+    for name, key in {"Inverting Gradients": "ig", "GGL": "ggl"}.items():
+        for size, word in {1: "single", 4: "four"}.items():
+            found[f"over_{key}_{word}"] = _pair(runs["GRNN", size], runs[name, size])
+    return found
+
+
+def controls(by: Mapping[str, pd.DataFrame], nulls: Sequence[str]) -> Entries:
+    """What the gradient adds to answers that never saw it; by: control -> scores. The best is so on average."""
+    own = by["gradient"]
+    best = max((name for name in by if name != "gradient"), key=lambda name: by[name].psnr.mean())
+    over = {name: intervals.difference(own.psnr, by[name].psnr) for name in (*nulls, best)}
+    return {
+        "over_gaussian": over[nulls[0]],
+        "over_other": over[nulls[1]],
+        "over_best_null": over[best],
+        "identified_over_other": intervals.difference(
+            own.identified.astype(float), by[nulls[1]].identified.astype(float)
+        ),
+    }
+
+
+def trained(scores: pd.DataFrame, accuracy: Sequence[float]) -> Entries:
+    """What comes back from trained networks, and how good these are."""
+    return {
+        "trained_identified": intervals.proportion(scores.identified),
+        "accuracy": Measured(intervals.mean(accuracy, within=(0.0, 1.0))),
+    }
+
+
+def units(pixels: pd.DataFrame, normalised: pd.DataFrame, reach: pd.DataFrame) -> Entries:
+    """What it costs to take the sigmoid's output for normalised values, and what it cannot say then."""
+    return {
+        "normalised_loss": _pair(pixels, normalised),
+        "range_lost": intervals.mean(reach.below, within=(0.0, 1.0)),
+    }
+
+
+def network(one: pd.DataFrame, four: pd.DataFrame) -> Entries:
+    """What comes back under a network of ReLUs."""
+    return {
+        "cnn_single_identified": intervals.proportion(one.identified),
+        "cnn_four_identified": intervals.proportion(four.identified, four.network),
+    }
+
+
+def defended(bare: pd.DataFrame, runs: Mapping[tuple[str, str], pd.DataFrame]) -> Entries:
+    """What each defense costs; (defense, attacker) -> scores."""
+    keys = {
+        "noise_loss": ("noise", "plain"),
+        "clip_plain_loss": ("clipping", "plain"),
+        "clip_informed_loss": ("clipping", "informed"),
+        "prune_plain_loss": ("pruning", "plain"),
+        "prune_informed_loss": ("pruning", "informed"),
+    }
+    return {measure: _pair(bare, runs[key]) for measure, key in keys.items()}
+
+
+def rows(runs: Mapping[tuple[str, ...], pd.DataFrame], titles: Collection[str]) -> pd.DataFrame:
+    """A row a run under these titles of its key: PSNR, SSIM, and the shares of images identified and labels right."""
+    table = []
+    for key, own in runs.items():
+        row: dict[str, Any] = dict(zip(titles, key, strict=True))
+        row |= {"images": len(own), "PSNR": intervals.mean(own.psnr, own.network), "SSIM": np.mean(own.ssim)}
+        row |= {"identified": intervals.proportion(own.identified, own.network)}
+        row |= {"labels right": intervals.proportion(own.label_correct, own.network)}
+        table.append(row)
+    return pd.DataFrame(table)
