@@ -62,8 +62,8 @@ ATTACKS = {
 }
 REREADABLE = GradDefense(images(4), slices=4, perturbed=2, std=1e-3)
 BELONGS_TO_ONE = {"FGLA": "decoder", "HCGLA": "generator"}
-KEEP_NONE = {"FGLA", "AnalyticRecovery", "CocktailParty", "DerivativeICA", "LearningToInvert", "PlainDLG"}
-KEEP_NONE = {"FGLA", "AnalyticRecovery", "LearningToInvert", "PlainDLG", "RobbingTheFed", "TrapRows"}
+KEEP_NONE = {"AnalyticRecovery", "CocktailParty", "DerivativeICA", "FGLA", "LearningToInvert", "PlainDLG"}
+KEEP_NONE |= {"RobbingTheFed", "TrapRows"}
 FOUND = {"RobbingTheFed": HIDDEN, "TrapRows": HIDDEN}
 """Images that an attack returns for a batch of one, where it returns one for each row of a layer."""
 

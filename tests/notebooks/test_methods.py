@@ -12,10 +12,8 @@ import torch
 import torch.nn.functional as F
 from cma import CMAEvolutionStrategy
 
-from reprolib import attacks, data, defenses, experiments, models
-from reprolib.attacks import labels, matching, priors, separation
 from reprolib import attacks, data, defenses, experiments, models, servers
-from reprolib.attacks import labels, matching, priors
+from reprolib.attacks import labels, matching, priors, separation
 from reprolib.attacks.fgla import separate
 from reprolib.attacks.first_layer import FirstLayer
 from reprolib.defenses.precode import recovered_noise
@@ -247,6 +245,8 @@ def test_cocktail_party():
     nearest = torch.cdist(own, found).argmin(1)
     assert sorted(nearest.tolist()) == list(range(5))
     torch.testing.assert_close(found[nearest], own, rtol=0, atol=1e-4)
+
+
 def test_robbing_the_fed(victim):
     random = torch.Generator().manual_seed(1)
     pixels, own = (torch.rand(n, 1, 1, 1, generator=random).double().expand(n, 3, 16, 16) for n in (200, 7))
