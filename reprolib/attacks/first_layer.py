@@ -289,7 +289,8 @@ def _without_decay(shared: Tensor, name: str, victims: Victims, update: SharedUp
 
 def _decayed(local: LocalTraining, steps: int) -> float:
     """What is left after the steps of a weight of 1 that has no gradient."""
-    weight, nothing, state = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), []
+    weight, nothing = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    state: list[Tensor] = []
     for step in range(1, steps + 1):
         direction, state = local.direction(step, nothing, weight, state)
         weight = weight - local.learning_rate * direction

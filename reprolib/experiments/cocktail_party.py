@@ -246,7 +246,7 @@ def decoded_features(
             "hidden layer": separate(FirstLayer.of(hidden, through, name), seed=own).inputs,
             "head": separate(FirstLayer.of(wide, update, "head"), seed=own).inputs,
         }
-        pictures = {}
+        pictures: dict[str, Tensor] = {}
         with torch.no_grad():
             pictures |= {name: decoder(features[0].clamp(min=0).float()) for name, features in found.items()}
         blended = FGLA(decoder, missing_offset="none")
