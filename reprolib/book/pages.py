@@ -1,7 +1,7 @@
 """A chapter's page, its executed notebook in `book/chapters`: what it depends on, whether it is current, or stale.
 
-Its metadata keep a fingerprint of everything that the chapter read, and one of the results that it wrote beside the page;
-where both are the same, it is not run again.
+Its metadata keep a fingerprint of everything that the chapter read, and one of the results that it wrote beside the
+page; where both are the same, it is not run again.
 """
 
 from __future__ import annotations
