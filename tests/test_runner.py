@@ -139,6 +139,32 @@ def test_a_failing_chapter_does_not_stop_the_others(tmp_path, monkeypatch):
     assert not bad.failed.exists(), "nothing to read any more"
 
 
+@pytest.mark.parametrize("results", [None, "kept elsewhere"])
+def test_a_chapter_whose_results_are_gone_or_changed_runs_again(tmp_path, monkeypatch, results):
+    if results:
+        monkeypatch.setenv("REPROLIB_RESULTS", results)
+    folder = tmp_path / (results or "results") / "runs" / "smoke"
+    write_chapter(
+        tmp_path,
+        "01-first",
+        f"from pathlib import Path\nfolder = Path({str(folder)!r}, 'first')\nfolder.mkdir(parents=True, exist_ok=True)",
+        "folder.with_suffix('.json').write_text('{}')\n(folder / 'picture.png').write_text('as drawn')",
+    )
+
+    def outcome() -> str:
+        (found,) = runner.run(tmp_path, parameters=notebooks.Parameters(profile="smoke"), tell=lambda line: None)
+        return found.status
+
+    assert [outcome(), outcome()] == ["ran", "unchanged"]
+    (folder / "first.json").unlink()  # what the message of a damaged file asks for
+    assert [outcome(), outcome()] == ["ran", "unchanged"]
+    (folder / "first" / "picture.png").write_text("cut")
+    assert [outcome(), outcome()] == ["ran", "unchanged"]
+    (folder.parent / "cpu").mkdir()
+    (folder.parent / "cpu" / "first.json").write_text("of another profile")
+    assert outcome() == "unchanged"
+
+
 def test_a_stale_mark_stands_below_the_title_once(tmp_path):
     chapter = write_chapter(tmp_path, "01-dlg")
     put_good_page(chapter)

@@ -1,6 +1,7 @@
 """A chapter's page, its executed notebook in `book/chapters`: what it depends on, whether it is current, or stale.
 
-Its metadata keep a fingerprint of everything that the chapter read; a page with the same fingerprint is not run again.
+Its metadata keep a fingerprint of everything that the chapter read, and one of the results that it wrote beside the
+page; where both are the same, it is not run again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -52,7 +53,7 @@ def fingerprint(chapter: Chapter, parameters: Parameters) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _contents(paths: Iterator[Path], base: Path) -> list[tuple[str, str]]:
+def _contents(paths: Iterable[Path], base: Path) -> list[tuple[str, str]]:
     """Name and checksum of each file."""
     files = sorted(path for path in paths if path.is_file())
     return [(str(path.relative_to(base)), hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
@@ -89,11 +90,24 @@ def _listing(folder: Path, depth: int = 3) -> list[tuple[str, int, int]]:
     return entries
 
 
+def written(chapter: Chapter, parameters: Parameters) -> str:
+    """16 hex digits over the results, pictures and records of a chapter's last run at this profile, as they lie there.
+
+    A run leaves them beside the page, where `report`, `accept` and the scoreboard read them.
+    """
+    folder = chapter.root / (os.environ.get("REPROLIB_RESULTS") or "results") / "runs" / parameters.profile
+    files = [folder / f"{chapter.paper}.json", *(folder / chapter.paper).rglob("*")]
+    return hashlib.sha256(json.dumps(_contents(files, folder)).encode()).hexdigest()[:16]
+
+
 def is_current(chapter: Chapter, parameters: Parameters) -> bool:
-    """Whether the chapter's page was executed from these very inputs and is not marked stale."""
+    """Whether the page was executed from these very inputs, is not stale, and its run's results lie as it left them."""
     try:
         record = _own_notes(read_notebook(chapter.page))
-        return "stale" not in record and record.get("fingerprint") == fingerprint(chapter, parameters)
+        read, made = record.get("fingerprint"), record.get("results")
+        return (
+            "stale" not in record and read == fingerprint(chapter, parameters) and made == written(chapter, parameters)
+        )
     except (OSError, ValueError):  # no page, or one that is no notebook, or inputs that are none: the run says which
         return False
 

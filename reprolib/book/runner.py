@@ -33,7 +33,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from reprolib.book.locks import Busy, NoLock, locked
 from reprolib.book.notebooks import Chapter, Parameters, find, first_line, read_notebook, save_notebook
-from reprolib.book.pages import fingerprint, is_current, mark_stale
+from reprolib.book.pages import fingerprint, is_current, mark_stale, written
 
 PARAMETERS_TAG, INJECTED_TAG = "parameters", "injected-parameters"
 
@@ -149,7 +149,7 @@ def _execute(chapter: Chapter, parameters: Parameters, threads: int) -> None:
     # Paths of this machine say nothing to a reader.
     for key, path in (("input_path", chapter.notebook), ("output_path", chapter.page)):
         page.metadata.papermill[key] = path.relative_to(chapter.root).as_posix()
-    page.metadata["reprolib"] = {"fingerprint": mark}
+    page.metadata["reprolib"] = {"fingerprint": mark, "results": written(chapter, parameters)}
     save_notebook(page, chapter.page)
     with suppress(OSError):  # the page is whole, whatever becomes of an older failure
         chapter.failed.unlink(missing_ok=True)
