@@ -130,8 +130,13 @@ def true_column(mixture: Mixture, candidate: Tensor) -> Tensor | None:
             return None
         if (rows @ (vectors[:, 1:] / squares[1:].sqrt())).square().sum(1).max() > LEVERAGE:
             return None
-        column = torch.linalg.svd(torch.linalg.qr(rows)[1])[2][-1]
+        column = null_vector(rows)
     return column
+
+
+def null_vector(rows: Tensor) -> Tensor:
+    """The right singular vector [B] of rows [n, B], n >= B - 1, of the smallest singular value."""
+    return torch.linalg.svd(torch.linalg.qr(rows)[1] if len(rows) > rows.shape[1] else rows)[2][-1]
 
 
 def is_new(column: Tensor, found: Tensor) -> bool:
@@ -139,9 +144,7 @@ def is_new(column: Tensor, found: Tensor) -> bool:
     return not found.shape[1] or bool((found.T @ column).abs().max() < 1 - 1e-6)
 
 
-def sampled(
-    left: Tensor, zero: float, draws: Tensor, at_least: int
-) -> tuple[Tensor, Tensor]:
+def sampled(left: Tensor, zero: float, draws: Tensor, at_least: int) -> tuple[Tensor, Tensor]:
     """Null vectors of sampled rows: candidates [k, c] that are zero in at least so many rows, and these numbers [c].
 
     left: [m, k]; draws: [n, k - 1], rows that are taken for zeros of one column. Source: Dimitrov et al. 2024.
