@@ -444,6 +444,8 @@ def test_attackers_of_a_bottleneck(noise):
 def test_closed_forms():
     x, y = batch()
     attacked_twice(attacks.AnalyticRecovery(), victim("mlp"), x, y, snapshots=())
+    attacked_twice(attacks.DerivativeICA(iterations=5), victim("mlp"), x, y, snapshots=())
+    attacked_twice(attacks.CocktailParty(iterations=3), victim("mlp"), x, y, snapshots=())
     gradients = share(victim("mlp"), x, y).gradients
     head = gradients["head.weight"], gradients["head.bias"]
     for rows in ("least_squares", "largest"):
@@ -478,7 +480,7 @@ def test_learning_to_invert():
 
 def test_every_attack_has_a_case():
     covered = {type(attack).__name__ for attack in attacks_of_one_image().values()}
-    covered |= {"AnalyticRecovery", "FGLA", "LearningToInvert"}
+    covered |= {"AnalyticRecovery", "CocktailParty", "DerivativeICA", "FGLA", "LearningToInvert"}
     assert covered == set(attacks.__all__) - {"Attack", "History", "Reconstruction", "build", "linear_inputs"}
 
 

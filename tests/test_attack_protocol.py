@@ -49,13 +49,15 @@ ATTACKS = {
     "HCGLA": attacks.HCGLA(Inverse().double(), iterations=2, max_iter=3),
     "FGLA": attacks.FGLA(Inverse().double(), impute_bias=True),
     "AnalyticRecovery": attacks.AnalyticRecovery(),
+    "CocktailParty": attacks.CocktailParty(iterations=3),
+    "DerivativeICA": attacks.DerivativeICA(iterations=5),
     "LearningToInvert": attacks.LearningToInvert(images(20), hidden=4, epochs=1, minibatch=4),
     "PlainDLG": attacks.PlainDLG(iterations=1),
     "Rereading": attacks.Rereading(attacks.DLG(iterations=2, max_iter=3)),
 }
 REREADABLE = GradDefense(images(4), slices=4, perturbed=2, std=1e-3)
 BELONGS_TO_ONE = {"FGLA": "decoder", "HCGLA": "generator"}
-KEEP_NONE = {"FGLA", "AnalyticRecovery", "LearningToInvert", "PlainDLG"}
+KEEP_NONE = {"FGLA", "AnalyticRecovery", "CocktailParty", "DerivativeICA", "LearningToInvert", "PlainDLG"}
 
 
 def victim(seed):

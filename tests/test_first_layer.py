@@ -204,15 +204,32 @@ def test_numerical_rank():
     torch.testing.assert_close(found.gap, torch.tensor([1e15, 1e17, torch.inf], dtype=torch.float64))
 
 
-def test_what_an_attacker_who_knows_the_defense_sees_as_hidden():
+def test_what_a_known_defense_leaves_open():
     model, (images, labels) = victim(), batch(4, 2)
     known = ThreatModel(defense_known=True)
-    pruned = client.share(model, images, labels, defense=TopK(0.5), threat=known)
-    layer = FirstLayer.of(model, pruned)
-    assert torch.equal(layer.hidden, layer.weight == 0) and 0.4 < layer.hidden.double().mean() < 0.6
-    assert FirstLayer.of(model, client.share(model, images, labels, defense=TopK(0.5))).hidden is None
+    plain = FirstLayer.of(model, client.share(model, images, labels))
+    assert plain.slack is None and plain.bias_slack is None and separation.completed(plain) is plain
+    layer = FirstLayer.of(model, client.share(model, images, labels, defense=TopK(0.5), threat=known))
+    assert torch.equal(layer.slack > 0, layer.weight == 0) and 0.4 < (layer.slack > 0).double().mean() < 0.6
+    assert (layer.slack >= (plain.weight - layer.weight).abs() - 1e-15).all()
+    assert ((layer.bias_slack > 0) == (layer.bias == 0)).all()
+    assert FirstLayer.of(model, client.share(model, images, labels, defense=TopK(0.5))).slack is None
     noisy = FirstLayer.of(model, client.share(model, images, labels, defense=GaussianNoise(1e-3), threat=known))
-    assert noisy.noise_std == 1e-3 and noisy.hidden is None and noisy.rank.rank.tolist() == [32, 32]
+    assert noisy.noise_std == 1e-3 and noisy.slack is None and noisy.rank.rank.tolist() == [32, 32]
+
+
+def test_pruned_entries_are_filled_in():
+    model, (images, labels) = victim(), batch(3, 2)
+    plain = FirstLayer.of(model, client.share(model, images, labels))
+    threat = ThreatModel(defense_known=True)
+    layer = FirstLayer.of(model, client.share(model, images, labels, defense=TopK(0.3), threat=threat))
+    filled = separation.completed(layer)
+    before, after = ((own.weight - plain.weight).norm() for own in (layer, filled))
+    assert after < 0.1 * before
+    assert torch.equal(filled.weight[layer.slack == 0], plain.weight[layer.slack == 0])
+    assert ((filled.weight - layer.weight).abs() <= layer.slack).all()
+    found, *_ = separation.scaled_by_bias(filled, filled.of_pixels(images))
+    torch.testing.assert_close(filled.to_pixels(found), images, rtol=0, atol=0.1)
 
 
 def test_derivatives_are_differences_and_commute_with_mixing():
@@ -226,6 +243,25 @@ def test_derivatives_are_differences_and_commute_with_mixing():
     torch.testing.assert_close(separation.derivatives(mixing @ images.flatten(2), (3, 8, 8)), mixing @ found)
     with pytest.raises(ValueError, match=r"shape=\(192,\) has no neighbouring pixels.*samples='pixels'"):
         separation.derivatives(images.flatten(2), (192,))
+
+
+def test_bands_are_all_differences_of_two_orders_by_colour():
+    images, _ = batch(5, 2)
+    found = separation.bands(images.flatten(2), (3, 8, 8))
+    brightness = images.sum(2) / 3**0.5
+    band = brightness[..., 2:, :] - 2 * brightness[..., 1:-1, :] + brightness[..., :-2, :]  # the third of the bands
+    band = band / band.square().mean((1, 2, 3), keepdim=True).sqrt()
+    start = 3 * (8 * 6 + 7 * 7)
+    torch.testing.assert_close(found[:, :, start : start + 48], band.flatten(2))
+    assert found.shape[2] == 3 * (48 + 49 + 48 + 40 + 42 + 42 + 40)
+    torch.testing.assert_close(found.square().mean(), torch.ones((), dtype=torch.float64))
+    turned = torch.linalg.qr(torch.randn(2, 5, 5, dtype=torch.float64)).Q
+    torch.testing.assert_close(separation.bands(turned @ images.flatten(2), (3, 8, 8)), turned @ found)
+    for shape in ((192,), (3, 3, 8)):
+        with pytest.raises(ValueError, match="no map of four pixels a side: use samples='derivatives' or 'pixels'"):
+            separation.bands(images.flatten(2)[..., : torch.Size(shape).numel()], shape)
+    grey = separation.bands(images[:, :, 0].flatten(2), (1, 8, 8))
+    assert grey.shape[2] * 3 == found.shape[2] and grey.isfinite().all()
 
 
 def laplacian_sources(sources: int, count: int, trials: int = 1, seed: int = 0) -> Tensor:
@@ -285,7 +321,7 @@ def test_real_images_are_separated_without_the_truth():
     found = separation.separate(layer)
     pixels = layer.to_pixels(found.inputs).clamp(0, 1)
     assert found.converged.all() and not found.lost.any() and found.residual.max() < 1e-8
-    assert closest(pixels, images).log10().mean() < -2.3
+    assert closest(pixels, images).log10().mean() < -2.9
     torch.testing.assert_close(found.mixing @ found.inputs, layer.weight, rtol=1e-8, atol=1e-10)
     # neither the batch's order nor a factor of the update changes the images
     turned = client.share(model, images.flip(1), labels.flip(1))

@@ -27,6 +27,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from reprolib.attacks.analytic import AnalyticRecovery
+from reprolib.attacks.cocktail_party import CocktailParty, DerivativeICA
 from reprolib.attacks.dlg import DLG
 from reprolib.attacks.fgla import FGLA
 from reprolib.attacks.ggl import GGL
@@ -48,6 +49,8 @@ __all__ = [
     "IDLG",
     "AnalyticRecovery",
     "Attack",
+    "CocktailParty",
+    "DerivativeICA",
     "GradInversion",
     "History",
     "InvertingGradients",

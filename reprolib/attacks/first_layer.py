@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from reprolib.federated import gradients
 from reprolib.federated.gradients import LocalTraining
+from reprolib.federated.observation import Observation
 from reprolib.federated.update import SharedUpdate
 from reprolib.models import Victims
 from reprolib.models.inputs import Images
@@ -28,8 +29,9 @@ class FirstLayer:
     name: the layer. shape: of one of its inputs before it is flattened, (C, H, W), or (d,) where it is no map. mean,
     std: what takes an input back to pixels, [C, 1, 1] or [1]; None where the inputs are features. batch_size: images
     behind one update. eps: relative rounding of the numbers as they were shared. noise_std: standard deviation of the
-    noise that an attacker who knows the defense allows for. hidden: [T, m, d], entries of `weight` of which the defense
-    shows nothing or only a bound, for an attacker who knows it; None where there are none.
+    noise that an attacker who knows the defense allows for. slack: [T, m, d], how far an entry of `weight` may lie from
+    what was shared, for an attacker who knows the defense: infinity where it shows nothing; None for 0 throughout.
+    bias_slack: [T, m], the same of `bias`.
     """
 
     name: str
@@ -41,7 +43,8 @@ class FirstLayer:
     mean: Tensor | None = None
     std: Tensor | None = None
     noise_std: float = 0.0
-    hidden: Tensor | None = None
+    slack: Tensor | None = None
+    bias_slack: Tensor | None = None
 
     @classmethod
     def of(cls, model: nn.Module | Victims, update: SharedUpdate, layer: str | None = None) -> FirstLayer:
@@ -74,7 +77,8 @@ class FirstLayer:
             mean=victims.skeleton.mean.double() if found.is_image else None,
             std=victims.skeleton.std.double() if found.is_image else None,
             noise_std=observed.noise_std,
-            hidden=_hidden(observed.weight, observed.slack, names[0], weight),
+            slack=_slack(observed, names[0], weight),
+            bias_slack=_slack(observed, names[1], bias),
         )
 
     def __post_init__(self) -> None:
@@ -292,18 +296,13 @@ def _decayed(local: LocalTraining, steps: int) -> float:
     return float(weight)
 
 
-def _hidden(
-    weight: dict[str, Tensor] | None, slack: dict[str, Tensor] | None, name: str, like: Tensor
-) -> Tensor | None:
-    """Entries that the observation does not compare, or only with a bound; None where each is a number."""
-    masks = []
-    if weight is not None and name in weight:
-        masks.append(weight[name] == 0)
-    if slack is not None and name in slack:
-        masks.append(slack[name] > 0)
-    if not masks:
-        return None
-    hidden = torch.zeros_like(like, dtype=torch.bool)
-    for mask in masks:
-        hidden = hidden | mask.to(hidden.device)
-    return hidden
+def _slack(observed: Observation, name: str, like: Tensor) -> Tensor | None:
+    """How far each entry may lie from the target, infinity for one that is not compared; None where all are exact."""
+    slack = torch.zeros_like(like)
+    if observed.slack is not None and name in observed.slack:
+        slack = slack + observed.slack[name].to(like)
+    for where in (observed.weight, observed.beyond):
+        if where is not None and name in where:
+            shown = where[name] != 0 if where is observed.weight else slack == 0
+            slack = slack.masked_fill(~shown.expand_as(slack), torch.inf)
+    return slack if slack.any() else None

@@ -6,6 +6,7 @@ victims, decoders and priors, and measure what a defense costs. Nothing below im
 """
 
 from reprolib.experiments.batches import Batches, draw
+from reprolib.experiments.cocktail_party import Room, decoded_features, mixtures, spectra, swept, unmixed
 from reprolib.experiments.defenses import (
     attack_after_feedback,
     attack_encoded,
@@ -63,6 +64,12 @@ from reprolib.experiments.separation import fresh_head, heads_in_training, separ
 from reprolib.experiments.soteria import cost_of_the_truth, examine_soteria
 
 __all__ = [
+    "unmixed",
+    "swept",
+    "spectra",
+    "mixtures",
+    "decoded_features",
+    "Room",
     "masked_searches",
     "unseen_classes",
     "speed",

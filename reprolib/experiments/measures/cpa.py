@@ -1,0 +1,141 @@
+"""Measures of the chapter on the Cocktail Party Attack; scores: what `experiments.unmixed` returned as "scores"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from reprolib.measure import intervals
+from reprolib.measure.entries import Entries, Measured, Unmeasured
+from reprolib.measure.intervals import Interval
+
+DEFENDED = {
+    "undefended": ("no defense", "static"),
+    "noise_1": ("noise, std 2e-4", "static"),
+    "noise_10_informed": ("noise, std 2e-3", "informed"),
+    "pruned_90": ("90 % pruned", "static"),
+    "pruned_90_informed": ("90 % pruned", "informed"),
+    "int8": ("8-bit integers", "static"),
+}
+"""Measure -> defense and attacker."""
+
+
+def of(scores: pd.DataFrame, attack: str) -> pd.DataFrame:
+    """An attack's rows, in an order that is the same for every attack."""
+    return scores[scores.attack == attack].sort_values(["trial", "image"])
+
+
+def psnr(scores: pd.DataFrame, attack: str) -> Interval:
+    """Mean PSNR (dB) with its interval over batches."""
+    own = of(scores, attack)
+    return intervals.mean(own.psnr, own.trial)
+
+
+def identified(scores: pd.DataFrame, attack: str) -> Interval:
+    """The share of images identified, with its interval over batches."""
+    own = of(scores, attack)
+    return intervals.proportion(own.identified, own.trial)
+
+
+def gain(first: pd.DataFrame, a: str, second: pd.DataFrame, b: str) -> Interval:
+    """PSNR (dB) of attack a minus that of b, paired over the images of the same batches."""
+    own, other = of(first, a), of(second, b)
+    return intervals.difference(own.psnr.to_numpy(), other.psnr.to_numpy(), own.trial.to_numpy())
+
+
+def span(tables: Mapping[int, pd.DataFrame]) -> Entries:
+    """What the gradient's rows and rank say of the batch; tables: size of the batch -> `experiments.spectra`."""
+    first = {size: table.groupby("trial").first() for size, table in tables.items()}
+    outside = np.concatenate([own.span.to_numpy() for own in first.values()])
+    excess = np.concatenate([(own["rank"] - size).to_numpy() for size, own in first.items()])
+    count = sum(size * len(own) for size, own in first.items())
+    entries = {}
+    for measure, values in {"span_error": outside, "rank_excess": excess}.items():
+        most = float(values[np.abs(values).argmax()])
+        found = Interval(most, most, most, n=len(values), method=f"the largest of {len(values)} batches")
+        entries[measure] = Measured(found, images=count)
+    return entries
+
+
+def batches(tables: Mapping[int, pd.DataFrame]) -> Entries:
+    """How well batches are read, by their size; tables: size of the batch -> scores."""
+    entries: dict[str, Interval] = {}
+    for size, scores in tables.items():
+        for attack, name in (("derivatives", "derivative"), ("bands", "bands")):
+            if size in {"derivative": (8, 16, 64), "bands": (8, 16, 64, 128)}[name]:
+                entries[f"{name}_{size}"] = psnr(scores, attack)
+    if 64 in tables:
+        for attack, name in (("derivatives", "derivative"), ("bands", "bands")):
+            own = of(tables[64], attack)
+            entries[f"share_{name}_64"] = intervals.proportion(own.psnr >= 19, own.trial)
+        entries["bands_over_derivative_64"] = gain(tables[64], "bands", tables[64], "derivatives")
+    if 16 in tables and "pixels" in set(tables[16].attack):
+        entries["derivative_over_pixels_16"] = gain(tables[16], "derivatives", tables[16], "pixels")
+    if 256 in tables:
+        entries["identified_256"] = identified(tables[256], "bands")
+        entries["bands_256"] = psnr(tables[256], "bands")
+    return entries
+
+
+def searches(scores: pd.DataFrame, size: int, budget: int) -> Entries:
+    """The objective's variants and what reads the same batches without a search, where these hold 16 images."""
+    if size != 16:
+        return {}
+    pairs = {
+        "contrast_gain": ("paper", "released"),
+        "decorrelation_gain": ("paper", "without decorrelation"),
+        "variation_gain": ("paper", "without total variation"),
+        "derivative_over_released": ("derivatives", "released"),
+        "bands_over_swept": ("bands", "swept"),
+    }
+    on, count = {"budget": f"{budget} iterations"}, len(of(scores, "paper"))
+    entries = {name: Measured(gain(scores, a, scores, b), on, count) for name, (a, b) in pairs.items()}
+    return entries | {"released_16": Measured(psnr(scores, "released"), on, count)}
+
+
+def matching(scores: pd.DataFrame, size: int, budget: int) -> Entries:
+    """The paper's objective against gradient matching, and that against no gradient, for batches of 8."""
+    if size != 8:
+        return {}
+    on, count = {"budget": f"{budget} iterations"}, len(of(scores, "paper"))
+    over = gain(scores, "Inverting Gradients", scores, "mean image")
+    return {
+        "party_over_matching": Measured(gain(scores, "paper", scores, "Inverting Gradients"), on, count),
+        "matching_over_mean": Measured(over, on, count),
+    }
+
+
+def invariance(tables: Mapping[str, pd.DataFrame]) -> Entries:
+    """What local steps and training change; tables: "one step", "20 steps", "trained" -> scores."""
+    pairs = {"steps_20": ("20 steps", "one step"), "trained_gap": ("trained", "one step")}
+    return {name: gain(tables[a], "bands", tables[b], "bands") for name, (a, b) in pairs.items()}
+
+
+def clients(mean: pd.DataFrame, one: pd.DataFrame) -> Entries:
+    """The mean of 16 clients against one client with all their images."""
+    return {"clients_gap": gain(mean, "bands", one, "bands")}
+
+
+def wall(below: pd.DataFrame, beyond: pd.DataFrame) -> Entries:
+    """Images recognised on either side of the layer's width."""
+    return {"below_wall": identified(below, "bands"), "beyond_wall": identified(beyond, "bands")}
+
+
+def defended(tables: Mapping[tuple[str, str], pd.DataFrame]) -> Entries:
+    """Images recognised under defenses; tables: (defense, "static" or "informed") -> scores."""
+    return {name: identified(tables[key], "bands") for name, key in DEFENDED.items() if key in tables}
+
+
+def features(scores: pd.DataFrame) -> Entries:
+    """Separated features against true ones and against FGLA's, decoded; scores: of `experiments.decoded_features`."""
+    return {
+        "features_gap": gain(scores, "oracle", scores, "hidden layer"),
+        "repeated_gain": gain(scores, "head", scores, "FGLA"),
+    }
+
+
+def left_out(missing: list[str]) -> Entries:
+    """Why this run lacks the measures that are missing."""
+    return {name: Unmeasured("this profile leaves that size out", "budget") for name in missing}
