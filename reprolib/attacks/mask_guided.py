@@ -19,7 +19,6 @@ from reprolib import settings
 from reprolib.attacks import separation
 from reprolib.attacks.columns import Completed, Mixture, completed, is_new, refuse_without_zeros, sampled, true_column
 from reprolib.attacks.first_layer import FirstLayer
-from reprolib.attacks.likelihood import sharpen
 from reprolib.attacks.reading import Read, reconstructed, started
 from reprolib.attacks.reconstruction import Reconstruction
 from reprolib.federated.streams import Seed, generator
@@ -38,8 +37,7 @@ class MaskGuided:
 
     passes: how often separation and columns follow each other at most, each time on the images that are left.
     subspace: the most images that may be off together in all rows tried; within their null space `draws` sets of rows are
-    sampled as SPEAR does. ica_iterations: of FastICA in each pass. floors: as `likelihood.sharpen`'s, one after the
-    other; none leaves FastICA as it is. layer: the name of a linear layer behind others, whose inputs are features;
+    sampled as SPEAR does. ica_iterations, tolerance: of FastICA on bands in each pass (`separation.fast_ica`). layer: the name of a linear layer behind others, whose inputs are features;
     None finds the one that takes the image. sources: how many images to look for; None is the batch.
     """
 
@@ -47,7 +45,7 @@ class MaskGuided:
     subspace: settings.Count = 8
     draws: settings.Count = 256
     ica_iterations: settings.Count = 150
-    floors: tuple[settings.Positive, ...] = (0.3, 0.1, 0.03)
+    tolerance: settings.Positive = 1e-4
     layer: str | None = None
     sources: settings.Count | None = None
 
@@ -119,7 +117,7 @@ class _Search:
 
     def _separate(self, guess: Tensor | None) -> Tensor:
         """Images [n, d] of which no column is known, separated in what is left of the gradient without the others."""
-        mixture, shape = self.mixture, self.layer.shape
+        mixture = self.mixture
         rows, bias, left = mixture.right, mixture.bias, mixture.left
         columns = left @ self.found
         if columns.shape[1]:
@@ -129,30 +127,35 @@ class _Search:
             outer, values, inner = torch.linalg.svd(rest, full_matrices=False)
             kept = mixture.size - columns.shape[1]
             left, rows = outer[:, :kept] * values[:kept], inner[:kept] @ rows
-        size = len(rows)
-        maps = len(shape) == 3 and min(shape[1:]) > 1
-        steps = _neighbours(rows, shape) if maps else rows[:, None]
-        flat = steps.flatten(1)
-        white, whitening = separation.whitened(flat[None])
-        if guess is None or size > len(guess):
-            start = torch.randn(size, size, generator=self.random, dtype=rows.dtype)[None]
-            start = separation.fast_ica(white.float(), start.float(), self.attack.ica_iterations, 1e-5).matrix[0]
-            unmixing = start.to(rows) @ whitening[0]
+        taken = self._samples(rows)
+        white, whitening = separation.whitened(taken[None])
+        if guess is None or len(rows) > len(guess):
+            start = torch.randn(len(rows), len(rows), generator=self.random, dtype=rows.dtype)
         else:  # the images of the last pass, as far as the rows that are left span them
-            unmixing = torch.linalg.lstsq(rows.T, self._unexplained(guess, size).T).solution.T
-        for floor in self.attack.floors:
-            unmixing = sharpen(steps.float(), unmixing.float(), floor, 60).to(rows)
+            unmixing = torch.linalg.lstsq(rows.T, self._unexplained(guess, len(rows)).T).solution.T
+            start = torch.linalg.solve(whitening[0], unmixing, left=False)
+        steepness = 3.0 if self.maps else 1.0
+        turned = separation.fast_ica(
+            white.float(), start[None].float(), self.attack.ica_iterations, self.attack.tolerance, steepness
+        )
+        unmixing = turned.matrix[0].to(rows) @ whitening[0]
         return self._scaled(unmixing @ rows, left @ torch.linalg.inv(unmixing), bias)
+
+    @property
+    def maps(self) -> bool:
+        """Whether the layer's inputs have neighbours to take differences of."""
+        return len(self.layer.shape) == 3 and min(self.layer.shape[1:]) >= 4
+
+    def _samples(self, rows: Tensor) -> Tensor:
+        return separation.bands(rows[None], self.layer.shape)[0] if self.maps else rows
 
     def _unexplained(self, guess: Tensor, size: int) -> Tensor:
         """The `size` images of the last pass whose own columns are least among those found."""
         mixture = self.mixture
-        coefficients = torch.linalg.lstsq(mixture.right.T, guess.T).solution.T  # rows of the unmixing
-        units = mixture.units(guess)
         zeros = (mixture.left @ self.found).abs() < mixture.zero
-        off = (units < 0).to(units)
-        # a found column belongs to the guess that leaves off the same units, and which it does not multiply by zero
-        share = (coefficients @ self.found).abs() * 0 + (off.T @ zeros.to(units) + (1 - off).T @ (~zeros).to(units))
+        off = (mixture.units(guess) < 0).to(guess)
+        # a found column belongs to the guess that leaves off the same units
+        share = off.T @ zeros.to(guess) + (1 - off).T @ (~zeros).to(guess)
         taken = torch.zeros(len(guess), dtype=torch.bool)
         for column in range(share.shape[1]):
             order = share[:, column].masked_fill(taken, -1.0)
@@ -211,11 +214,3 @@ class _Search:
                 if column is not None and is_new(column, self.found):
                     self.found = torch.cat([self.found, column[:, None]], 1)
         return null.shape[1] == 1 or self.found.shape[1] > before
-
-
-def _neighbours(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Differences to the right and below at each place, [n, C H W] to [n, 2, C (H - 1) (W - 1)]."""
-    maps = rows.unflatten(-1, shape)
-    across = maps[..., :-1, 1:] - maps[..., :-1, :-1]
-    down = maps[..., 1:, :-1] - maps[..., :-1, :-1]
-    return torch.stack([across.flatten(1), down.flatten(1)], 1)
