@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from reprolib import models
-from reprolib.attacks import separation
 from reprolib.attacks.columns import Mixture, completed
 from reprolib.attacks.fgla import FGLA
 from reprolib.attacks.first_layer import FirstLayer
@@ -41,7 +40,7 @@ def one_hidden(image_shape: Sequence[int], classes: int, width: int, seed: int, 
     def layers() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(size, width), ACTIVATIONS[activation](), nn.Linear(width, classes))
 
-    return models.adapt(models.drawn(layers, seed), image_shape, classes)
+    return models.adapt(models.drawn(layers, seed), image_shape, classes)  # pixels stay in [0, 1]
 
 
 def behind(trunk: Victim, width: int, classes: int, seed: int) -> Victim:
@@ -108,21 +107,9 @@ class Clients:
         victim.eval()
 
 
-@dataclass(frozen=True)
-class DerivativeICA:
-    """What mask-guided recovery starts from, and ends chapter 11: FastICA on derivatives, scaled by the bias."""
-
-    iterations: int = 400
-
-    def __call__(self, model: nn.Module, update: SharedUpdate, seed: Any = 0) -> Tensor:
-        """Images [T, B, C, H, W], not clamped."""
-        layer = FirstLayer.of(model, update)
-        return layer.to_pixels(separation.separate(layer, seed=seed, iterations=self.iterations, tolerance=1e-5).inputs)
-
-
 def compared(
     clients: Clients,
-    attacks: Mapping[str, Attack | DerivativeICA],
+    attacks: Mapping[str, Attack],
     local: LocalTraining | None = None,
     defense: Defense | None = None,
     known: bool = False,
@@ -150,16 +137,14 @@ def compared(
 
 
 def _attacked(
-    attack: Attack | DerivativeICA, victim: Victim, update: SharedUpdate, x: Tensor, stream: Any
+    attack: Attack, victim: Victim, update: SharedUpdate, x: Tensor, stream: Any
 ) -> tuple[dict[str, Any], Tensor]:
     began, certified, tried, lost, refused = time.process_time(), False, 0, None, ""
     try:
-        if isinstance(attack, DerivativeICA):
-            found = attack(victim, update, seed=stream)
-        else:
-            read = attack(victim, update, seed=stream)
-            found, lost = read.raw, read.lost
-            certified, tried = not bool(read.diverged[0]), int(read.evaluations[0])
+        read = attack(victim, update, seed=stream)
+        found, lost = read.raw, read.lost
+        certified = isinstance(attack, SPEAR | MaskGuided) and not bool(read.diverged[0])
+        tried = int(read.evaluations[0])
     except ValueError as error:
         found, lost, refused = torch.full_like(x, 0.5), torch.ones(x.shape[:2], dtype=torch.bool), str(error)
     seconds = time.process_time() - began
@@ -244,8 +229,8 @@ def behind_a_trunk(
 ) -> dict[str, Any]:
     """Batches behind a convolutional trunk: exact features, then FGLA's decoder, beside the decoder's on true features.
 
-    Returns "batches", a row a batch: certified, error (largest relative error of an image's features), psnr of the decoded
-    ones, oracle (of decoded true features), repeated (images whose label occurs again); and pictures of the first.
+    Returns "batches", a row a batch: certified, error (largest relative error of an image's features), psnr of the
+    decoded ones, oracle (of decoded true features), repeated (images whose label occurs again); and pictures.
     """
     x, y = images.batches(size, count, seed=seed)
     rows, pictures, fgla = [], {}, FGLA(decoder)
@@ -277,7 +262,7 @@ def behind_a_trunk(
 
 
 def largest(clients: Clients, sizes: Sequence[int], attack: Attack) -> pd.DataFrame:
-    """Ever larger batches under networks of one width until fewer than half are exact: a row a batch, as `compared`'s."""
+    """Ever larger batches under networks of one width until fewer than half are exact: rows as `compared`'s."""
     tables = []
     for size in sizes:
         if size * clients.networks * clients.each > len(clients.images):
