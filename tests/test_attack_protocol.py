@@ -52,16 +52,22 @@ ATTACKS = {
     "CocktailParty": attacks.CocktailParty(iterations=3),
     "DerivativeICA": attacks.DerivativeICA(iterations=5),
     "LearningToInvert": attacks.LearningToInvert(images(20), hidden=4, epochs=1, minibatch=4),
+    "MaskGuided": attacks.MaskGuided(),
     "PlainDLG": attacks.PlainDLG(iterations=1),
     "Rereading": attacks.Rereading(attacks.DLG(iterations=2, max_iter=3)),
+    "SPEAR": attacks.SPEAR(),
 }
 REREADABLE = GradDefense(images(4), slices=4, perturbed=2, std=1e-3)
 BELONGS_TO_ONE = {"FGLA": "decoder", "HCGLA": "generator"}
-KEEP_NONE = {"FGLA", "AnalyticRecovery", "CocktailParty", "DerivativeICA", "LearningToInvert", "PlainDLG"}
+KEEP_NONE = {"FGLA", "AnalyticRecovery", "CocktailParty", "DerivativeICA", "LearningToInvert", "PlainDLG"} | {
+    "MaskGuided",
+    "SPEAR",
+}
 
 
-def victim(seed):
-    return models.build("mlp", CLASSES, SHAPE, seed=seed, width=HIDDEN).double()
+def victim(seed, name=""):
+    activation = "relu" if name in ("MaskGuided", "SPEAR") else "sigmoid"
+    return models.build("mlp", CLASSES, SHAPE, seed=seed, width=HIDDEN, activation=activation).double()
 
 
 def shared(network, name, trials=slice(None)):
@@ -90,7 +96,7 @@ def test_an_attack_is_called_as_the_protocol_says(name):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_one_victim_and_trials_that_do_not_know_of_each_other(name):
-    network = victim(0)
+    network = victim(0, name)
     update = shared(network, name)
     found = called(name, network, update)
     assert found.raw.shape == found.images.shape == (TRIALS, 1, *SHAPE) and found.raw.isfinite().all()
@@ -106,7 +112,7 @@ def test_one_victim_and_trials_that_do_not_know_of_each_other(name):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_several_victims(name):
-    networks = [victim(seed) for seed in range(TRIALS)]
+    networks = [victim(seed, name) for seed in range(TRIALS)]
     several = Victims.of(networks)
     own = [shared(network, name, slice(t, t + 1)) for t, network in enumerate(networks)]
     update = SharedUpdate.join(own, several)
@@ -125,7 +131,7 @@ def test_several_victims(name):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_snapshots_are_kept_or_refused(name):
-    network = victim(0)
+    network = victim(0, name)
     update = shared(network, name)
     if name in KEEP_NONE:
         with pytest.raises(ValueError, match=f"{name} keeps no snapshots, got 2"):
@@ -150,7 +156,7 @@ def test_snapshots_are_kept_or_refused(name):
     ],
 )
 def test_snapshots_that_are_none_are_refused_in_one_line(name, snapshots, message):
-    network = victim(0)
+    network = victim(0, name)
     with pytest.raises(ValueError) as refused:
         called(name, network, shared(network, name), snapshots=snapshots)
     assert str(refused.value) == message
@@ -160,4 +166,4 @@ def test_snapshots_that_are_none_are_refused_in_one_line(name, snapshots, messag
 @pytest.mark.parametrize("update", [{}, None])
 def test_what_is_no_update_is_refused_in_one_line(name, update):
     with pytest.raises(ValueError, match=f"update must be a SharedUpdate, .*, got {type(update).__name__}$"):
-        called(name, victim(0), update)
+        called(name, victim(0, name), update)

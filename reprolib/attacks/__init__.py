@@ -36,9 +36,11 @@ from reprolib.attacks.hcgla import HCGLA
 from reprolib.attacks.idlg import IDLG
 from reprolib.attacks.ig import InvertingGradients
 from reprolib.attacks.lti import LearningToInvert
+from reprolib.attacks.mask_guided import MaskGuided
 from reprolib.attacks.plain import PlainDLG
 from reprolib.attacks.reconstruction import Attack, History, Reconstruction
 from reprolib.attacks.rereading import Rereading
+from reprolib.attacks.spear import SPEAR
 from reprolib.federated.closed_form import linear_inputs
 
 __all__ = [
@@ -55,9 +57,11 @@ __all__ = [
     "History",
     "InvertingGradients",
     "LearningToInvert",
+    "MaskGuided",
     "PlainDLG",
     "Reconstruction",
     "Rereading",
+    "SPEAR",
     "build",
     "linear_inputs",
 ]

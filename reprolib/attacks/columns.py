@@ -19,6 +19,9 @@ from reprolib.models import Victims
 LEVERAGE = 1 - 1e-4
 """From it on a row alone keeps a direction out of the null space: the zero there was made, and is no unit left off."""
 
+CLEAR = 0.9
+"""Least share of an image's units that must be clearly on or off for a certificate."""
+
 MADE = 1e-10
 """Smallest zero in float64, of columns of unit length: what the decomposition rounds."""
 
@@ -198,6 +201,8 @@ def completed(mixture: Mixture, columns: Tensor) -> Completed:
         on = on & (mixture.weights @ inputs.T + mixture.offset[:, None] > margin)
     explained = 1 - ((zeros & on) | (~zeros & off)).double().mean(0)
     sharp = bool((zeros | ~off).all()) and bool(((~zeros & on).sum(0) >= 0.99 * on.sum(0)).all())
+    # where noise blurs so much that hardly an entry is clear, agreement says nothing
+    sharp = sharp and bool(((off | on).double().mean(0) > CLEAR).all())
     certified = sharp and bool(left_over < max(1e-6, 100 * mixture.zero))
     return Completed(inputs, mixing, explained, certified)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from reprolib import settings
 from reprolib.attacks import separation
-from reprolib.attacks.columns import Completed, Mixture, completed, is_new, refuse_without_zeros, sampled, true_column
+from reprolib.attacks.columns import Completed, Mixture, completed, is_new, sampled, true_column
 from reprolib.attacks.first_layer import FirstLayer
 from reprolib.attacks.reading import Read, reconstructed, started
 from reprolib.attacks.reconstruction import Reconstruction
@@ -70,7 +70,7 @@ class MaskGuided:
         """
         began = time.perf_counter()
         layer, found = self.read(model, update, seed, snapshots)
-        return reconstructed(model, update, layer, found, began)
+        return reconstructed(update, layer, found, began)
 
     def read(
         self, model: nn.Module | Victims, update: SharedUpdate, seed: Seed = 0, snapshots: Sequence[int] = ()
@@ -95,6 +95,8 @@ class _Search:
     def run(self) -> Read:
         mixture, attack = self.mixture, self.attack
         self.found = mixture.left.new_zeros(mixture.size, 0)
+        if mixture.size == 1:
+            return Read(completed(mixture, mixture.left.new_ones(1, 1)), 1, 1, (1,))
         guess: Tensor | None = None
         first, stale = None, 0
         for _ in range(attack.passes):

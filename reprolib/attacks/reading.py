@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from reprolib.attacks import labels
 from reprolib.attacks.columns import Completed, Mixture, refuse_without_zeros
 from reprolib.attacks.first_layer import FirstLayer
 from reprolib.attacks.reconstruction import Attack, Reconstruction, check_call, refuse_snapshots
@@ -48,20 +47,17 @@ def started(
     return layer, ((t, Mixture.of(layer, t, victims, count, step)) for t in range(layer.trials))
 
 
-def reconstructed(
-    model: nn.Module | Victims, update: SharedUpdate, layer: FirstLayer, found: Sequence[Read], began: float
-) -> Reconstruction:
-    """What an attack returns. Labels are the update's, or counted by the last layer and in no order of the images.
+def reconstructed(update: SharedUpdate, layer: FirstLayer, found: Sequence[Read], began: float) -> Reconstruction:
+    """What an attack returns, images in no order; labels are -1: none is read.
 
     Errors: ValueError where the layer's inputs are features, of which no image can be made without a decoder.
     """
     inputs = torch.stack([own.batch.inputs for own in found])
     raw = layer.to_pixels(inputs).to(next(iter(update.gradients.values())))
-    given = labels.of_update(update) if update.labels is None else update.labels
     device = raw.device
     return Reconstruction(
         raw=raw,
-        labels=given,
+        labels=torch.full(inputs.shape[:2], -1, device=device),
         objective=torch.tensor([1 - own.batch.agreement for own in found], device=device),
         evaluations=torch.tensor([own.tried for own in found], device=device),
         starts=torch.ones(len(found), dtype=torch.int64, device=device),

@@ -24,7 +24,9 @@ from reprolib.models import Victims
 
 SPEAR_STREAM = 0x5BEA  # of the rows that are sampled
 
-POOL = 4  # candidates that are kept for the second stage, in batches: the sparsest
+POOL = 4  # candidates that are kept for the second stage, in batches: the sparsest, and those that span
+
+NEW = 256  # candidates of one evaluation that are looked at
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class SPEAR:
         """
         began = time.perf_counter()
         layer, found = self.read(model, update, seed, snapshots)
-        return reconstructed(model, update, layer, found, began)
+        return reconstructed(update, layer, found, began)
 
     def read(
         self, model: nn.Module | Victims, update: SharedUpdate, seed: Seed = 0, snapshots: Sequence[int] = ()
@@ -76,6 +78,8 @@ class SPEAR:
 
     def _one(self, mixture: Mixture, random: torch.Generator) -> Read:
         rows, size = mixture.left.shape
+        if size == 1:
+            return Read(completed(mixture, mixture.left.new_ones(1, 1)), 1, 1, (1,))
         least, tried = max(int(self.sparsity * rows), size + 2), 0
         pool, zeros = mixture.left.new_zeros(size, 0), torch.zeros(0, dtype=torch.int64)
         best = Completed(mixture.right * 0, mixture.left * 0, mixture.bias.new_zeros(size), False)
@@ -87,16 +91,18 @@ class SPEAR:
             new, own = sampled(mixture.left, loose, draws, least)
             tried += self.batch_samples
             held = pool.shape[1]
-            for k in own.argsort(descending=True)[: POOL * size].tolist():
+            for k in own.argsort(descending=True)[:NEW].tolist():
                 if is_new(new[:, k], pool):  # all its zeros say it more exactly than the rows that were sampled
                     column = null_vector(mixture.left[(mixture.left @ new[:, k]).abs() < loose])
                     pool, zeros = torch.cat([pool, column[:, None]], 1), torch.cat([zeros, own[k : k + 1]])
             trace.append(pool.shape[1])
             if pool.shape[1] == held:
                 continue
-            order = zeros.argsort(descending=True)[: POOL * size]
+            order = zeros.argsort(descending=True)
+            first = _independent(pool[:, order], size)
+            rest = [k for k in range(len(order)) if k not in first][: (POOL - 1) * size]
+            order, chosen = order[[*first, *rest]], list(range(len(first)))
             pool, zeros = pool[:, order], zeros[order]
-            chosen = _independent(pool, size)
             rank, before = len(chosen), picked
             picked = zeros[chosen].tolist()
             if rank < size or picked == before:

@@ -104,7 +104,9 @@ def other(tables: Mapping[str, pd.DataFrame]) -> dict[str, Measured]:
 
 def trunk(batches: pd.DataFrame) -> Entries:
     """Batches behind a convolutional trunk."""
-    sure = Measured(intervals.proportion(batches.certified.astype(bool), batches.trial), images=int(batches.images.sum()))
+    sure = Measured(
+        intervals.proportion(batches.certified.astype(bool), batches.trial), images=int(batches.images.sum())
+    )
     if len(batches) < 2:
         return {"trunk": sure, "trunk_gap": NOT_RUN}
     gap = intervals.mean((batches.oracle - batches.psnr).to_numpy(), batches.trial.to_numpy())
