@@ -1,4 +1,4 @@
-"""Exact batches: the columns behind a ReLU, the certificate, SPEAR and the mask-guided recovery, and what both refuse."""
+"""Exact batches: the columns behind a ReLU, the certificate, SPEAR and the mask-guided recovery, and refusals."""
 
 from __future__ import annotations
 

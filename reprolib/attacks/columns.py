@@ -1,8 +1,9 @@
 """What ReLU leaves in the gradient of a linear layer: columns that are half zero, found exactly, and a certificate.
 
-One trial's weight gradient is G = A X, with a column of A [m, B] for each image: delta_i, zero in each row whose unit the
-image leaves off. A truncated singular value decomposition G = L R fixes A up to a square matrix, A = L Q. A column q of
-Q is known when enough of the rows in which L q is zero are. Source: Dimitrov et al. 2024 (SPEAR), section 3.
+One trial's weight gradient is G = A X, with a column of A [m, B] for each image: delta_i, zero in each row
+whose unit the image leaves off. A truncated singular value decomposition G = L R fixes A up to a square matrix, A = L
+Q. A column q of Q is known when enough of the rows in which L q is zero are. Source: Dimitrov et al. 2024 (SPEAR),
+section 3.
 """
 
 from __future__ import annotations
@@ -165,8 +166,8 @@ class Completed:
     """A batch read off with all its columns: inputs [B, d], mixing [k, B], explained [B], and certified.
 
     explained: the share of an image's entries of the mixing whose zeros are those that its own units leave. certified:
-    inputs and mixing give the gradient of weight and bias again, all units that an input clearly leaves off have a zero, and
-    of those that it clearly switches on at least 99 % have none. It takes nothing of the truth.
+    inputs and mixing give the gradient of weight and bias again, all units that an input clearly leaves off have a
+    zero, and of those that it clearly switches on at least 99 % have none. It takes nothing of the truth.
     """
 
     inputs: Tensor

@@ -1,9 +1,9 @@
-"""Mask-guided recovery: a blurred image says which units it leaves off, and these give its exact column. This book's own.
+"""Mask-guided recovery: a blurred image says which units it leaves off, which give its exact column. The book's own.
 
 SPEAR (Dimitrov et al. 2024) samples rows until all of them happen to be zero in one column: twice the work for each
 image more. Derivative ICA (`separation`) separates the same batch within a second, not exactly, but well enough to
-say which units an image surely leaves off. Their rows have one null vector, the image's column. Whether somebody published
-this before was not searched exhaustively.
+say which units an image surely leaves off. Their rows have one null vector, the image's column. Whether somebody
+published this before was not searched exhaustively.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ class MaskGuided:
     """All images of a batch, exactly, from the gradient of a linear layer in front of a ReLU: no search over images.
 
     passes: how often separation and columns follow each other at most, each time on the images that are left.
-    subspace: the most images that may be off together in all rows tried; within their null space `draws` sets of rows are
-    sampled as SPEAR does. ica_iterations, tolerance: of FastICA on bands in each pass (`separation.fast_ica`). layer: the name of a linear layer behind others, whose inputs are features;
+    subspace: the most images that may be off together in all rows tried; within their null space `draws` sets of rows
+    are sampled as SPEAR does. ica_iterations, tolerance: of FastICA on bands in each pass (`separation.fast_ica`).
+    layer: the name of a linear layer behind others, whose inputs are features;
     None finds the one that takes the image. sources: how many images to look for; None is the batch.
     """
 
@@ -75,7 +76,7 @@ class MaskGuided:
     def read(
         self, model: nn.Module | Victims, update: SharedUpdate, seed: Seed = 0, snapshots: Sequence[int] = ()
     ) -> tuple[FirstLayer, list[Read]]:
-        """The layer, and what was read of each trial: inputs of the layer, which a layer behind others has no pixels for."""
+        """The layer, and what was read of each trial: inputs of the layer, features where it lies behind others."""
         layer, mixtures = started(self, model, update, snapshots, self.layer, self.sources)
         return layer, [_Search(self, layer, mixture, generator(seed, t, MASK_STREAM)).run() for t, mixture in mixtures]
 

@@ -33,7 +33,7 @@ NEW = 256  # candidates of one evaluation that are looked at
 class SPEAR:
     """Sample rows until all are zero in one column; keep sparse null vectors; stop on a certificate, without any truth.
 
-    With B images, B - 1 rows are all zero in a given column with probability about 2^-(B - 1), as many as that the work.
+    With B images, B - 1 rows are all zero in a given column with a probability of about 2^-(B - 1).
     batch_samples: submatrices evaluated at once. max_samples: submatrices after which it gives up. sparsity: the least
     share of a column's rows that must be zero. swaps: of the second, greedy stage, which exchanges columns for other
     candidates that explain more of the zeros; it is run where the sparsest do not certify, when

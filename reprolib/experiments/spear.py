@@ -30,7 +30,7 @@ from reprolib.models.victim import Victim
 
 ACTIVATIONS = {"relu": nn.ReLU, "leaky": lambda: nn.LeakyReLU(0.01), "gelu": nn.GELU, "sigmoid": nn.Sigmoid}
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 def one_hidden(image_shape: Sequence[int], classes: int, width: int, seed: int, activation: str = "relu") -> Victim:
@@ -63,9 +63,9 @@ def behind(trunk: Victim, width: int, classes: int, seed: int) -> Victim:
 class Clients:
     """Batches of a set under drawn networks of one hidden layer; no image occurs twice.
 
-    size: images of a batch; networks, each: how many networks are drawn, and how many batches each of them meets. width,
-    activation: the network's. dtype: of the network, and so of the update. steps: of training on the images behind those
-    of the batches, before the update is shared.
+    size: images of a batch; networks, each: how many networks are drawn, and how many batches each of them meets.
+    width, activation: the network's. dtype: of the network, and so of the update. steps: of training on the images
+    behind those of the batches, before the update is shared.
     """
 
     images: ImageSet
@@ -161,9 +161,9 @@ def anatomy(clients: Clients, attack: MaskGuided) -> pd.DataFrame:
     """Why a batch is read or is not, a row a batch: what the first separation knows, and what the columns need.
 
     Columns: network, trial, images, separated (dB, of the first separation), masks (share of units that a separated
-    image switches as the true one does), first (columns after the first pass), passes, columns, certified, off (mean share
-    of live units that an image leaves off), second (the smallest singular value but one of the rows that an image leaves off,
-    the least over the batch: zero where two images cannot be told apart), condition (of the batch's singular values).
+    image switches as the true one does), first (columns after the first pass), passes, columns, certified, off (mean
+    share of live units that an image leaves off), second (the smallest singular value but one of these rows, the
+    least over the batch: zero where two images cannot be told apart), condition (of the batch's singular values).
     """
     images, labels = clients.batches()
     rows = []
@@ -200,7 +200,7 @@ def anatomy(clients: Clients, attack: MaskGuided) -> pd.DataFrame:
 
 
 def sparsity(clients: Clients) -> dict[str, Any]:
-    """What the first batch's gradient looks like: "values", its singular values, and "zeros", the mixing's zeros [B, k]."""
+    """The first batch's gradient: "values", its singular values, and "zeros", those of the mixing, [1, 1, B, k]."""
     images, labels = clients.batches()
     victim = clients.network(0)
     update = client.share(victim, images[:1], labels[:1])
