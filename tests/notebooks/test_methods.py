@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from cma import CMAEvolutionStrategy
 
-from reprolib import attacks, defenses, experiments, models
+from reprolib import attacks, data, defenses, experiments, models
 from reprolib.attacks import labels, matching, priors
 from reprolib.attacks.fgla import separate
+from reprolib.attacks.first_layer import FirstLayer
 from reprolib.defenses.precode import recovered_noise
-from reprolib.experiments import training
+from reprolib.experiments import spear, training
 from reprolib.federated import client
 from reprolib.federated.observation import Observation
 
@@ -202,3 +203,16 @@ def test_fgla():
     found = method("05-fgla", "fgla_by_hand")(*gradients, given, lambda features: features)
     own = separate(*(gradient[None] for gradient in gradients), given[None]).features[0]
     torch.testing.assert_close(found, own, rtol=0, atol=1e-12)
+
+
+def test_exact_batches():
+    images, labels = data.load("photos", count=5).batches(5, 1)
+    victim = spear.one_hidden((3, 32, 32), 10, 128, seed=0).double()
+    layer = FirstLayer.of(victim, client.share(victim, images.double(), labels))
+    own = victim.get_submodule(layer.name)
+    blurred = images[0].double().flatten(1) + 1e-3
+    numbers = layer.weight[0], layer.bias[0], own.weight.detach(), own.bias.detach()
+    found = method("12-exact-batches", "exact_by_hand")(*numbers, blurred)
+    (read,) = attacks.MaskGuided()(victim, client.share(victim, images.double(), labels), seed=1).raw
+    away = torch.cdist(found, read.flatten(1))
+    assert away.amin(1).max() < 1e-6 and away.argmin(1).unique().numel() == 5
