@@ -1,7 +1,7 @@
 """Time and memory of the mask-guided recovery against the batch: `python benchmarks/exact_batches.py --data-root PATH`.
 
-One table, printed and written to a JSON file: CPU seconds of one core, peak memory of the process so far (MB), and how many
-images are exact, for ever larger batches under a layer of one width. Sizes ascend, so that the peak is each row's own.
+One table, printed and written to a JSON file: CPU seconds of one core, peak memory of the process so far (MB), and how
+many images are exact, for ever larger batches under a layer of one width. Sizes ascend: the peak is each row's own.
 """
 
 from __future__ import annotations
