@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from reprolib import settings
-from reprolib.attacks.columns import Completed, Mixture, completed, is_new, null_vector, sampled
+from reprolib.attacks.columns import Completed, Mixture, completed, null_vector, sampled
 from reprolib.attacks.first_layer import FirstLayer
 from reprolib.attacks.reading import Read, reconstructed, started
 from reprolib.attacks.reconstruction import Reconstruction
@@ -26,7 +26,7 @@ SPEAR_STREAM = 0x5BEA  # of the rows that are sampled
 
 POOL = 4  # candidates that are kept for the second stage, in batches: the sparsest, and those that span
 
-NEW = 256  # candidates of one evaluation that are looked at
+NEW = 64  # different candidates of one evaluation that are looked at
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,17 @@ class SPEAR:
             new, own = sampled(mixture.left, loose, draws, least)
             tried += self.batch_samples
             held = pool.shape[1]
-            for k in own.argsort(descending=True)[:NEW].tolist():
-                if is_new(new[:, k], pool):  # all its zeros say it more exactly than the rows that were sampled
-                    column = null_vector(mixture.left[(mixture.left @ new[:, k]).abs() < loose])
-                    pool, zeros = torch.cat([pool, column[:, None]], 1), torch.cat([zeros, own[k : k + 1]])
+            order = own.argsort(descending=True)
+            new, own = new[:, order], own[order]
+            for _ in range(NEW):  # the sparsest that is none of the pool's: most are the same few, again and again
+                fresh = (pool.T @ new).abs().amax(0) < 1 - 1e-6 if pool.shape[1] else own >= 0
+                new, own = new[:, fresh], own[fresh]
+                if not len(own):
+                    break
+                # all its zeros say it more exactly than the rows that were sampled
+                column = null_vector(mixture.left[(mixture.left @ new[:, 0]).abs() < loose])
+                pool, zeros = torch.cat([pool, column[:, None]], 1), torch.cat([zeros, own[:1]])
+                new, own = new[:, 1:], own[1:]
             trace.append(pool.shape[1])
             if pool.shape[1] == held:
                 continue

@@ -40,7 +40,10 @@ def one_hidden(image_shape: Sequence[int], classes: int, width: int, seed: int, 
     def layers() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(size, width), ACTIVATIONS[activation](), nn.Linear(width, classes))
 
-    return models.adapt(models.drawn(layers, seed), image_shape, classes)  # pixels stay in [0, 1]
+    half = (0.5,) * image_shape[
+        0
+    ]  # pixels in [-1, 1]: of units that see [0, 1], training soon switches most off for good
+    return models.adapt(models.drawn(layers, seed), image_shape, classes, normalize=(half, half))
 
 
 def behind(trunk: Victim, width: int, classes: int, seed: int) -> Victim:
@@ -96,7 +99,7 @@ class Clients:
         held = self.size * self.networks * self.each
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(self.seed))
         own = order[held:] if len(order) > held + 64 else order
-        optimizer = torch.optim.SGD(victim.parameters(), 0.05, momentum=0.9)
+        optimizer = torch.optim.SGD(victim.parameters(), 0.01, momentum=0.9)
         random = torch.Generator().manual_seed(seed)
         for _ in range(self.steps):
             chosen = own[torch.randint(len(own), (64,), generator=random)]

@@ -210,9 +210,9 @@ def test_exact_batches():
     victim = spear.one_hidden((3, 32, 32), 10, 128, seed=0).double()
     layer = FirstLayer.of(victim, client.share(victim, images.double(), labels))
     own = victim.get_submodule(layer.name)
-    blurred = images[0].double().flatten(1) + 1e-3
+    blurred = layer.of_pixels(images)[0] + 1e-3
     numbers = layer.weight[0], layer.bias[0], own.weight.detach(), own.bias.detach()
     found = method("12-exact-batches", "exact_by_hand")(*numbers, blurred)
     (read,) = attacks.MaskGuided()(victim, client.share(victim, images.double(), labels), seed=1).raw
-    away = torch.cdist(found, read.flatten(1))
+    away = torch.cdist(found, layer.of_pixels(read[None])[0])
     assert away.amin(1).max() < 1e-6 and away.argmin(1).unique().numel() == 5
