@@ -55,21 +55,24 @@ ATTACKS = {
     "CocktailParty": attacks.CocktailParty(iterations=3),
     "DerivativeICA": attacks.DerivativeICA(iterations=5),
     "LearningToInvert": attacks.LearningToInvert(images(20), hidden=4, epochs=1, minibatch=4),
+    "MaskGuided": attacks.MaskGuided(),
     "PlainDLG": attacks.PlainDLG(iterations=1),
     "Rereading": attacks.Rereading(attacks.DLG(iterations=2, max_iter=3)),
     "RobbingTheFed": attacks.RobbingTheFed(),
+    "SPEAR": attacks.SPEAR(),
     "TrapRows": attacks.TrapRows(),
 }
 REREADABLE = GradDefense(images(4), slices=4, perturbed=2, std=1e-3)
 BELONGS_TO_ONE = {"FGLA": "decoder", "HCGLA": "generator"}
-KEEP_NONE = {"AnalyticRecovery", "CocktailParty", "DerivativeICA", "FGLA", "LearningToInvert", "PlainDLG"}
-KEEP_NONE |= {"RobbingTheFed", "TrapRows"}
+KEEP_NONE = {"AnalyticRecovery", "CocktailParty", "DerivativeICA", "FGLA", "LearningToInvert", "MaskGuided", "PlainDLG"}
+KEEP_NONE |= {"RobbingTheFed", "SPEAR", "TrapRows"}
 FOUND = {"RobbingTheFed": HIDDEN, "TrapRows": HIDDEN}
 """Images that an attack returns for a batch of one, where it returns one for each row of a layer."""
 
 
 def victim(seed, name=""):
-    network = models.build("mlp", CLASSES, SHAPE, seed=seed, width=HIDDEN).double()
+    activation = "relu" if name in ("MaskGuided", "SPEAR") else "sigmoid"
+    network = models.build("mlp", CLASSES, SHAPE, seed=seed, width=HIDDEN, activation=activation).double()
     return Imprint(num_bins=HIDDEN, cdf="gaussian").broadcast(network) if name == "RobbingTheFed" else network
 
 
@@ -175,4 +178,4 @@ def test_snapshots_that_are_none_are_refused_in_one_line(name, snapshots, messag
 @pytest.mark.parametrize("update", [{}, None])
 def test_what_is_no_update_is_refused_in_one_line(name, update):
     with pytest.raises(ValueError, match=f"update must be a SharedUpdate, .*, got {type(update).__name__}$"):
-        called(name, victim(0), update)
+        called(name, victim(0, name), update)

@@ -37,10 +37,12 @@ from reprolib.attacks.hcgla import HCGLA
 from reprolib.attacks.idlg import IDLG
 from reprolib.attacks.ig import InvertingGradients
 from reprolib.attacks.lti import LearningToInvert
+from reprolib.attacks.mask_guided import MaskGuided
 from reprolib.attacks.plain import PlainDLG
 from reprolib.attacks.reconstruction import Attack, History, Reconstruction
 from reprolib.attacks.rereading import Rereading
 from reprolib.attacks.rtf import RobbingTheFed, TrapRows
+from reprolib.attacks.spear import SPEAR
 from reprolib.federated.closed_form import linear_inputs
 
 __all__ = [
@@ -58,11 +60,13 @@ __all__ = [
     "History",
     "InvertingGradients",
     "LearningToInvert",
+    "MaskGuided",
     "PlainDLG",
     "Reconstruction",
     "Rereading",
     "RobbingTheFed",
     "TrapRows",
+    "SPEAR",
     "build",
     "linear_inputs",
 ]

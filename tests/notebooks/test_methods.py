@@ -17,7 +17,7 @@ from reprolib.attacks import labels, matching, priors, separation
 from reprolib.attacks.fgla import separate
 from reprolib.attacks.first_layer import FirstLayer
 from reprolib.defenses.precode import recovered_noise
-from reprolib.experiments import training
+from reprolib.experiments import spear, training
 from reprolib.federated import client
 from reprolib.federated.observation import Observation
 
@@ -260,3 +260,16 @@ def test_robbing_the_fed(victim):
     found = method("10-robbing-the-fed", "robbed_by_hand")(victim, own, labels, bins)
     torch.testing.assert_close(found, engine.raw[0][~engine.lost[0]], rtol=0, atol=1e-9)
     assert len(found) > 3
+
+
+def test_exact_batches():
+    images, labels = data.load("photos", count=5).batches(5, 1)
+    victim = spear.one_hidden((3, 32, 32), 10, 128, seed=0).double()
+    layer = FirstLayer.of(victim, client.share(victim, images.double(), labels))
+    own = victim.get_submodule(layer.name)
+    blurred = layer.of_pixels(images)[0] + 1e-3
+    numbers = layer.weight[0], layer.bias[0], own.weight.detach(), own.bias.detach()
+    found = method("12-exact-batches", "exact_by_hand")(*numbers, blurred)
+    (read,) = attacks.MaskGuided()(victim, client.share(victim, images.double(), labels), seed=1).raw
+    away = torch.cdist(found, layer.of_pixels(read[None])[0])
+    assert away.amin(1).max() < 1e-6 and away.argmin(1).unique().numel() == 5

@@ -1,0 +1,210 @@
+"""Exact batches: the columns behind a ReLU, the certificate, SPEAR and the mask-guided recovery, and refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reprolib import attacks, data, defenses, models
+from reprolib.attacks.columns import Mixture, completed, null_vector, true_column
+from reprolib.attacks.first_layer import FirstLayer
+from reprolib.experiments import spear
+from reprolib.federated import client
+from reprolib.federated.client import LocalTraining, ThreatModel
+from reprolib.federated.update import SharedUpdate
+from reprolib.measure import pairing
+from reprolib.models import Victims
+from reprolib.models.victim import Victim
+
+MASKS, SAMPLING = attacks.MaskGuided(), attacks.SPEAR(max_samples=40_960)
+
+
+def photos(size: int, trials: int = 1) -> tuple[Tensor, Tensor]:
+    images, labels = data.load("photos", count=size * trials).batches(size, trials)
+    return images.double(), labels
+
+
+def shared(size: int = 6, width: int = 128, **options: object) -> tuple[Victim, SharedUpdate, Tensor]:
+    victim = spear.one_hidden((3, 32, 32), 10, width, seed=0).double()
+    images, labels = photos(size)
+    return victim, client.share(victim, images, labels, **options), images
+
+
+def exact(found: attacks.Reconstruction, images: Tensor) -> list[bool]:
+    return pairing.score(found.images, images, images.mean((0, 1)), found.lost).exact.tolist()
+
+
+def truth(size: int = 6, width: int = 128) -> tuple[Mixture, Tensor, Tensor]:
+    """A mixture, its true columns [B, B] of unit length, and the inputs."""
+    victim, update, images = shared(size, width)
+    layer = FirstLayer.of(victim, update)
+    mixture = Mixture.of(layer, 0, Victims.of(victim), size, None)
+    inputs = layer.of_pixels(images)[0]
+    columns = torch.linalg.lstsq(inputs.T, mixture.right.T).solution.T
+    return mixture, columns / columns.norm(dim=0), inputs
+
+
+def test_true_columns_are_null_vectors_and_certified():
+    mixture, columns, inputs = truth()
+    off = mixture.units(inputs) < 0
+    for own, rows in zip(columns.T, off.T, strict=True):
+        assert (mixture.left[rows] @ own).abs().max() < 1e-10
+        found = null_vector(mixture.left[rows])
+        assert (found @ own).abs() > 1 - 1e-10
+        assert (true_column(mixture, own + 1e-9) @ own).abs() > 1 - 1e-10
+    whole = completed(mixture, columns)
+    assert whole.certified and whole.agreement == 1.0
+    torch.testing.assert_close(whole.inputs, inputs, atol=1e-8, rtol=0)
+    again = whole.mixing @ whole.inputs - mixture.left @ mixture.right
+    assert again.norm() < 1e-8 and (whole.mixing.sum(1) - mixture.bias).norm() < 1e-8
+
+
+def test_a_wrong_column_is_no_column_and_fails_the_certificate():
+    mixture, columns, _ = truth()
+    mixed = columns.clone()
+    mixed[:, 0] = columns[:, 0] + 0.5 * columns[:, 1]
+    assert true_column(mixture, mixed[:, 0]) is None
+    whole = completed(mixture, mixed)
+    assert not whole.certified and whole.agreement < 1
+    assert not completed(mixture, columns.roll(1, 1) * 0 + columns[:, :1]).certified  # one column six times
+
+
+def test_a_zero_that_was_asked_for_is_not_taken_for_a_unit_left_off():
+    mixture, columns, inputs = truth()
+    units = mixture.left @ columns
+    alive = ((units[:, 0].abs() > 1e-3) & (units[:, 1].abs() > 1e-3)).nonzero()[0, 0]
+    forced = units[alive, 1] * columns[:, 0] - units[alive, 0] * columns[:, 1]  # zero there, and where both are off
+    assert true_column(mixture, forced) is None
+
+
+@pytest.mark.parametrize("attack", [MASKS, SAMPLING])
+def test_a_batch_comes_out_exactly_whatever_its_order(attack):
+    victim, update, images = shared()
+    found = attack(victim, update, seed=1)
+    assert all(exact(found, images)) and not found.diverged.any() and found.objective.max() == 0
+    assert (found.labels == -1).all() and found.evaluations.min() > 0
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    x, y = photos(6)
+    other = attack(victim, client.share(victim, x[:, order], y[:, order]), seed=1)
+    assert all(exact(other, images)) and not other.diverged.any()
+
+
+def test_a_trial_does_not_depend_on_the_others():
+    victim = spear.one_hidden((3, 32, 32), 10, 128, seed=0).double()
+    x, y = photos(5, 2)
+    update = client.share(victim, x, y)
+    both, alone = MASKS(victim, update, seed=3), MASKS(victim, update.select(0), seed=3)
+    torch.testing.assert_close(both.raw[:1], alone.raw)
+
+
+@pytest.mark.parametrize("options", [{"dtype": torch.float32}, {"normalize": ((0.5,) * 3, (0.2,) * 3)}])
+def test_single_precision_and_normalised_victims(options):
+    dtype = options.pop("dtype", torch.float64)
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(3072, 128), nn.ReLU(), nn.Linear(128, 10))
+    victim = models.adapt(layers, (3, 32, 32), 10, **options).to(dtype)
+    x, y = photos(6)
+    found = MASKS(victim, client.share(victim, x.to(dtype), y), seed=1)
+    assert all(exact(found, x)) and not found.diverged.any()
+
+
+def test_deeper_networks_and_clients_and_steps():
+    deep = models.build("mlp", 10, (3, 32, 32), seed=0, width=128, activation="relu").double()
+    x, y = photos(6)
+    for more in ({}, {"threat": ThreatModel(observes="mean of 2")}, {"local": LocalTraining(3, 6, 0.001)}):
+        found = MASKS(deep, client.share(deep, x, y, **more), seed=1)
+        assert all(exact(found, x)) and not found.diverged.any(), more
+
+
+def test_a_layer_behind_a_trunk_is_read_as_features():
+    trunk = models.build("convnet8", 10, (3, 32, 32), seed=0, width=4)
+    victim = spear.behind(trunk, 512, 10, seed=0).double()
+    x, y = photos(3)
+    name = next(name for name, module in victim.named_modules() if isinstance(module, nn.Linear))
+    attack = replace(MASKS, layer=name)
+    _, (read,) = attack.read(victim, client.share(victim, x, y), 1)
+    with torch.no_grad():
+        true = trunk.trunk(trunk.normalize(x[0].float())).flatten(1).double()
+    assert read.batch.certified
+    assert torch.cdist(true, read.batch.inputs).amin(1).max() < 1e-3 * true.norm(dim=1).min()
+    with pytest.raises(ValueError, match="features, not images: a decoder"):
+        attack(victim, client.share(victim, x, y))
+
+
+# --- what cannot be read, and is said
+
+
+@pytest.mark.parametrize("attack", [MASKS, SAMPLING])
+def test_batches_that_the_layer_cannot_tell_apart(attack):
+    victim, update, _ = shared(size=20, width=16)
+    with pytest.raises(ValueError, match="20 images are mixed in the layer .* at most 1"):
+        attack(victim, update)
+    victim = spear.one_hidden((3, 32, 32), 10, 128, seed=0).double()
+    x, y = photos(6)
+    x[0, 1], y[0, 1] = x[0, 0], y[0, 0]
+    copies = client.share(victim, x, y)
+    with pytest.raises(ValueError, match="numerical rank 5 in trial 0, below the 6 images.*copies.*sources=5"):
+        attack(victim, copies)
+    found = replace(attack, sources=5)(victim, copies, seed=1)  # the pair counts as one image of twice the weight
+    assert not found.diverged.any()
+    assert found.raw.shape[1] == 5 and sum(exact(found, x)) == 5  # the pair is one picture, given to one of both
+
+
+def test_dead_units_are_left_out():
+    victim, _, x = shared()
+    with torch.no_grad():
+        victim.body[1].bias[[3, 9, 20]] = -1e3
+    found = MASKS(victim, client.share(victim, x, photos(6)[1]), seed=1)
+    assert all(exact(found, x)) and not found.diverged.any()
+
+
+@pytest.mark.parametrize("attack", [replace(MASKS, passes=3), replace(SAMPLING, max_samples=8192)])
+def test_two_images_with_one_mask_are_not_certified(attack):
+    victim, _, x = shared()
+    with torch.no_grad():  # units that all images switch on or off alike tell none from another
+        victim.body[1].weight.mul_(1e-3)
+        victim.body[1].bias.copy_(torch.where(torch.arange(128) % 2 == 0, 5.0, -5.0))
+        victim.body[1].bias[:8] = torch.linspace(-0.01, 0.01, 8)
+    found = attack(victim, client.share(victim, x, photos(6)[1], seed=0), seed=1)
+    assert found.diverged.all() and not any(exact(found, x))
+
+
+@pytest.mark.parametrize("activation", ["leaky", "gelu", "sigmoid"])
+@pytest.mark.parametrize("attack", [MASKS, SAMPLING])
+def test_activations_without_zeros_are_refused(attack, activation):
+    victim = spear.one_hidden((3, 32, 32), 10, 128, seed=0, activation=activation).double()
+    update = client.share(victim, *photos(4))
+    with pytest.raises(ValueError, match=f"{type(attack).__name__} needs units that images leave off.*ReLU.*0%"):
+        attack(victim, update)
+
+
+@pytest.mark.parametrize("attack", [MASKS, SAMPLING])
+def test_what_the_first_layer_refuses(attack):
+    x, y = photos(4)
+    victim, _, _ = shared()
+    adam = LocalTraining(2, 4, 0.01, optimizer="adam")
+    with pytest.raises(ValueError, match="linear in the gradients.*'adam'.*mixing of the images is lost"):
+        attack(victim, client.share(victim, x, y, local=adam))
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(3072, 32, bias=False), nn.ReLU(), nn.Linear(32, 10))
+    unbiased = models.adapt(plain, (3, 32, 32), 10).double()
+    with pytest.raises(ValueError, match="has no bias"):
+        attack(unbiased, client.share(unbiased, x, y))
+    conv = models.build("convnet8", 10, (3, 32, 32), seed=0, width=4).double()
+    with pytest.raises(ValueError, match="first layer is not linear.*Conv2d"):
+        attack(conv, client.share(conv, x, y))
+    update = client.share(victim, x, y)
+    update.gradients["body.1.weight"][0, 3, 5] = torch.nan
+    with pytest.raises(ValueError, match="'body.1.weight' has a NaN"):
+        attack(victim, update)
+
+
+@pytest.mark.parametrize("defense", [defenses.GaussianNoise(1e-2), defenses.TopK(0.5)])
+def test_noise_and_pruning_are_never_certified(defense):
+    victim, update, x = shared(defense=defense)
+    for attack in (replace(MASKS, passes=2), replace(SAMPLING, max_samples=8192)):
+        found = attack(victim, update, seed=1)
+        assert found.diverged.all() and not any(exact(found, x))
