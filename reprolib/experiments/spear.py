@@ -155,7 +155,7 @@ def _attacked(
     scores = pairing.score(found, x.float(), torch.full(x.shape[2:], 0.5), lost)
     order = torch.tensor(scores.candidate.to_numpy())
     shown = torch.where((order >= 0)[:, None, None, None], found[0, order.clamp(min=0)], torch.tensor(0.5))
-    row = {"images": x.shape[1], "exact": int(scores.exact.sum()), "certified": certified}
+    row: dict[str, Any] = {"images": x.shape[1], "exact": int(scores.exact.sum()), "certified": certified}
     row |= {"psnr": scores.psnr.mean(), "share19": (scores.psnr > 19).mean(), "tried": tried, "cpu": seconds}
     return row | {"refused": refused}, shown
 
