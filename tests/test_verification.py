@@ -479,7 +479,10 @@ def test_a_bad_results_file_is_no_reference_and_the_chapter_runs_small(book, dam
     damage(book.results)
     book.run()
     box = book.caption("Record missing")
-    assert message in box and "<code>reprolib run toy --profile gpu --data ROOT</code> makes the record" in box
+    assert (
+        message in box
+        and "reprolib run toy --profile gpu --device cuda --data ROOT</code> runs the chapter in full" in box
+    )
     assert log.ran == ["measure 2", "whole", "measure 2"] and "profile <b>smoke</b>" in box
     assert "<i>(run here at the sizes of a test)</i>" in book.caption("The figure.")
     assert "from the record" not in "".join(book.shown)
