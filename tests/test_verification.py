@@ -472,7 +472,7 @@ def test_a_record_that_the_results_do_not_name_by_its_checksum_is_not_shown(book
             lambda p: results.save(p, results.load(p) | {"provenance": {"time": 1}}),
             "does not say what made it: device, platform, python, sec",
         ),
-        (lambda p: p.unlink(), "it has not been computed yet as data"),
+        (lambda p: p.unlink(), "It has not been computed yet as data"),
     ],
 )
 def test_a_bad_results_file_is_no_reference_and_the_chapter_runs_small(book, damage, message):
