@@ -67,7 +67,9 @@ Profile = Annotated[str, typer.Option(help=f"How much to run: {', '.join(noteboo
 Device = Annotated[str, typer.Option(help=f"Where to run: {', '.join(notebooks.DEVICES)}.")]
 Jobs = Annotated[int, typer.Option(help="Chapters at once; each gets cores / jobs threads.")]
 DataRoot = Annotated[Path | None, typer.Option("--data", envvar="REPROLIB_DATA", help="Folder of the image sets.")]
-Seed = Annotated[int, typer.Option(help="Seed of every random number.")]
+Seed = Annotated[
+    int | None, typer.Option(help="Seed of every random number; left out, each chapter's own, its reference run's.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Execute chapters again even if nothing they read has changed.")]
 
 
@@ -78,7 +80,7 @@ def run(
     device: Device = "auto",
     jobs: Jobs = 2,
     data: DataRoot = None,
-    seed: Seed = 1,
+    seed: Seed = None,
     force: Force = False,
 ) -> None:
     """Execute chapters whose notebook, code, parameters, packages or data have changed."""
@@ -93,7 +95,7 @@ def book(
     device: Device = "auto",
     jobs: Jobs = 2,
     data: DataRoot = None,
-    seed: Seed = 1,
+    seed: Seed = None,
     force: Force = False,
 ) -> None:
     """Execute the changed chapters and build the site in _build/html."""
@@ -343,7 +345,7 @@ def build_site(root: Path) -> None:
         raise RuntimeError(f"jupyter-book build ended with exit code {done.returncode}; its messages are above")
 
 
-def _parameters(profile: str, device: str, data: Path | None, seed: int) -> notebooks.Parameters:
+def _parameters(profile: str, device: str, data: Path | None, seed: int | None) -> notebooks.Parameters:
     root = str(data.expanduser().resolve()) if data else ""
     parameters = notebooks.Parameters(profile, seed, device, root)
     if device == "cuda":

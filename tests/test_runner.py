@@ -107,6 +107,15 @@ def test_fingerprint_follows_what_a_chapter_reads_and_nothing_else(tmp_path):
     assert pages.fingerprint(chapter, notebooks.Parameters(profile="smoke", seed=2, data_root=str(data))) not in seen
 
 
+def test_without_a_seed_each_chapter_has_its_own(tmp_path):
+    chapter = write_chapter(tmp_path, "01-own", "print('seed', seed)")
+    path = chapter.notebook
+    path.write_text(path.read_text().replace("seed = 0", "seed = 5"))
+    for parameters, seen in ((notebooks.Parameters("smoke"), 5), (notebooks.Parameters("smoke", seed=7), 7)):
+        assert runner.execute(chapter, parameters).status == "ran"
+        assert f"seed {seen}\n" in text_of(chapter.page) and f"seed = {seen}" in chapter.page.read_text()
+
+
 def test_a_failing_chapter_does_not_stop_the_others(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     good = write_chapter(

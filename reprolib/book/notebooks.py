@@ -67,10 +67,14 @@ class Chapter:
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a notebook's `parameters` cell holds. data_root: an absolute folder, or "" for the offline sets alone."""
+    """What a notebook's `parameters` cell holds.
+
+    seed: None for each notebook's own, which is that of its reference run. data_root: an absolute folder, or "" for the
+    offline sets alone.
+    """
 
     profile: str = "reference"
-    seed: int = 1
+    seed: int | None = None
     device: str = "auto"
     data_root: str = ""
 
@@ -79,7 +83,7 @@ class Parameters:
             raise ValueError(f"profile {self.profile!r} is unknown; known profiles: {', '.join(PROFILES)}")
         if self.device not in DEVICES:
             raise ValueError(f"device {self.device!r} is unknown; known devices: {', '.join(DEVICES)}")
-        if self.seed < 0:
+        if self.seed is not None and self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more")
         if self.data_root and not Path(self.data_root).is_dir():
             raise ValueError(f"data_root {self.data_root!r} is not a folder; make it, or leave it out to run offline")

@@ -157,6 +157,9 @@ def _execute(chapter: Chapter, parameters: Parameters, threads: int) -> None:
 
 def _papermill(chapter: Chapter, out: Path, parameters: Parameters, threads: int) -> None:
     """Execute the notebook into `out`."""
+    seed = parameters.seed
+    if seed is None:
+        seed = int(papermill.inspect_notebook(chapter.notebook)["seed"]["default"])
     # A kernel runs the start-up files and the configuration of whoever starts it, which may change numbers.
     with tempfile.TemporaryDirectory(prefix="reprolib-ipython-", ignore_cleanup_errors=True) as nobody:
         papermill.execute_notebook(
@@ -164,7 +167,7 @@ def _papermill(chapter: Chapter, out: Path, parameters: Parameters, threads: int
             out,
             # The data root goes through the environment, and an empty parameter means just that: a page is for
             # publishing, and a folder of this machine has no place on it.
-            parameters=asdict(replace(parameters, data_root="")),
+            parameters=asdict(replace(parameters, seed=seed, data_root="")),
             kernel_name="python3",
             kernel_manager_class=own_kernel(
                 OMP_NUM_THREADS=str(threads),
