@@ -14,6 +14,7 @@ from reprolib.attacks.cocktail_party import CocktailParty, DerivativeICA, Party
 from reprolib.attacks.first_layer import FirstLayer
 from reprolib.defenses import TopK
 from reprolib.experiments import cocktail_party as experiments
+from reprolib.experiments import networks
 from reprolib.experiments.measures import cpa as measures
 from reprolib.federated import client
 from reprolib.federated.client import LocalTraining, ThreatModel
@@ -29,7 +30,7 @@ def photos() -> data.ImageSet:
 def case(photos) -> tuple[nn.Module, object, Tensor]:
     """A network, what it shares of two batches of six photographs, and these."""
     images, labels = photos.batches(6, 2)
-    model = experiments.fc2(10, (3, 32, 32), 64, 0).double()
+    model = networks.one_hidden((3, 32, 32), 10, 64, 0).double()
     return model, client.share(model, images.double(), labels), images.double()
 
 
@@ -139,7 +140,7 @@ def test_bad_updates_are_refused(case, photos):
         adam = client.share(model, images, labels, local=LocalTraining(2, 3, 0.01, optimizer="adam"))
         with pytest.raises(ValueError, match="optimiser is 'adam'.*the mixing of the images is lost"):
             attack(model, adam)
-        narrow = experiments.fc2(10, (3, 32, 32), 4, 0).double()
+        narrow = networks.one_hidden((3, 32, 32), 10, 4, 0).double()
         with pytest.raises(ValueError, match="6 images are mixed in the layer 'body.1', which is 4 wide"):
             attack(narrow, client.share(narrow, images, labels))
         twice = images.clone()

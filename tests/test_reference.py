@@ -35,8 +35,8 @@ def test_no_stored_verdict_breaks_a_rule_of_the_ledger(paper):
 
 def test_the_rules_are_tested_on_many_decided_verdicts():
     judged = [v for paper, run in RUNS.items() for v in judge(claims.load(ROOT / "claims" / f"{paper}.yml"), run)]
-    # 126 with chapter 10's; 97 without, since a referee, on 2026-11-29, had verdicts settled that rested on memory, were
-    # counted twice or weaker than their source
+    # 126 with chapter 10's; 97 without, since a referee, on 2026-11-29, had verdicts settled that rested on memory,
+    # were counted twice or weaker than their source
     assert sum(verdict.decided for verdict in judged) >= 100
 
 

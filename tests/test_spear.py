@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from reprolib import attacks, data, defenses, models
 from reprolib.attacks.columns import Mixture, completed, null_vector, true_column
 from reprolib.attacks.first_layer import FirstLayer
-from reprolib.experiments import spear
+from reprolib.experiments import networks, spear
 from reprolib.federated import client
 from reprolib.federated.client import LocalTraining, ThreatModel
 from reprolib.federated.update import SharedUpdate
@@ -28,7 +28,7 @@ def photos(size: int, trials: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def shared(size: int = 6, width: int = 128, **options: object) -> tuple[Victim, SharedUpdate, Tensor]:
-    victim = spear.one_hidden((3, 32, 32), 10, width, seed=0).double()
+    victim = networks.one_hidden((3, 32, 32), 10, width, seed=0).double()
     images, labels = photos(size)
     return victim, client.share(victim, images, labels, **options), images
 
@@ -93,7 +93,7 @@ def test_a_batch_comes_out_exactly_whatever_its_order(attack):
 
 
 def test_a_trial_does_not_depend_on_the_others():
-    victim = spear.one_hidden((3, 32, 32), 10, 128, seed=0).double()
+    victim = networks.one_hidden((3, 32, 32), 10, 128, seed=0).double()
     x, y = photos(5, 2)
     update = client.share(victim, x, y)
     both, alone = MASKS(victim, update, seed=3), MASKS(victim, update.select(0), seed=3)
@@ -142,7 +142,7 @@ def test_batches_that_the_layer_cannot_tell_apart(attack):
     victim, update, _ = shared(size=20, width=16)
     with pytest.raises(ValueError, match="20 images are mixed in the layer .* at most 1"):
         attack(victim, update)
-    victim = spear.one_hidden((3, 32, 32), 10, 128, seed=0).double()
+    victim = networks.one_hidden((3, 32, 32), 10, 128, seed=0).double()
     x, y = photos(6)
     x[0, 1], y[0, 1] = x[0, 0], y[0, 0]
     copies = client.share(victim, x, y)
@@ -175,7 +175,7 @@ def test_two_images_with_one_mask_are_not_certified(attack):
 @pytest.mark.parametrize("activation", ["leaky", "gelu", "sigmoid"])
 @pytest.mark.parametrize("attack", [MASKS, SAMPLING])
 def test_activations_without_zeros_are_refused(attack, activation):
-    victim = spear.one_hidden((3, 32, 32), 10, 128, seed=0, activation=activation).double()
+    victim = networks.one_hidden((3, 32, 32), 10, 128, seed=0, activation=activation).double()
     update = client.share(victim, *photos(4))
     with pytest.raises(ValueError, match=f"{type(attack).__name__} needs units that images leave off.*ReLU.*0%"):
         attack(victim, update)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from reprolib import settings
 from reprolib.attacks.first_layer import FirstLayer
 from reprolib.attacks.priors import total_variation
-from reprolib.attacks.reconstruction import Reconstruction, check_call, refuse_snapshots
+from reprolib.attacks.reconstruction import Reconstruction, check_call, read_off, refuse_snapshots
 from reprolib.attacks.separation import Samples, completed, scaled_by_bias, separate
 from reprolib.federated.streams import Seed
 from reprolib.federated.update import SharedUpdate
@@ -66,8 +66,9 @@ class DerivativeICA:
         refuse_snapshots(self, check_call(update, snapshots))
         layer = completed(_of_images(model, update, self.layer), self.sources or None)
         found = separate(layer, self.sources or None, self.samples, seed, self.iterations, self.tolerance)
-        images = layer.to_pixels(found.inputs)
-        return _result(images, found.residual, found.iterations, ~found.converged, began, found.lost)
+        images = layer.to_pixels(found.inputs).masked_fill(found.lost[:, :, None, None, None], 0.5)
+        told = {"objective": found.residual, "evaluations": found.iterations, "diverged": ~found.converged}
+        return read_off(images, began, **told, lost=found.lost)
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,11 @@ class CocktailParty:
         unmixing = _unit_rows(ended.last.unflatten(1, (party.count, party.count))).double()
         if self.reading == "bias":
             inputs, _, lost, _ = scaled_by_bias(layer, unmixing @ party.whitening @ layer.weight)
-            images = layer.to_pixels(inputs)
+            images, told = layer.to_pixels(inputs).masked_fill(lost[:, :, None, None, None], 0.5), {"lost": lost}
         else:
-            images, lost = _stretched(unmixing @ party.whitening @ layer.weight, layer), None
-        return _result(images, ended.objective.double(), ended.evaluations, ended.diverged, began, lost)
+            images, told = _stretched(unmixing @ party.whitening @ layer.weight, layer), {}
+        told |= {"objective": ended.objective.double(), "evaluations": ended.evaluations, "diverged": ended.diverged}
+        return read_off(images, began, **told)
 
     def objective(self, unmixing: Tensor, party: Party, shape: tuple[int, ...]) -> Tensor:
         """The objective [T] of unmixing matrices [T, n, n], whose rows need not be of unit length."""
@@ -209,21 +211,3 @@ def _stretched(directions: Tensor, layer: FirstLayer) -> Tensor:
     images = directions.unflatten(2, layer.shape) * layer.std.to(directions)
     low, high = images.amin((2, 3, 4), keepdim=True), images.amax((2, 3, 4), keepdim=True)
     return (images - low) / (high - low).clamp(min=torch.finfo(images.dtype).tiny)
-
-
-def _result(
-    images: Tensor, objective: Tensor, evaluations: Tensor, diverged: Tensor, began: float, lost: Tensor | None
-) -> Reconstruction:
-    """Lost images are shown as mid-grey."""
-    if lost is not None:
-        images = images.masked_fill(lost[:, :, None, None, None], 0.5)
-    return Reconstruction(
-        raw=images,
-        labels=torch.full(images.shape[:2], -1, device=images.device),
-        objective=objective,
-        evaluations=evaluations,
-        starts=torch.ones_like(evaluations),
-        diverged=diverged,
-        seconds=time.perf_counter() - began,
-        lost=lost,
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from reprolib.attacks.columns import Completed, Mixture, refuse_without_zeros
 from reprolib.attacks.first_layer import FirstLayer
-from reprolib.attacks.reconstruction import Attack, Reconstruction, check_call, refuse_snapshots
+from reprolib.attacks.reconstruction import Attack, Reconstruction, check_call, read_off, refuse_snapshots
 from reprolib.federated.update import SharedUpdate
 from reprolib.models import Victims
 
@@ -54,14 +53,10 @@ def reconstructed(update: SharedUpdate, layer: FirstLayer, found: Sequence[Read]
     """
     inputs = torch.stack([own.batch.inputs for own in found])
     raw = layer.to_pixels(inputs).to(next(iter(update.gradients.values())))
-    device = raw.device
-    return Reconstruction(
-        raw=raw,
-        labels=torch.full(inputs.shape[:2], -1, device=device),
-        objective=torch.tensor([1 - own.batch.agreement for own in found], device=device),
-        evaluations=torch.tensor([own.tried for own in found], device=device),
-        starts=torch.ones(len(found), dtype=torch.int64, device=device),
-        diverged=torch.tensor([not own.batch.certified for own in found], device=device),
-        seconds=time.perf_counter() - began,
-        lost=(inputs == 0).all(2),
-    )
+    told = {
+        "objective": torch.tensor([1 - own.batch.agreement for own in found]),
+        "evaluations": torch.tensor([own.tried for own in found]),
+        "diverged": torch.tensor([not own.batch.certified for own in found]),
+    }
+    told = {name: value.to(raw.device) for name, value in told.items()}
+    return read_off(raw, began, **told, lost=(inputs == 0).all(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol
@@ -121,6 +122,17 @@ def require_images(attack: str, model: nn.Module | Victims, what: str) -> None:
     inputs = Victims.of(model).skeleton.inputs
     if not isinstance(inputs, Images):
         raise ValueError(f"{attack} {what}, but this victim takes {type(inputs).__name__}: only images have that")
+
+
+def read_off(raw: Tensor, began: float, **measured: Tensor) -> Reconstruction:
+    """What an attack returns that reads a batch off, in no order: labels are -1, one start, 0 for what is not measured.
+
+    began: `time.perf_counter()` at the call. measured: fields of `Reconstruction`.
+    """
+    none = torch.zeros(len(raw), dtype=torch.int64, device=raw.device)
+    plain = {"labels": torch.full(raw.shape[:2], -1, device=raw.device), "objective": none.double()}
+    plain |= {"evaluations": none, "starts": none + 1, "diverged": none.bool()}
+    return Reconstruction(raw=raw, seconds=time.perf_counter() - began, **(plain | measured))
 
 
 def join(runs: list[Reconstruction], seconds: float) -> Reconstruction:

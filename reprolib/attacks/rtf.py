@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
 from torch import Tensor, nn
 
 from reprolib import settings
 from reprolib.attacks.first_layer import FirstLayer
-from reprolib.attacks.reconstruction import Reconstruction, check_call, refuse_snapshots
+from reprolib.attacks.reconstruction import Reconstruction, check_call, read_off, refuse_snapshots
 from reprolib.federated.streams import Seed
 from reprolib.federated.update import SharedUpdate
 from reprolib.models import Victims
@@ -135,18 +134,7 @@ def read_rows(
     least = tolerance * bias.abs().amax(1, keepdim=True)
     lost = (bias.abs() <= least) | (bias.abs() <= deviations * layer.noise_std)
     found = layer.to_pixels(weight / bias.masked_fill(lost, 1.0)[:, :, None])
-    trials, rows = bias.shape
-    none = torch.zeros(trials, dtype=torch.int64, device=bias.device)
-    return Reconstruction(
-        raw=found.masked_fill(lost[:, :, None, None, None], 0.5),
-        labels=torch.full((trials, rows), -1, device=bias.device),
-        objective=none.double(),
-        evaluations=none,
-        starts=none + 1,
-        diverged=none.bool(),
-        seconds=time.perf_counter() - began,
-        lost=lost,
-    )
+    return read_off(found.masked_fill(lost[:, :, None, None, None], 0.5), began, lost=lost)
 
 
 def expected_alone(images: int, bins: int) -> float:

@@ -131,6 +131,11 @@ class Run:
         return "" if self.stored is None else _made_on(self.stored)
 
     @property
+    def recorded(self) -> bool:
+        """Whether its rows are committed, and not only what was made of them."""
+        return self.stored is not None and bool(self.stored.records)
+
+    @property
     def provenance(self) -> str:
         """What the run was made on and with, in one line."""
         if self.stored is None:
@@ -355,7 +360,7 @@ def _run(title: str, paths: list[Path], key: str, paper: claims.Paper | None, re
     figures, refused = _figures(stored.figures, folder, f"{title}, {_made_on(stored)}")
     replays = False
     if reference is not None and reference.stored is not None and path.parent.name == REPLAY:
-        replays = bool(reference.stored.records) and stored.provenance.time == reference.stored.provenance.time
+        replays = reference.recorded and stored.provenance.time == reference.stored.provenance.time
     problems += [f"{title.capitalize()} ({path.parent.name}): {line}" for line in refused]
     return Run(title, stored, verdicts, figures, tuple(problems), replays)
 

@@ -132,7 +132,7 @@ class Met:
     @property
     def older(self) -> bool:
         """Whether the numbers come from a run without records, which the chapter is to replace."""
-        return self.paper.reference.stored is not None and not self.paper.reference.stored.records
+        return self.paper.reference.stored is not None and not self.paper.reference.recorded
 
     def of(self, defense: str) -> list[matrix.Row]:
         return [row for row in self.rows if row.level.defense == defense]

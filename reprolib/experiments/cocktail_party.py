@@ -19,7 +19,7 @@ from reprolib.attacks.separation import separate
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense
 from reprolib.experiments import utility
-from reprolib.experiments.networks import SHOWN, network_seed
+from reprolib.experiments.networks import SHOWN, TRAINED_AT, network_seed, one_hidden
 from reprolib.experiments.separation import fresh_head
 from reprolib.federated import client
 from reprolib.federated.client import LocalTraining
@@ -30,9 +30,6 @@ from reprolib.models import Victims
 
 AMONG = 500
 """Images of the set, of which the original must be the nearest to what was read."""
-
-HALF = ((0.5,) * 3, (0.5,) * 3)
-"""Mean and deviation that victims normalise by, as the released code has them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +67,9 @@ class Room:
         networks, updates = [], []
         for k in range(self.count):
             own = network_seed(self.seed, self.first + k)
-            network = fc2(self.images.num_classes, self.images.image_shape, self.width, own)
+            network = one_hidden(self.images.image_shape, self.images.num_classes, self.width, own)
             if self.training:
-                network = utility.train(network, self.public, self.training, 0.01, seed=own)
+                network = utility.train(network, self.public, self.training, TRAINED_AT, seed=own)
             network = client.extended(network.double(), self.defense)
             updates.append(
                 client.share(
@@ -82,17 +79,6 @@ class Room:
             networks.append(network)
         victims = Victims.of(networks)
         return victims, SharedUpdate.join(updates, victims), x
-
-
-def fc2(num_classes: int, image_shape: tuple[int, int, int], width: int, seed: int) -> nn.Module:
-    """The paper's FC2, images to `width` ReLU units to classes, its weights drawn from `seed`."""
-    pixels = torch.Size(image_shape).numel()
-    layers = models.drawn(
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(pixels, width), nn.ReLU(), nn.Linear(width, num_classes)),
-        seed,
-    )
-    normalize = HALF if image_shape[0] == 3 else ((0.5,), (0.5,))
-    return models.adapt(layers, image_shape, num_classes, normalize=normalize)
 
 
 def unmixed(room: Room, attacks: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reprolib import models
 from reprolib.book.chapter import Chapter
@@ -24,6 +24,7 @@ from reprolib.federated.threat import ThreatModel
 from reprolib.federated.update import SharedUpdate
 from reprolib.measure import metrics
 from reprolib.models import Victims
+from reprolib.models.victim import Victim
 
 TOGETHER = 64
 """Trials attacked at once, and so the size of a part that a killed chapter computes again."""
@@ -35,6 +36,9 @@ SHOWN = 8
 
 TRAINED_AT = 0.01
 """Learning rate of victims that are trained before they are attacked: the best of 0.003, 0.01 and 0.03."""
+
+ACTIVATIONS = {"relu": nn.ReLU, "leaky": lambda: nn.LeakyReLU(0.01), "gelu": nn.GELU, "sigmoid": nn.Sigmoid}
+"""Of `one_hidden`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,3 +272,17 @@ def baselines(images: ImageSet, auxiliary: ImageSet, count: int, seed: int, thre
     """`metrics.baselines` on the first `count` victims of single images, or on as many as there are."""
     victims, _ = images.batches(1, min(count, len(images)), seed=seed)
     return metrics.baselines(victims, auxiliary, seed, threshold)
+
+
+def one_hidden(image_shape: Sequence[int], classes: int, width: int, seed: int, activation: str = "relu") -> Victim:
+    """A network of one hidden layer, d - width - classes, torch's own weights drawn from `seed`, in float32.
+
+    Pixels come to lie in [-1, 1]: of units that see [0, 1], training soon switches most off for good.
+    """
+    size = int(torch.tensor(image_shape).prod())
+
+    def layers() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(size, width), ACTIVATIONS[activation](), nn.Linear(width, classes))
+
+    half = (0.5,) * image_shape[0]
+    return models.adapt(models.drawn(layers, seed), image_shape, classes, normalize=(half, half))

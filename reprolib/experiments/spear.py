@@ -20,7 +20,8 @@ from reprolib.attacks.reconstruction import Attack
 from reprolib.attacks.spear import SPEAR
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense
-from reprolib.experiments.networks import network_seed
+from reprolib.experiments import utility
+from reprolib.experiments.networks import TRAINED_AT, network_seed, one_hidden
 from reprolib.federated import client
 from reprolib.federated.client import LocalTraining
 from reprolib.federated.threat import ThreatModel
@@ -28,22 +29,7 @@ from reprolib.federated.update import SharedUpdate
 from reprolib.measure import metrics, pairing
 from reprolib.models.victim import Victim
 
-ACTIVATIONS = {"relu": nn.ReLU, "leaky": lambda: nn.LeakyReLU(0.01), "gelu": nn.GELU, "sigmoid": nn.Sigmoid}
-
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
-
-
-def one_hidden(image_shape: Sequence[int], classes: int, width: int, seed: int, activation: str = "relu") -> Victim:
-    """A network of one hidden layer, d - width - classes, torch's own weights drawn from `seed`, in float32."""
-    size = int(torch.tensor(image_shape).prod())
-
-    def layers() -> nn.Module:
-        return nn.Sequential(nn.Flatten(), nn.Linear(size, width), ACTIVATIONS[activation](), nn.Linear(width, classes))
-
-    half = (0.5,) * image_shape[
-        0
-    ]  # pixels in [-1, 1]: of units that see [0, 1], training soon switches most off for good
-    return models.adapt(models.drawn(layers, seed), image_shape, classes, normalize=(half, half))
 
 
 def behind(trunk: Victim, width: int, classes: int, seed: int) -> Victim:
@@ -87,27 +73,14 @@ class Clients:
         drawn = network_seed(self.seed, k)
         built = one_hidden(images.image_shape, images.num_classes, self.width, drawn, self.activation)
         if self.steps:
-            self._train(built, drawn)
+            others = images.after(self.size * self.networks * self.each, self.seed)
+            utility.train(built, others, self.steps, TRAINED_AT, seed=drawn)
         return built.to(DTYPES[self.dtype])
 
     def batches(self) -> tuple[Tensor, Tensor]:
         """Images [T, B, C, H, W] and labels [T, B] of all batches, T = networks x each."""
         x, y = self.images.batches(self.size, self.networks * self.each, seed=self.seed)
         return x.to(DTYPES[self.dtype]), y
-
-    def _train(self, victim: Victim, seed: int) -> None:
-        held = self.size * self.networks * self.each
-        order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(self.seed))
-        own = order[held:] if len(order) > held + 64 else order
-        optimizer = torch.optim.SGD(victim.parameters(), 0.01, momentum=0.9)
-        random = torch.Generator().manual_seed(seed)
-        for _ in range(self.steps):
-            chosen = own[torch.randint(len(own), (64,), generator=random)]
-            loss = nn.functional.cross_entropy(victim(self.images.images[chosen]), self.images.labels[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        victim.eval()
 
 
 def compared(

@@ -17,7 +17,7 @@ from reprolib.attacks import labels, matching, priors, separation
 from reprolib.attacks.fgla import separate
 from reprolib.attacks.first_layer import FirstLayer
 from reprolib.defenses.precode import recovered_noise
-from reprolib.experiments import spear, training
+from reprolib.experiments import networks, training
 from reprolib.federated import client
 from reprolib.federated.observation import Observation
 
@@ -264,7 +264,7 @@ def test_robbing_the_fed(victim):
 
 def test_exact_batches():
     images, labels = data.load("photos", count=5).batches(5, 1)
-    victim = spear.one_hidden((3, 32, 32), 10, 128, seed=0).double()
+    victim = networks.one_hidden((3, 32, 32), 10, 128, seed=0).double()
     layer = FirstLayer.of(victim, client.share(victim, images.double(), labels))
     own = victim.get_submodule(layer.name)
     blurred = layer.of_pixels(images)[0] + 1e-3

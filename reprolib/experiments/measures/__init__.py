@@ -9,13 +9,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from reprolib.measure import intervals
+from reprolib.measure.entries import Unmeasured
 from reprolib.measure.intervals import Interval
 
 if TYPE_CHECKING:
     from reprolib.experiments.networks import Attacked
+
+
+NOT_RUN = Unmeasured("not run in this profile", "budget")
+
+
+def share(batches: pd.DataFrame, column: str = "exact") -> Interval:
+    """The share of images that a column counts (of "identified" it has the share), with its interval over networks."""
+    counts = batches[column] * (batches.images if column == "identified" else 1)
+    hits = np.concatenate([np.arange(n) < round(c) for n, c in zip(batches.images, counts, strict=True)])
+    return intervals.proportion(hits, np.repeat(batches.network.to_numpy(), batches.images))
 
 
 def identified(run: Attacked) -> Interval:

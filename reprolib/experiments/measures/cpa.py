@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from reprolib.experiments.measures import iterations
 from reprolib.measure import intervals
 from reprolib.measure.entries import Entries, Measured, Unmeasured
 from reprolib.measure.intervals import Interval
@@ -90,7 +91,7 @@ def searches(scores: pd.DataFrame, size: int, budget: int) -> Entries:
         "derivative_over_released": ("derivatives", "released"),
         "bands_over_swept": ("bands", "swept"),
     }
-    on, count = {"budget": f"{budget} iterations"}, len(of(scores, "paper"))
+    on, count = iterations(budget), len(of(scores, "paper"))
     entries = {name: Measured(gain(scores, a, scores, b), on, count) for name, (a, b) in pairs.items()}
     return entries | {"released_16": Measured(psnr(scores, "released"), on, count)}
 
@@ -99,7 +100,7 @@ def matching(scores: pd.DataFrame, size: int, budget: int) -> Entries:
     """The paper's objective against gradient matching, and that against no gradient, for batches of 8."""
     if size != 8:
         return {}
-    on, count = {"budget": f"{budget} iterations"}, len(of(scores, "paper"))
+    on, count = iterations(budget), len(of(scores, "paper"))
     over = gain(scores, "Inverting Gradients", scores, "mean image")
     return {
         "party_over_matching": Measured(gain(scores, "paper", scores, "Inverting Gradients"), on, count),

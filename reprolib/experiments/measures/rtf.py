@@ -8,26 +8,18 @@ import numpy as np
 import pandas as pd
 
 from reprolib.attacks.rtf import expected_alone, expected_by_configurations
+from reprolib.experiments.measures import NOT_RUN, share
 from reprolib.measure import intervals
 from reprolib.measure.entries import Entries, Entry, Measured, Unmeasured
 from reprolib.measure.intervals import Interval
 
 ONE = Unmeasured("this profile draws one network", "few")
 
-NOT_RUN = Unmeasured("not run in this profile", "budget")
-
 
 def mean(batches: pd.DataFrame, column: str) -> Interval | float:
     """A column's mean over batches, with its interval over networks where several were drawn."""
     values = batches[column].to_numpy(dtype=float)
     return intervals.mean(values, batches.network) if batches.network.nunique() > 1 else values.mean()
-
-
-def share(batches: pd.DataFrame, column: str = "exact") -> Interval:
-    """The share of images that a column counts (of "identified" it has the share), with its interval over networks."""
-    counts = batches[column] * (batches.images if column == "identified" else 1)
-    hits = np.concatenate([np.arange(n) < round(c) for n, c in zip(batches.images, counts, strict=True)])
-    return intervals.proportion(hits, np.repeat(batches.network.to_numpy(), batches.images))
 
 
 def _several(batches: pd.DataFrame, entry: Interval | float) -> Entry:

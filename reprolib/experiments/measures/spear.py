@@ -7,11 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from reprolib.experiments.measures import NOT_RUN, share
 from reprolib.measure import intervals
-from reprolib.measure.entries import Entries, Entry, Measured, Unmeasured
+from reprolib.measure.entries import Entries, Entry, Measured
 from reprolib.measure.intervals import Interval
-
-NOT_RUN = Unmeasured("not run in this profile", "budget")
 
 VARIANTS = ("trained", "float32", "bfloat16", "steps", "noise", "pruned")
 
@@ -19,12 +18,6 @@ VARIANTS = ("trained", "float32", "bfloat16", "steps", "noise", "pruned")
 def of(batches: pd.DataFrame, attack: str) -> pd.DataFrame:
     """An attack's rows."""
     return batches[batches.attack == attack]
-
-
-def share(batches: pd.DataFrame) -> Interval:
-    """The share of images that are exact, with its interval over networks."""
-    hits = np.concatenate([np.arange(n) < exact for n, exact in zip(batches.images, batches.exact, strict=True)])
-    return intervals.proportion(hits, np.repeat(batches.network.to_numpy(), batches.images))
 
 
 def _share(batches: pd.DataFrame) -> Measured:
