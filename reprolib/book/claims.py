@@ -60,6 +60,7 @@ from reprolib.book.criteria import (
     ends_words,
     number_words,
 )
+from reprolib.measure.intervals import Interval
 
 _PLACES = re.compile(r"\{([^{}]*)\}")
 
@@ -240,12 +241,12 @@ class Paper(Strict):
         """The finding with the measured values in their places; "" where a run did not measure one of them."""
         if not _PLACES.findall(self.finding) or not measured.keys() >= set(_PLACES.findall(self.finding)):
             return ""
-        return self.filled(self.finding, {name: (value, None, None) for name, value in measured.items()})
+        return self.filled(self.finding, measured)
 
-    def filled(self, text: str, measured: Mapping[str, tuple[float, float | None, float | None]]) -> str:
+    def filled(self, text: str, measured: Mapping[str, Interval | float]) -> str:
         """A text with what was measured in the places of its {measures}: "61 % [50, 71]"; a dash where it was not.
 
-        measured: name -> value and the ends of its interval, None for ends that are not told.
+        measured: name -> the interval that is told, or a value alone.
         Raises ValueError for a name that is no measure of this paper.
         """
 
@@ -254,9 +255,10 @@ class Paper(Strict):
                 raise ValueError(f"{{{place[1]}}} is no measure of claims/{self.paper}.yml")
             if place[1] not in measured:
                 return "—"
-            (value, low, high), share = measured[place[1]], self.measures[place[1]].share
-            ends = "" if low is None or high is None else f" {ends_words(low, high, share)}"
-            return number_words(value, share) + ends
+            one, share = measured[place[1]], self.measures[place[1]].share
+            if isinstance(one, Interval):
+                return f"{number_words(one.value, share)} {ends_words(one.low, one.high, share)}"
+            return number_words(one, share)
 
         return _PLACES.sub(told, text).replace(" %", "\N{NO-BREAK SPACE}%")
 

@@ -120,8 +120,7 @@ def _judge(claim: Claim, paper: Paper, run: Run) -> Verdict:
 
 def _beside(claim: Claim, paper: Paper, run: Run) -> str:
     """What the claim's file wants to be read beside the verdict; "" where this run did not measure what it names."""
-    measured = {name: record.interval for name, record in run.records.items()}
-    told = paper.filled(claim.beside, {name: (i.value, i.low, i.high) for name, i in measured.items()})
+    told = paper.filled(claim.beside, {name: record.interval for name, record in run.records.items()})
     return "" if "—" in told else told
 
 

@@ -106,8 +106,7 @@ class Ledger:
         What is shown is the value with its interval, in per cent for shares; a dash where this run did not measure it.
         Raises ValueError for a name that the paper's claims do not declare.
         """
-        measured = {name: record.interval for name, record in self.records.items()}
-        return self.paper.filled(text, {name: (i.value, i.low, i.high) for name, i in measured.items()})
+        return self.paper.filled(text, {name: record.interval for name, record in self.records.items()})
 
     def verdicts(self) -> list[Verdict]:
         made = {"seed": self.seed, "time": self.time or datetime.now(UTC).isoformat(timespec="seconds")}
