@@ -143,7 +143,7 @@ def verify(
     for chapter in without:
         console.print(f"{chapter.stem}: no committed records, nothing to verify")
     for chapter in [c for c in chosen if c not in without]:
-        found = verification.verify(chapter, _parameters("reference", "auto", data, 1), seconds, console.print)
+        found = verification.verify(chapter, _parameters("reference", "auto", data, None), seconds, console.print)
         for line in found.lines:
             console.print(escape(line), soft_wrap=True)
         failed += found.failed
