@@ -14,7 +14,7 @@ from test_runner import text_of, write_chapter
 from typer.testing import CliRunner
 
 from reprolib import cli
-from reprolib.book import locks, notebooks, runner, verification
+from reprolib.book import locks, notebooks, runner
 
 
 @pytest.fixture
@@ -255,15 +255,3 @@ def test_the_catalogue_is_printed_as_a_table():
     table = cli._table(frame)
     assert [column.header for column in table.columns] == ["name", "present", "shape"]
     assert list(table.columns[1].cells) == ["yes"]
-
-
-def test_a_verification_runs_under_each_chapters_own_seed(book, monkeypatch):
-    seen = []
-
-    def verify(chapter, parameters, seconds, tell):
-        seen.append((chapter.stem, parameters.profile, parameters.seed))
-        return types.SimpleNamespace(lines=[], failed=[])
-
-    monkeypatch.setattr(verification, "has_records", lambda paper: True)
-    monkeypatch.setattr(verification, "verify", verify)
-    assert call("verify").exit_code == 0 and seen == [("01-good", "reference", None)]

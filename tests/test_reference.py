@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import papermill
 import pytest
 
-from reprolib.book import claims, records, results
+from reprolib.book import claims, notebooks, records, results
 from reprolib.book.judge import faults, judge
 from reprolib.book.verdicts import validate_verdicts
 from reprolib.book.verification import LIMIT_MB
@@ -38,6 +39,12 @@ def test_the_rules_are_tested_on_many_decided_verdicts():
     # 126 with chapter 10's; 97 without, since a referee, on 2026-11-29, had verdicts settled that rested on memory,
     # were counted twice or weaker than their source
     assert sum(verdict.decided for verdict in judged) >= 100
+
+
+@pytest.mark.parametrize("paper", [paper for paper, run in RUNS.items() if "records" in run])
+def test_a_notebook_opens_with_the_seed_of_its_reference_run(paper):
+    (chapter,) = notebooks.find(ROOT, [paper])
+    assert papermill.inspect_notebook(chapter.notebook)["seed"]["default"] == str(RUNS[paper]["provenance"]["seed"])
 
 
 @pytest.mark.parametrize("paper", [paper for paper, run in RUNS.items() if "records" in run])

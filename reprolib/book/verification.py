@@ -267,7 +267,7 @@ def has_records(paper: str) -> bool:
 def verify(
     which: notebooks.Chapter, parameters: notebooks.Parameters, seconds: float, tell: Callable[[str], None] = print
 ) -> Verified:
-    """Run trials of a chapter's committed records again and compare number with number.
+    """Run trials of a chapter's committed records again, under their seed, and compare number with number.
 
     Parts are drawn at random among those verified least recently, as many as fit into `seconds` by the seconds that
     their records took; of a long part whose tables know their trials, TRIALS of them. What was found equal goes into
@@ -288,7 +288,7 @@ def verify(
     data_root = parameters.data_root or os.environ.get("REPROLIB_DATA", "")
     if not data_root:
         raise FileNotFoundError("a verification runs on the record's own images: name their folder with --data")
-    parameters = replace(parameters, data_root=data_root)
+    parameters = replace(parameters, seed=next(iter(found.values())).seed, data_root=data_root)
     log = [entry for entry in reference_run.verification_log(paper) if _of_record(entry, found)]
     plan = _drawn(found, log, seconds, _waiting(paper))
     # as many as the records were made with: otherwise their digits do not come out again
