@@ -82,7 +82,7 @@ def test_the_presets():
         (lambda: CocktailParty(reading="min"), "reading must be one of 'range', 'bias'"),
         (lambda: CocktailParty(iterations=0), "iterations must be a whole number >= 1"),
         (lambda: DerivativeICA("edges"), "samples must be one of 'bands', 'derivatives', 'pixels'"),
-        (lambda: DerivativeICA(sources=-1), "sources must be a whole number >= 0"),
+        (lambda: DerivativeICA(sources=0), "sources must be a whole number >= 1"),
     ):
         with pytest.raises(ValueError, match=message):
             make()

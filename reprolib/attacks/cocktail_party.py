@@ -30,15 +30,15 @@ class DerivativeICA:
 
     No search over images and no weights to sweep: a decomposition, a few dozen iterations of FastICA, and one least
     squares. samples: what FastICA takes for samples (`separation.separate`); "pixels" is plain FastICA. sources: how
-    many images to look for; 0 is as many as the batch has. layer: a linear layer's name, "" for the one that the image
-    enters. An attacker who knows a defense fills in the entries that it left out (`separation.completed`).
+    many images to look for; None is the batch. layer: a linear layer's name; None finds the one that the image enters. An
+    attacker who knows a defense fills in the entries that it left out (`separation.completed`).
     Source: the separation is Kariyappa et al. 2023, section 4, with FastICA (Hyvärinen and Oja 2000) in place of their
     objective; derivatives and the bias are this book's.
     """
 
     samples: Samples = "bands"
-    sources: settings.CountOrZero = 0
-    layer: str = ""
+    sources: settings.Count | None = None
+    layer: str | None = None
     iterations: settings.Count = 500
     tolerance: settings.Positive = 1e-7
 
@@ -64,8 +64,8 @@ class DerivativeICA:
         """
         began = time.perf_counter()
         refuse_snapshots(self, check_call(update, snapshots))
-        layer = completed(_of_images(model, update, self.layer), self.sources or None)
-        found = separate(layer, self.sources or None, self.samples, seed, self.iterations, self.tolerance)
+        layer = completed(_of_images(model, update, self.layer), self.sources)
+        found = separate(layer, self.sources, self.samples, seed, self.iterations, self.tolerance)
         images = layer.to_pixels(found.inputs).masked_fill(found.lost[:, :, None, None, None], 0.5)
         told = {"objective": found.residual, "evaluations": found.iterations, "diverged": ~found.converged}
         return read_off(images, began, **told, lost=found.lost)
@@ -91,8 +91,8 @@ class CocktailParty:
     learning_rate: settings.Length = 1e-3
     iterations: settings.Count = 25000
     reading: Reading = "range"
-    sources: settings.CountOrZero = 0
-    layer: str = ""
+    sources: settings.Count | None = None
+    layer: str | None = None
 
     @classmethod
     def paper(cls) -> CocktailParty:
@@ -123,7 +123,7 @@ class CocktailParty:
         began = time.perf_counter()
         refuse_snapshots(self, check_call(update, snapshots))
         layer = _of_images(model, update, self.layer)
-        party = Party.of(layer, layer.sources(self.sources or None))
+        party = Party.of(layer, layer.sources(self.sources))
         start = torch.eye(party.count, dtype=party.white.dtype, device=party.white.device)
         start = start.expand(layer.trials, -1, -1).flatten(1)
 
@@ -192,8 +192,8 @@ class Party:
         return Party(self.white[trials], self.whitening[trials], self.offset[trials])
 
 
-def _of_images(model: nn.Module | Victims, update: SharedUpdate, name: str) -> FirstLayer:
-    layer = FirstLayer.of(model, update, name or None)
+def _of_images(model: nn.Module | Victims, update: SharedUpdate, name: str | None) -> FirstLayer:
+    layer = FirstLayer.of(model, update, name)
     if layer.mean is None:
         raise ValueError(
             f"layer={name!r} lies behind others, its inputs are features: separation.separate gives these, a decoder "
