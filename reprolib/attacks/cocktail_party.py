@@ -30,8 +30,8 @@ class DerivativeICA:
 
     No search over images and no weights to sweep: a decomposition, a few dozen iterations of FastICA, and one least
     squares. samples: what FastICA takes for samples (`separation.separate`); "pixels" is plain FastICA. sources: how
-    many images to look for; None is the batch. layer: a linear layer's name; None finds the one that the image enters. An
-    attacker who knows a defense fills in the entries that it left out (`separation.completed`).
+    many images to look for; None is the batch. layer: a linear layer's name; None finds the one that the image enters.
+    An attacker who knows a defense fills in the entries that it left out (`separation.completed`).
     Source: the separation is Kariyappa et al. 2023, section 4, with FastICA (Hyvärinen and Oja 2000) in place of their
     objective; derivatives and the bias are this book's.
     """
