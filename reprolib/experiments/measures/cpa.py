@@ -12,15 +12,21 @@ from reprolib.measure import intervals
 from reprolib.measure.entries import Entries, Measured, Unmeasured
 from reprolib.measure.intervals import Interval
 
-DEFENDED = {
-    "undefended": ("no defense", "static"),
-    "noise_1": ("noise, std 2e-4", "static"),
-    "noise_10_informed": ("noise, std 2e-3", "informed"),
-    "pruned_90": ("90 % pruned", "static"),
-    "pruned_90_informed": ("90 % pruned", "informed"),
-    "int8": ("8-bit integers", "static"),
+SHIELDS = {
+    "none": "no defense",
+    "clipping": "clipping to 0.1",
+    "noise_2e-4": "noise, std 2e-4",
+    "noise_2e-3": "noise, std 2e-3",
+    "noise_2e-2": "noise, std 2e-2",
+    "pruned_50": "50 % pruned",
+    "pruned_90": "90 % pruned",
+    "pruned_99": "99 % pruned",
+    "int8": "8-bit integers",
+    "signs": "signs",
+    "dpsgd": "DP-SGD, z = 0.01",
+    "precode": "PRECODE",
 }
-"""Measure -> defense and attacker."""
+"""Part of a measure's name -> the defense's."""
 
 
 def of(scores: pd.DataFrame, attack: str) -> pd.DataFrame:
@@ -126,7 +132,8 @@ def wall(below: pd.DataFrame, beyond: pd.DataFrame) -> Entries:
 
 def defended(tables: Mapping[tuple[str, str], pd.DataFrame]) -> Entries:
     """Images recognised under defenses; tables: (defense, "static" or "informed") -> scores."""
-    return {name: identified(tables[key], "bands") for name, key in DEFENDED.items() if key in tables}
+    keys = {shown: key for key, shown in SHIELDS.items()}
+    return {f"read_{keys[name]}_{who}": identified(t, "bands") for (name, who), t in tables.items()}
 
 
 def features(scores: pd.DataFrame) -> Entries:

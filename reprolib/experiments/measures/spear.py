@@ -12,7 +12,7 @@ from reprolib.measure import intervals
 from reprolib.measure.entries import Entries, Entry, Measured
 from reprolib.measure.intervals import Interval
 
-VARIANTS = ("trained", "float32", "bfloat16", "steps", "noise", "pruned")
+VARIANTS = ("plain", "trained", "float32", "bfloat16", "steps", "noise", "pruned")
 
 
 def of(batches: pd.DataFrame, attack: str) -> pd.DataFrame:
