@@ -101,7 +101,8 @@ def test_the_books_own_matrix_names_measures_that_exist_and_every_defended_share
     for attack in attacks:
         paper = claims.load(home / "claims" / f"{attack.paper}.yml")
         assert matrix.rows(attack, paper, {}), attack.id
-    names = [name for attack in attacks for level in attack.levels for name in (level.static, level.adaptive) if name]
+    cells = [(attack.paper, level) for attack in attacks for level in attack.levels]
+    names = [(paper, name) for paper, level in cells for name in (level.static, level.adaptive) if name]
     assert len(names) == len(set(names))
     assert sum(attack.figure for attack in attacks) == 1
     assert yaml.safe_load((home / "_toc.yml").read_text())["parts"][0]["chapters"] == [{"file": "book/matrix"}]

@@ -80,15 +80,12 @@ def network(one: pd.DataFrame, four: pd.DataFrame) -> Entries:
 
 
 def defended(bare: pd.DataFrame, runs: Mapping[tuple[str, str], pd.DataFrame]) -> Entries:
-    """What each defense costs; (defense, attacker) -> scores."""
-    keys = {
-        "noise_loss": ("noise", "plain"),
-        "clip_plain_loss": ("clipping", "plain"),
-        "clip_informed_loss": ("clipping", "informed"),
-        "prune_plain_loss": ("pruning", "plain"),
-        "prune_informed_loss": ("pruning", "informed"),
-    }
-    return {measure: _pair(bare, runs[key]) for measure, key in keys.items()}
+    """What each defense costs, and what is identified in spite of it; (defense, attacker) -> scores."""
+    keys = {("noise", "plain"): "noise", ("clipping", "plain"): "clip_plain", ("clipping", "informed"): "clip_informed"}
+    keys |= {("pruning", "plain"): "prune_plain", ("pruning", "informed"): "prune_informed"}
+    losses = {f"{name}_loss": _pair(bare, runs[key]) for key, name in keys.items()}
+    every = {"bare": bare} | {name: runs[key] for key, name in keys.items()}
+    return losses | {f"{name}_identified": intervals.proportion(t.identified, t.network) for name, t in every.items()}
 
 
 def rows(runs: Mapping[tuple[str, ...], pd.DataFrame], titles: Collection[str]) -> pd.DataFrame:
