@@ -19,6 +19,7 @@ from reprolib.attacks.separation import separate
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense
 from reprolib.experiments import utility
+from reprolib.experiments.generators import check_disjoint
 from reprolib.experiments.networks import SHOWN, TRAINED_AT, network_seed, one_hidden
 from reprolib.experiments.separation import fresh_head
 from reprolib.federated import client
@@ -213,10 +214,13 @@ def decoded_features(
     """Features read out of a hidden layer behind a trunk, and out of a head of 1,000 classes, then decoded.
 
     Labels repeat as they come and are not used, but for FGLA's row. Returns "scores", a row an (attack, image) with
-    trial, psnr and identified, and pictures of the first batch. Attacks: "oracle" is the decoder on the true features,
-    "hidden layer" and "head" what separation makes of the two, no feature below zero, "FGLA" its quotient at the same
-    head, labels given, and "mean image" that of the public images.
+    trial, psnr, identified, and repeated (its label occurs again in the batch), and pictures of the first batch.
+    Attacks: "oracle" is the decoder on the true features, "hidden layer" and "head" what separation makes of the two,
+    no feature below zero, "FGLA" its quotient at the same head, labels given, and "mean image" that of the public
+    images.
+    Errors: ValueError for a public image that is among the private ones.
     """
+    check_disjoint(public, images)
     x, y = images.batches(size, count, seed=seed)
     fallback, pool = public.mean_image, images.images[:AMONG]
     decoder, tables, shown = decoder.cpu(), [], {"truth": x[0][:SHOWN]}
@@ -245,6 +249,7 @@ def decoded_features(
             placed = made[order]
             psnr = metrics.psnr(placed, x[k]).double().numpy()
             row = {"trial": k, "image": np.arange(size), "psnr": psnr, "identified": _identified(placed, x[k], pool)}
+            row |= {"repeated": ((y[k][:, None] == y[k]).sum(1) > 1).numpy()}
             tables.append(pd.DataFrame(row).assign(attack=attack))
             if k == 0:
                 shown[attack] = placed[:SHOWN]

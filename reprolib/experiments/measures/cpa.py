@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from reprolib.experiments.measures import iterations
+from reprolib.experiments.measures import NOT_RUN, iterations
 from reprolib.measure import intervals
 from reprolib.measure.entries import Entries, Measured, Unmeasured
 from reprolib.measure.intervals import Interval
@@ -96,6 +96,8 @@ def searches(scores: pd.DataFrame, size: int, budget: int) -> Entries:
         "variation_gain": ("paper", "without total variation"),
         "derivative_over_released": ("derivatives", "released"),
         "bands_over_swept": ("bands", "swept"),
+        "variation_over_contrast": ("released", "without total variation"),
+        "decorrelation_over_contrast": ("released", "without decorrelation"),
     }
     on, count = iterations(budget), len(of(scores, "paper"))
     entries = {name: Measured(gain(scores, a, scores, b), on, count) for name, (a, b) in pairs.items()}
@@ -103,7 +105,10 @@ def searches(scores: pd.DataFrame, size: int, budget: int) -> Entries:
 
 
 def matching(scores: pd.DataFrame, size: int, budget: int) -> Entries:
-    """The paper's objective against gradient matching, and that against no gradient, for batches of 8."""
+    """The paper's objective against gradient matching, and that against no gradient, for batches of 8.
+
+    budget: of the shorter search.
+    """
     if size != 8:
         return {}
     on, count = iterations(budget), len(of(scores, "paper"))
@@ -137,10 +142,16 @@ def defended(tables: Mapping[tuple[str, str], pd.DataFrame]) -> Entries:
 
 
 def features(scores: pd.DataFrame) -> Entries:
-    """Separated features against true ones and against FGLA's, decoded; scores: of `experiments.decoded_features`."""
+    """Separated features against true ones and against FGLA's, decoded; scores: of `experiments.decoded_features`.
+
+    repeated_gain counts the images whose label occurs again in their batch.
+    """
+    again = scores[scores.repeated]
     return {
         "features_gap": gain(scores, "oracle", scores, "hidden layer"),
-        "repeated_gain": gain(scores, "head", scores, "FGLA"),
+        "oracle_over_mean": gain(scores, "oracle", scores, "mean image"),
+        "oracle_identified": identified(scores, "oracle"),
+        "repeated_gain": gain(again, "head", again, "FGLA") if again.trial.nunique() > 1 else NOT_RUN,
     }
 
 
