@@ -210,7 +210,10 @@ def test_beyond_the_width_as_many_as_the_rank_allows_are_read(photos):
 def test_features_behind_a_trunk_are_read_by_a_decoder(photos):
     trunk = models.build("convnet8", 10, (3, 32, 32), seed=0, width=8)
     decoder = models.build_generator("decoder", (3, 32, 32), seed=1, channels=32, size=8, widths=(8, 8))
-    found = experiments.decoded_features(trunk, decoder, photos, photos, 1, 2, 16, 0)
+    with pytest.raises(ValueError, match="are also among the public ones"):
+        experiments.decoded_features(trunk, decoder, photos, photos, 1, 2, 16, 0)
+    private, public = data.load("photos", count=8), data.load("photos", "train", count=8)
+    found = experiments.decoded_features(trunk, decoder, private, public, 1, 2, 16, 0)
     assert set(found["scores"].attack) == {"oracle", "hidden layer", "head", "FGLA", "mean image"}
     assert found["truth"].shape == found["head"].shape
 

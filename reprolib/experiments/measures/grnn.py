@@ -67,6 +67,7 @@ def units(pixels: pd.DataFrame, normalised: pd.DataFrame, reach: pd.DataFrame) -
     """What it costs to take the sigmoid's output for normalised values, and what it cannot say then."""
     return {
         "normalised_loss": _pair(pixels, normalised),
+        "pixels_identified": intervals.proportion(pixels.identified, pixels.network),
         "range_lost": intervals.mean(reach.below, within=(0.0, 1.0)),
     }
 
