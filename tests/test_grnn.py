@@ -290,6 +290,8 @@ def test_updates_are_refused(victim):
         SMALL(victim, local)
     one = client.share(victim, x, y, local=LocalTraining(1, 1, 0.1))
     torch.testing.assert_close(SMALL(victim, one).raw, SMALL(victim, client.share(victim, x, y)).raw)
+    with pytest.raises(ValueError, match="adam"):
+        SMALL(victim, client.share(victim, x, y, local=LocalTraining(1, 1, 0.1, optimizer="adam")))
     with pytest.raises(ValueError, match="labels='known'"):
         replace(SMALL, labels="known")(victim, client.share(victim, x, y))
     hurt = client.share(victim, x, y)

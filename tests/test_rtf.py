@@ -319,6 +319,12 @@ def test_traps_have_a_gradient_where_an_image_passes_and_give_who_passes_alone()
         single = (passed & (passed.sum(0) == 1)).any(1)
         assert single.tolist() == scores[scores.trial == t].exact.tolist()
     assert scores.exact.any()
+    adam = LocalTraining(1, 8, 0.1, optimizer="adam")
+    with pytest.raises(ValueError, match="optimiser is 'adam'"):
+        TrapRows()(model, client.share(model, images, labels, threat=update.threat, local=adam))
+    update.gradients["hidden1.weight"][1, 3] = torch.nan
+    with pytest.raises(ValueError, match="'hidden1.weight' has a NaN or infinite entry in trial 1"):
+        TrapRows()(model, update)
 
 
 # --- inspection

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from reprolib import attacks, data, defenses, models
 from reprolib.attacks.columns import Mixture, completed, null_vector, true_column
 from reprolib.attacks.first_layer import FirstLayer
 from reprolib.experiments import networks, spear
+from reprolib.experiments.measures import spear as measures
 from reprolib.federated import client
 from reprolib.federated.client import LocalTraining, ThreatModel
 from reprolib.federated.update import SharedUpdate
@@ -208,3 +210,52 @@ def test_noise_and_pruning_are_never_certified(defense):
     for attack in (replace(MASKS, passes=2), replace(SAMPLING, max_samples=8192)):
         found = attack(victim, update, seed=1)
         assert found.diverged.all() and not any(exact(found, x))
+
+
+def test_what_is_read_makes_the_gradient_that_was_shared_again():
+    victim, update, _ = shared()
+    layer, (read,) = MASKS.read(victim, update, [(0, 0)])
+    assert read.batch.certified
+    again = read.batch.mixing @ read.batch.inputs
+    live = layer.weight[0][layer.weight[0].abs().amax(1) > 0]
+    torch.testing.assert_close(again, live, rtol=0, atol=1e-8 * float(live.abs().max()))
+
+
+def clients(networks_: int = 2, size: int = 5, **options: object) -> spear.Clients:
+    pool = data.load("photos", "train", count=networks_ * size + 40)
+    return spear.Clients(pool, size, networks_, 1, seed=0, width=128, **options)
+
+
+def test_the_chapters_table_has_every_batch_and_never_calls_exact_what_failed():
+    both = {"mask-guided": MASKS, "derivative ICA": attacks.DerivativeICA()}
+    plain = spear.compared(clients(), both)
+    own = measures.of(plain["batches"], "mask-guided")
+    assert (own.exact == own.images).all() and own.certified.all() and plain["mask-guided"].shape == (5, 3, 32, 32)
+    assert not measures.of(plain["batches"], "derivative ICA").certified.any()
+    blurred = spear.compared(clients(), {"mask-guided": MASKS}, defense=defenses.GaussianNoise(1e-2))["batches"]
+    assert not blurred.certified.any() and not blurred.exact.any()
+    refused = spear.compared(clients(activation="gelu"), {"mask-guided": MASKS})["batches"]
+    assert refused.refused.str.contains("gradients are zero").all() and not refused.exact.any()
+    tables = dict.fromkeys(("trained", "float32", "steps", "plain"), own)
+    entries = measures.variants(tables | dict.fromkeys(("bfloat16", "noise", "pruned"), blurred), refused)
+    assert entries["plain"].interval.value == entries["trained"].interval.value == 1
+    assert entries["noise"].interval.value == entries["noisy_certificate"].interval.value == 0
+    assert entries["leaky"].interval.value == 1
+    assert measures.certificate(plain["batches"])["certificate"].interval.value == 1
+
+
+def test_a_batch_counts_once_and_is_whole_or_not():
+    batches = pd.DataFrame({"images": [64] * 4, "exact": [64, 64, 64, 63], "network": range(4)})
+    assert measures.whole(batches).value == 0.75 and measures.whole(batches).n == 4
+
+
+def test_samples_are_counted_and_the_largest_batch_is_looked_for():
+    counted = spear.samples(clients(), [3, 4], replace(SAMPLING, batch_samples=64))
+    assert set(counted.images) == {3, 4} and (counted.tried % 64 == 0).all() and counted.certified.all()
+    grown = counted.assign(images=counted.images.map({3: 8, 4: 12}), tried=counted.images.map({3: 64, 4: 1024}))
+    assert measures.growth(grown)["samples_growth"].interval.value == pytest.approx(2)
+    assert measures.growth(counted) == {"samples_growth": measures.NOT_RUN}
+    reached = spear.largest(clients(), [4, 5, 400], MASKS)
+    assert reached.images.tolist() == [4, 4, 5, 5] and (reached.width == 128).all()
+    inside = spear.anatomy(clients(), MASKS)
+    assert inside.certified.all() and (inside["columns"] == 5).all()
