@@ -187,7 +187,7 @@ def tradeoff(table: pd.DataFrame, x: str, y: str, label: str, xlabel: str, ylabe
     """
     ends = [f"{column}_{end}" for column in (x, y) for end in ("low", "high")]
     check_columns(table, x, y, label, *ends)
-    figure, axes = plain_axes(max(3.8, 0.24 * len(table)))
+    figure, axes = plain_axes(max(3.8, 0.2 * len(table)) + 0.12 * len(table))
     table = table.sort_values([y, x], ascending=False)
     reached, front = np.inf, []
     for _, row in table.sort_values([x, y], ascending=[False, True]).iterrows():
@@ -207,10 +207,13 @@ def tradeoff(table: pd.DataFrame, x: str, y: str, label: str, xlabel: str, ylabe
     margin = max(0.03, 0.15 * (table[x].max() - table[x].min()))
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.04, 1.04), xlim=(table[x].min() - margin, table[x].max() + margin))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1.0))
+        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     number_points(axes, list(zip(table[x], table[y], strict=True)))
-    numbers = {f"{i}  {name}": Line2D([], [], linestyle="none") for i, name in enumerate(table[label], 1)}
-    figure.legend(numbers.values(), numbers.keys(), loc="outside lower center", ncols=2, frameon=False, handlelength=0)
+    words = ["\n".join(textwrap.wrap(f"{i}  {name}", 36)) for i, name in enumerate(table[label], 1)]
+    figure.legend(
+        [Line2D([], [], linestyle="none")] * len(words), words, loc="outside lower center", ncols=2, frameon=False,
+        handlelength=0, handletextpad=0, columnspacing=1.5, fontsize=9,
+    )  # fmt: skip
     return figure
 
 
