@@ -341,7 +341,7 @@ def test_figures_and_tables_are_numbered_and_readable_without_sight(shown, tmp_p
     one, two, again, table = shown[1:]
     assert "<b>Figure 1.</b> A line &amp; more." in one and 'alt="A line &amp; more."' in one and one == again
     assert "<b>Figure 2.</b>" in two and "<p>slider</p>" in two
-    assert "overflow-x:auto" in table and "1e-07" in table and "∞" in table and "0.5 [0.0945, 0.905]" in table
+    assert "overflow-x:auto" in table and "1·10⁻⁷" in table and "∞" in table and "0.5 [0.0945, 0.905]" in table
     assert "&lt;small&gt;" in table
     assert (tmp_path / "results/runs/cpu/toy/first.png").stat().st_size <= chapter.PICTURE_LIMIT
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from reprolib.book import figures
+from reprolib.book.figures.look import looks_of
 from reprolib.measure import metrics
 
 
@@ -93,8 +94,11 @@ def test_the_front_of_a_tradeoff_holds_what_nothing_beats():
     axes = figures.tradeoff(table, "x", "y", "name", "accuracy", "identified").axes[0]
     front = next(line for line in axes.lines if line.get_label() == "front")
     assert set(zip(*front.get_data(orig=True), strict=True)) == {points["best"], points["private"]}
-    looks = {(bar[0].get_color(), bar[0].get_marker()) for bar in axes.containers}
-    assert len(looks) == len(points)  # a marker each
+    full = {bar[0].get_xydata()[0][0] for bar in axes.containers if bar[0].get_markerfacecolor() != "white"}
+    assert full == {0.9, 0.3}
+    assert [text.get_text() for text in axes.texts] == ["1", "2", "3"], "numbered from the top"
+    key = [text.get_text() for text in axes.figure.legends[0].get_texts()]
+    assert key == ["1  beaten", "2  best", "3  private"]
     wide = figures.tradeoff(table.assign(x_low=-9.0, x_high=9.0), "x", "y", "name", "accuracy", "identified").axes[0]
     assert wide.get_xlim() == pytest.approx((0.21, 0.99))  # the points, whatever their intervals
 
@@ -191,6 +195,37 @@ def test_more_than_five_lines_have_their_names_at_their_ends_apart():
     heights = [text.xy[1] for text in axes.texts]
     assert len(heights) == 7 and min(b - a for a, b in zip(sorted(heights), sorted(heights)[1:], strict=False)) > 0.05
     assert min(heights) >= 0 and max(heights) <= 1
+
+
+def test_a_name_has_one_colour_and_marker_in_every_figure():
+    few, other = looks_of(["iDLG", "DLG"]), looks_of(["something", "DLG", "GGL (2,500 evaluations)"])
+    assert few["DLG"] == other["DLG"] and len(set(other.values())) == 3
+    assert looks_of(["a", "b"])["a"] == looks_of(["a"])["a"]
+
+
+def test_a_row_of_a_forest_is_as_high_as_what_it_holds_and_who_ignores_is_hollow():
+    rows = [("noise", "stable, who ignores it"), ("noise", "stable, who knows it"), ("none", "stable, who knows it")]
+    table = pd.DataFrame(rows, columns=["label", "who"]).assign(value=0.5, low=0.4, high=0.6)
+    axes = figures.forest(table, hue="who").axes[0]
+    dots = [bar[0] for bar in axes.containers]
+    assert [dot.get_markerfacecolor() == "white" for dot in dots] == [True, False]
+    assert dots[0].get_color() == dots[1].get_color()
+    places = sorted(y for dot in dots for _, y in dot.get_xydata())
+    assert len(set(places)) == 3 and places[2] - places[1] > places[1] - places[0]
+
+
+def test_a_short_logarithmic_axis_has_numbers_as_a_reader_writes_them():
+    curve = pd.DataFrame({"epoch": [0, 1, 2], "loss": [2.3, 2.2, 2.1]})
+    figure = figures.curves(curve, "epoch", "loss", yscale="log")
+    figure.canvas.draw()
+    texts = [text.get_text() for axis in (figure.axes[0].yaxis, figure.axes[0].xaxis) for text in axis.get_ticklabels()]
+    assert "10^" not in "".join(texts) and "2.2" in texts and not any(text.endswith(".5") for text in texts)
+
+
+def test_a_single_row_has_its_interval_as_a_line():
+    table = pd.DataFrame({"x": [1.0, 2.0, 1.0], "y": [1.0, 2.0, 3.0], "what": ["a", "a", "b"]})
+    axes = figures.curves(table.assign(low=0.5, high=3.5), "x", "y", "what", "low", "high").axes[0]
+    assert len(axes.collections) == 2 and len(axes.collections[1].get_segments()) == 1
 
 
 def test_dumbbells_show_a_few_images_at_the_left(images):

@@ -70,6 +70,13 @@ def test_code_keeps_its_text_and_loses_the_tags_that_have_no_look():
     )
 
 
+def test_parameters_of_a_signature_are_blocks_of_text_and_no_list_without_terms():
+    word = '<span class="n"><span class="pre">size</span></span>'
+    page = f'<dt class="sig py" id="a"><dl>\n<dd><em>{word}</em>,</dd>\n</dl></dt><dd><p>b</p></dd>'
+    blocks = '<span class="parameters">\n<span class="parameter"><em>size</em>,</span>\n</span>'
+    assert site.plain_signatures(page) == f'<dt class="sig py" id="a">{blocks}</dt><dd><p>b</p></dd>'
+
+
 def test_a_citation_is_an_item_of_its_list():
     page = '<div role="list"><div class="citation" id="a" role="doc-biblioentry"></div></div>'
     assert site.citations_in_lists(page) == '<div role="list"><div class="citation" id="a" role="listitem"></div></div>'

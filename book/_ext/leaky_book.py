@@ -40,7 +40,7 @@ def lighten(app, pagename, templatename, context, doctree):
     if context.get("body") and app.builder.format == "html":
         images, pathto = Path(app.outdir) / app.builder.imagedir, context["pathto"]
         out = site.pictures_out(context["body"], images, lambda name: pathto(f"{app.builder.imagedir}/{name}", 1))
-        context["body"] = site.citations_in_lists(site.lighter(out))
+        context["body"] = site.citations_in_lists(site.plain_signatures(site.lighter(out)))
     if pagename == "book/scoreboard":
         app.add_css_file("datatables.css", priority=100)  # before the book's own, which has the last word
         app.add_js_file("datatables.js")

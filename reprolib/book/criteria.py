@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from reprolib.book.numbers import digits
+
 Profile = Literal["smoke", "cpu", "gpu", "paper"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 """From the smallest to the paper's own sizes; a claim names the least one at which it can be decided."""
@@ -236,7 +238,7 @@ class Reading(Strict):
 
 def number_words(value: float, percent: bool = False) -> str:
     """Three digits; percent: of a share, in per cent."""
-    return f"{100 * value:.3g} %" if percent else f"{value:.3g}"
+    return f"{digits(100 * value)} %" if percent else digits(value)
 
 
 def ends_words(low: float | None, high: float | None, percent: bool) -> str:
@@ -244,4 +246,4 @@ def ends_words(low: float | None, high: float | None, percent: bool) -> str:
     if low is None or high is None:
         return "[—]"
     scale = 100 if percent else 1
-    return f"[{scale * low:.3g}, {scale * high:.3g}]"
+    return f"[{digits(scale * low)}, {digits(scale * high)}]"

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from reprolib.book import results
+from reprolib.book.numbers import digits
 from reprolib.book.verdicts import SYMBOLS, Verdict, once, value_words
 from reprolib.measure.intervals import Interval
 
@@ -99,7 +100,7 @@ def words(value: Any) -> str:
     if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
         return "—"
     if isinstance(value, float | np.floating):
-        return "∞" if value == np.inf else f"{value:.3g}"
+        return "∞" if value == np.inf else digits(float(value))
     if isinstance(value, list | tuple):
         return ", ".join(words(item) for item in value)
     return str(value)

@@ -27,6 +27,9 @@ PLAIN = ("n", "nn", "o", "p", "si", "w")
 _PICTURE = re.compile(r'src="data:image/png;base64,([A-Za-z0-9+/=\s]+)"')
 _TOKEN = re.compile(rf'<span class="(?:{"|".join(PLAIN)})">([^<]*)</span>')
 _HIGHLIGHTED = re.compile(r'<div class="highlight">.*?</div>', re.DOTALL)
+_WORD = re.compile(r'<span class="pre">([^<]*)</span>')
+_PART = re.compile(r'<span class="(?:[a-z][a-z0-9]?|sig-paren|default_value)">([^<]*)</span>')
+_SIGNATURE = re.compile(r'<dt class="sig .*?</dt>', re.DOTALL)
 _EXPORTS = re.compile(r"\bexport\s*\{([^}]*)\}\s*;?")
 
 
@@ -58,6 +61,23 @@ def _packed(content: bytes) -> tuple[bytes, str]:
 def lighter(page: str) -> str:
     """The page without the tags around code tokens that look like plain text, half of a chapter's nodes."""
     return _HIGHLIGHTED.sub(lambda block: _TOKEN.sub(r"\1", block[0]), page)
+
+
+def plain_signatures(page: str) -> str:
+    """The page with the parameters of the library's signatures as blocks of text, a third of their nodes.
+
+    Sphinx writes them as a list of definitions without terms, which a screen reader cannot tell, and every word of
+    them in two tags.
+    """
+    page = _WORD.sub(r"\1", page)
+
+    def plain(signature: re.Match) -> str:
+        text = _PART.sub(r"\1", signature[0])
+        for tag, name in (("dl", "parameters"), ("dd", "parameter")):
+            text = text.replace(f"<{tag}>", f'<span class="{name}">').replace(f"</{tag}>", "</span>")
+        return text
+
+    return _SIGNATURE.sub(plain, page)
 
 
 def citations_in_lists(page: str) -> str:

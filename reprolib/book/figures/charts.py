@@ -11,21 +11,25 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
 
 from reprolib.book.figures.look import (
+    CHART,
     LEGEND,
     WIDTH,
     check_columns,
     groups_of,
     label_ends,
-    label_points,
     legend_below,
     look_of,
+    looks_of,
+    number_points,
     plain_axes,
     show_image,
 )
+from reprolib.book.numbers import digits
 
 Scale = Literal["linear", "log", "symlog"]
 
@@ -45,18 +49,24 @@ def curves(
 ) -> Figure:
     """Lines of y over x, one a value of `hue`, with a band between the columns `low` and `high` where given.
 
+    A value of `hue` that has one row is a point, and its band a line.
+
     level: a dashed line across at that value, and its name in the legend.
     """
     check_columns(table, x, y, hue, low, high)
     figure, axes = plain_axes(3.6)
-    for i, (name, group) in enumerate(groups_of(table, hue)):
+    groups = groups_of(table, hue)
+    looks = looks_of([name for name, _ in groups])
+    for name, group in groups:
         group = group.sort_values(x, kind="stable")
-        colour, marker = look_of(i)
+        colour, marker = looks[name]
         axes.plot(group[x], group[y], color=colour, marker=marker if len(group) <= 40 else None, label=name)
-        if low and high:
+        if low and high and len(group) == 1:
+            axes.vlines(group[x], group[low], group[high], color=colour, linewidth=1.4)
+        elif low and high:
             axes.fill_between(group[x], group[low], group[high], color=colour, alpha=0.18, linewidth=0)
     axes.set(xscale=xscale, yscale=yscale, xlabel=xlabel or x, ylabel=ylabel or y)
-    _name_few_counts(axes, table[x], xscale)
+    _ticks(axes, table[x], xscale, yscale)
     if level is not None:  # after the scale: a line across fixes the limits of the other axis
         axes.axhline(level[0], color="0.25", linestyle="--", linewidth=1.2, label=level[1])
     if hue is not None and table[hue].nunique() > LEGEND:
@@ -84,17 +94,22 @@ def facets(
     """
     check_columns(table, x, y, hue, panel)
     titles, order = groups_of(table, panel), [name for name, _ in groups_of(table, hue)]
-    figure = Figure(figsize=(WIDTH, 3.3 + 0.12 * len(order)), layout="constrained")
+    looks = looks_of(order)
+    figure = Figure(figsize=(CHART, 3.3 + 0.12 * len(order)), layout="constrained")
     row = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
     for axes, (title, shown) in zip(row, titles, strict=True):
         for name, group in groups_of(shown, hue):
-            colour, marker = look_of(order.index(name))
+            colour, marker = looks[name]
             group = group.sort_values(x, kind="stable")
-            axes.plot(group[x], group[y], color=colour, marker=marker, markersize=4, alpha=0.85, label=name)
+            # the first are wider: a line that lies on another leaves it to be seen
+            more = 0.6 * (len(order) - 1 - order.index(name))
+            axes.plot(
+                group[x], group[y], color=colour, marker=marker, markersize=4 + more, linewidth=1.4 + more, label=name
+            )
         if marks is not None and title in marks:
             axes.axvline(marks[title], color="0.25", linestyle=":", linewidth=1.2)
         axes.set(xscale=xscale, yscale=yscale, title=title)
-        _name_few_counts(axes, shown[x], xscale)
+        _ticks(axes, shown[x], xscale, yscale)
         sns.despine(ax=axes)
     row[0].set_ylabel(ylabel or y)
     row[len(row) // 2].set_xlabel(xlabel or x)
@@ -102,9 +117,20 @@ def facets(
     return figure
 
 
-def _name_few_counts(axes: Axes, values: pd.Series, xscale: Scale) -> None:
-    """Name a few counts themselves: a logarithmic axis would write 2 x 10^0."""
+def _ticks(axes: Axes, values: pd.Series, xscale: Scale, yscale: Scale) -> None:
+    """Numbers as a reader writes them: whole ones of counts, and no 2.35 x 10^0 on a short logarithmic axis.
+
+    values: on the x-axis.
+    """
+    for axis, scale in ((axes.xaxis, xscale), (axes.yaxis, yscale)):
+        low, high = axis.get_view_interval()
+        if scale == "log" and high < 20 * low:
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if high > 3 * low else MaxNLocator(5))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: digits(value)))
+            axis.set_minor_formatter(NullFormatter())
     at = np.unique(values)
+    if xscale == "linear" and (at == at.round()).all():
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if xscale == "log" and len(at) <= 10 and (at == at.round()).all() and (at[1:] >= 1.25 * at[:-1]).all():
         axes.set_xticks(at, [f"{value:,.0f}" for value in at])
         axes.set_xticks([], minor=True)
@@ -118,7 +144,7 @@ def panels(
     measures: column -> the label of its axis. log: the columns on a logarithmic axis.
     """
     check_columns(table, x, *measures)
-    figure = Figure(figsize=(WIDTH, 0.5 + 1.9 * len(measures)), layout="constrained")
+    figure = Figure(figsize=(CHART, 0.5 + 1.9 * len(measures)), layout="constrained")
     rows = figure.subplots(len(measures), 1, sharex=True, squeeze=False)[:, 0]
     for i, (axes, (column, label)) in enumerate(zip(rows, measures.items(), strict=True)):
         colour, marker = look_of(i)
@@ -142,8 +168,10 @@ def scatter(
     """Points, one a row of the table, in a colour and marker a value of `hue`."""
     check_columns(table, x, y, hue)
     figure, axes = plain_axes(3.6)
-    for i, (name, group) in enumerate(groups_of(table, hue)):
-        colour, marker = look_of(i)
+    groups = groups_of(table, hue)
+    looks = looks_of([name for name, _ in groups])
+    for name, group in groups:
+        colour, marker = looks[name]
         axes.scatter(group[x], group[y], color=colour, marker=marker, s=26, alpha=0.75, linewidth=0, label=name)
     axes.set(xscale=xscale, yscale=yscale, xlabel=xlabel or x, ylabel=ylabel or y)
     legend_below(figure, axes, hue)
@@ -153,12 +181,14 @@ def scatter(
 def tradeoff(table: pd.DataFrame, x: str, y: str, label: str, xlabel: str, ylabel: str) -> Figure:
     """One marker a row with its intervals both ways, and the front: rows that no other beats in x (more) and y (less).
 
-    The columns are x, y, each with _low and _high (NaN draws no line), and label, which stands at the right with a thin
-    line to its marker: markers that lie together would hide labels beside them. The front is a dotted line.
+    The columns are x, y, each with _low and _high (NaN draws no line), and label. Rows are numbered from the top, at
+    the right with a thin line to the marker and below with the label: markers that lie together would hide labels
+    beside them, and long ones at the right take half of a narrow screen. The front is a dotted line of full markers.
     """
     ends = [f"{column}_{end}" for column in (x, y) for end in ("low", "high")]
     check_columns(table, x, y, label, *ends)
-    figure, axes = plain_axes(max(3.8, 0.24 * len(table)))
+    figure, axes = plain_axes(max(3.8, 0.2 * len(table)) + 0.12 * len(table))
+    table = table.sort_values([y, x], ascending=False)
     reached, front = np.inf, []
     for _, row in table.sort_values([x, y], ascending=[False, True]).iterrows():
         if row[y] < reached:
@@ -166,21 +196,28 @@ def tradeoff(table: pd.DataFrame, x: str, y: str, label: str, xlabel: str, ylabe
             reached = row[y]
     # right of a point of the front, only the next one's height can be had
     axes.step(*zip(*front, strict=True), where="post", color="0.45", linestyle=":", linewidth=1.2, label="front")
-    for i, (_, row) in enumerate(table.iterrows()):
-        colour, marker = look_of(i)
+    for _, row in table.iterrows():
+        colour, inside = ("#0b5a94", "#0b5a94") if (row[x], row[y]) in front else ("0.35", "white")
         bars = [np.nan_to_num([[abs(row[c] - row[f"{c}_low"])], [abs(row[f"{c}_high"] - row[c])]]) for c in (x, y)]
         axes.errorbar(
-            row[x], row[y], xerr=bars[0], yerr=bars[1], fmt=marker, color=colour, markersize=7, alpha=0.85,
-            capsize=2, linewidth=1.1,
+            row[x], row[y], xerr=bars[0], yerr=bars[1], fmt="o", color=colour, markersize=6, alpha=0.85,
+            capsize=2, linewidth=1.0, markerfacecolor=inside,
         )  # fmt: skip
     # an interval of two seeds may be wider than all that is to be seen
     margin = max(0.03, 0.15 * (table[x].max() - table[x].min()))
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.04, 1.04), xlim=(table[x].min() - margin, table[x].max() + margin))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1.0))
-    places = {str(row[label]): (row[x], row[y]) for _, row in table.iterrows()}
-    label_points(axes, places, [look_of(i)[0] for i in range(len(places))])
+        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    number_points(axes, list(zip(table[x], table[y], strict=True)))
+    words = ["\n".join(textwrap.wrap(f"{i}  {name}", 36)) for i, name in enumerate(table[label], 1)]
+    figure.legend(
+        [Line2D([], [], linestyle="none")] * len(words), words, loc="outside lower center", ncols=2, frameon=False,
+        handlelength=0, handletextpad=0, columnspacing=1.5, fontsize=9,
+    )  # fmt: skip
     return figure
+
+
+_IGNORES, _KNOWS = ", who ignores it", ", who knows it"
 
 
 def forest(
@@ -195,24 +232,38 @@ def forest(
     """A dot with its 95 % interval a line, from the columns value, low and high.
 
     label: the column that names the lines, in order of appearance; rows of one label and different `hue` lie beside
-    each other. criterion: a dashed line at the value that the claim asks for, or at another that its label names.
+    each other; an attacker "who ignores it" is drawn hollow, as in `dumbbells`, in the colour of the one "who knows
+    it". criterion: a dashed line at the value that the claim asks for, or at another that its label names.
     """
     check_columns(table, label, "value", "low", "high", hue)
     names = list(dict.fromkeys(table[label].astype(str)))
     groups = groups_of(table, hue)
-    figure, axes = plain_axes(0.9 + max(0.3, 0.17 * len(groups)) * len(names))
-    spread = np.linspace(-0.22, 0.22, len(groups)) if len(groups) > 1 else [0.0]
-    for i, (name, group) in enumerate(groups):
-        colour, marker = look_of(i)
-        places = [names.index(str(entry)) + spread[i] for entry in group[label]]
+    looks = looks_of(list(dict.fromkeys(name.removesuffix(_IGNORES).removesuffix(_KNOWS) for name, _ in groups)))
+    entries = pd.concat([group[label].astype(str) for _, group in groups])
+    # in inches: a line is as high as the dots beside each other in it, and half a dot of air
+    heights = {name: 0.13 + 0.16 * (entries == name).sum() for name in names}
+    tops = dict(zip(names, np.cumsum([0.0, *heights.values()]), strict=False))
+    figure, axes = plain_axes(0.9 + sum(heights.values()))
+    met = dict.fromkeys(names, 0)
+    for name, group in groups:
+        colour, marker = looks[name.removesuffix(_IGNORES).removesuffix(_KNOWS)]
+        places = []
+        for entry in group[label].astype(str):
+            places.append(tops[entry] + 0.145 + 0.16 * met[entry])
+            met[entry] += 1
         ends = [group["value"] - group["low"], group["high"] - group["value"]]
         axes.errorbar(
-            group["value"], places, xerr=ends, fmt=marker, color=colour, capsize=2.5, linewidth=1.4, label=name
-        )
+            group["value"], places, xerr=ends, fmt=marker, color=colour, capsize=2.5, linewidth=1.4, label=name,
+            markerfacecolor="white" if name.endswith(_IGNORES) else colour,
+        )  # fmt: skip
+    for top in list(tops.values())[1:]:
+        axes.axhline(top, color="0.92", linewidth=0.8, zorder=0)
     if criterion is not None:
         axes.axvline(criterion, color="0.25", linestyle="--", linewidth=1.2, label=criterion_label)
-    axes.set_yticks(range(len(names)), ["\n".join(textwrap.wrap(name, 28)) for name in names])
-    axes.set_ylim(len(names) - 0.5, -0.5)
+    middles = [tops[name] + heights[name] / 2 for name in names]
+    axes.set_yticks(middles, ["\n".join(textwrap.wrap(name, 28)) for name in names])
+    axes.set_ylim(sum(heights.values()), 0)
+    axes.grid(False, axis="y")
     axes.set_xlabel(xlabel)
     if percent:
         axes.set_xlim(-0.02, 1.02)
@@ -287,12 +338,12 @@ def fidelity(
     """
     check_columns(table, "threshold", "value", "low", "high", hue, panel)
     panels = groups_of(table, panel)
-    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    figure = Figure(figsize=(CHART, 3.4), layout="constrained")
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    order = [name for name, _ in groups_of(table, hue)]
+    looks = looks_of([name for name, _ in groups_of(table, hue)])
     for axes, (title, shown) in zip(row, panels, strict=True):
         for name, group in groups_of(shown, hue):
-            colour, marker = look_of(order.index(name))
+            colour, marker = looks[name]
             group = group.sort_values("threshold")
             axes.plot(group["threshold"], group["value"], color=colour, marker=marker, label=name)
             axes.fill_between(group["threshold"], group["low"], group["high"], color=colour, alpha=0.18, linewidth=0)
@@ -300,7 +351,7 @@ def fidelity(
             check_columns(published, "threshold", "value", hue, panel)
             there = published[published[panel].astype(str) == title] if panel else published
             for name, group in groups_of(there, hue):
-                colour = look_of(order.index(name))[0] if name in order else "0.3"
+                colour = looks[name][0] if name in looks else "0.3"
                 words = f"{name}, published" if name else "published"
                 axes.plot(group["threshold"], group["value"], "x", color=colour, markersize=8, mew=2, label=words)
         axes.set(xscale="log", xlabel="MSE threshold", ylim=(-0.03, 1.03), title=title or "")
@@ -321,13 +372,13 @@ def histogram(errors: Mapping[str, Any], threshold: float | None = None) -> Figu
         raise ValueError(f"errors holds { ({k: len(v) for k, v in errors.items()}) } runs: expected at least one each")
     low, high, step = -8.0, 2.0, 0.5
     edges = np.arange(low, high + step / 2, step)
-    figure = Figure(figsize=(WIDTH, 1.2 + 1.3 * len(errors)), layout="constrained")
+    figure = Figure(figsize=(CHART, 1.2 + 1.2 * len(errors)), layout="constrained")
     rows = figure.subplots(len(errors), 1, sharex=True, squeeze=False)[:, 0]
-    for i, (axes, (name, values)) in enumerate(zip(rows, errors.items(), strict=True)):
+    for axes, (name, values) in zip(rows, errors.items(), strict=True):
         values = np.asarray(values, dtype=float)
         lost = ~(values <= 10.0**high)  # also true for NaN
         logs = np.log10(np.clip(values[~lost], 10.0 ** (low + step / 4), 10.0 ** (high - step / 4)))
-        axes.hist(logs, edges, color=look_of(i)[0], edgecolor="white", linewidth=0.6)
+        axes.hist(logs, edges, color=looks_of([name])[name][0], edgecolor="white", linewidth=0.6)
         bar = axes.bar(high + 3 * step, lost.sum(), width=2 * step, color="0.35", hatch="///", edgecolor="white")
         axes.bar_label(bar, fontsize=9)
         axes.margins(y=0.15)
@@ -345,14 +396,16 @@ def histogram(errors: Mapping[str, Any], threshold: float | None = None) -> Figu
 def heatmap(
     table: pd.DataFrame, label: str, fmt: str = ".0%", limits: tuple[float, float] | None = (0.0, 1.0)
 ) -> Figure:
-    """A matrix with its numbers: index down, columns across. label: what the numbers are. limits: of the colours."""
+    """A matrix with its numbers: index down, columns across. label: what the numbers are. limits: of the colours.
+
+    fmt: of the numbers; "" writes two digits, and powers of ten.
+    """
     values = table.astype(float)
+    written = True if fmt else values.map(lambda value: digits(value, 2)).to_numpy()
     figure, axes = plain_axes(1.1 + 0.38 * len(values))
     low, high = limits or (None, None)
-    bar = {"label": label}
-    sns.heatmap(
-        values, ax=axes, vmin=low, vmax=high, annot=True, fmt=fmt, cmap="cividis", cbar_kws=bar, annot_kws={"size": 9}
-    )
+    colours = {"vmin": low, "vmax": high, "cmap": "cividis", "cbar_kws": {"label": label}}
+    sns.heatmap(values, ax=axes, annot=written, fmt=fmt, annot_kws={"size": 9}, **colours)
     axes.set_xlabel(table.columns.name or "")
     axes.set_ylabel(table.index.name or "")
     axes.tick_params(axis="y", rotation=0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -17,6 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 WIDTH = 7.0
+"""Inches of the widest picture, which fills the page's column."""
+
+CHART = 6.0
+"""Inches of a chart: narrower than the column, so that its type is larger on a narrow screen."""
 
 MARKERS = "os^DvPX*"
 
@@ -57,10 +62,33 @@ def png_within(figure: Figure, limit: int, whole: bytes) -> bytes:
 
 
 def plain_axes(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(CHART, height), layout="constrained")
     axes = figure.subplots()
     sns.despine(ax=axes)
     return figure, axes
+
+
+COLOURS = {
+    "plain": 0, "plain attacker": 0, "informed": 1, "dropped": 2, "kept columns": 3, "tensor dropped": 2,
+    "DLG": 0, "iDLG": 1, "Inverting Gradients": 2, "IG": 2, "GGL": 3, "GradInversion": 4, "GRNN": 5, "FGLA": 0,
+    "official": 0, "stable": 1,
+}  # fmt: skip
+"""Name -> its place among colours and markers, the same in every chapter."""
+
+
+def looks_of(names: Sequence[str]) -> dict[str, tuple[Any, str]]:
+    """Colour and marker of each name of a figure: its own through the book, and for others what is left.
+
+    A name of several parts ("iDLG, MNIST (100 runs)") has that of its last part that is known and not taken.
+    """
+    places: dict[str, int] = {}
+    for name in names:
+        parts = [name, *reversed(re.split(r", | \(", name))]
+        known = [COLOURS[part] for part in parts if part in COLOURS and COLOURS[part] not in places.values()]
+        if known:
+            places[name] = known[0]
+    free = (i for i in range(len(names) + len(COLOURS)) if i not in places.values())
+    return {name: look_of(places[name] if name in places else next(free)) for name in names}
 
 
 def look_of(i: int) -> tuple[Any, str]:
@@ -79,7 +107,7 @@ def legend_below(figure: Figure, axes: Axes, wanted: str | None) -> None:
     handles, names = axes.get_legend_handles_labels()
     pairs = {name: handle for handle, name in zip(handles, names, strict=True) if name and not name.startswith("_")}
     if wanted and pairs:
-        columns = min(4, len(pairs), max(1, int(92 / (6 + max(map(len, pairs))))))
+        columns = min(4, len(pairs), max(1, int(80 / (6 + max(map(len, pairs))))))
         figure.legend(pairs.values(), pairs.keys(), loc="outside lower center", ncols=columns, frameon=False)
 
 
@@ -98,13 +126,13 @@ def label_ends(axes: Axes) -> None:
         )  # fmt: skip
 
 
-def label_points(axes: Axes, places: Mapping[str, tuple[float, float]], colours: Sequence[Any]) -> None:
-    """The name of each point at the right, in its colour, with a thin line to it. places: name -> x and y."""
-    heights = _apart([_height(axes, place) for place in places.values()])
-    for (name, place), colour, height in zip(places.items(), colours, heights, strict=True):
+def number_points(axes: Axes, places: Sequence[tuple[float, float]]) -> None:
+    """A number for each point, at the right and from the top, with a thin line to it. places: x and y, from the top."""
+    heights = _apart([_height(axes, place) for place in reversed(places)])[::-1]
+    for i, (place, height) in enumerate(zip(places, heights, strict=True), 1):
         axes.annotate(
-            name, place, (1.03, height), textcoords="axes fraction", va="center", fontsize=9, color=colour,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6}, annotation_clip=False,
+            str(i), place, (1.02, height), textcoords="axes fraction", va="center", fontsize=9,
+            arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5}, annotation_clip=False,
         )  # fmt: skip
 
 

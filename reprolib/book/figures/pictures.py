@@ -118,9 +118,10 @@ def picture(png: bytes, alt: str) -> str:
     except (OSError, KeyError, ZeroDivisionError):  # no picture, or of no known size
         inches = WIDTH
     width = f"width:{min(100, 100 * inches / WIDTH):.0f}%;" if inches < WIDTH else ""
+    least = f"{5 * min(inches, WIDTH):.0f}rem"  # on a narrow screen type grows, and does not of a few small images
     return (
         f'<img src="{_address(png)}" alt="{html.escape(alt, quote=True)}" '
-        f'style="{width}min-width:min(100%,22rem);max-width:100%;height:auto">'
+        f'style="{width}min-width:min(100%,{least});max-width:100%;height:auto">'
     )
 
 
