@@ -15,11 +15,15 @@ from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
 
 SECONDS_TO_END = 10
+HOLDS = hasattr(signal, "pthread_sigmask")  # Windows cannot hold a signal back
 
 
 def start(work: Callable[..., None], *arguments: object) -> BaseProcess:
     """A new Python that runs work(*arguments) and ends with this process, however this one ends."""
     process = multiprocessing.get_context("spawn").Process(target=_run, args=(work, *arguments), daemon=True)
+    if not HOLDS:
+        process.start()
+        return process
     resource_tracker.ensure_running()  # before SIGINT is blocked: its start would unblock it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the child begins so: its imports are safe
     try:
@@ -38,7 +42,8 @@ def end(process: BaseProcess) -> None:
 
 def _run(work: Callable[..., None], *arguments: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if HOLDS:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that `finally` is heeded
     parent = multiprocessing.parent_process()
 
