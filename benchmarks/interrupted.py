@@ -36,7 +36,7 @@ def clone(source: Path, folder: Path) -> Path:
 def start(folder: Path, profile: str) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(folder)}
     environment.pop("REPROLIB_RESULTS", None)
-    command = [sys.executable, "-c", "from reprolib.cli import app; app()", "book", "--profile", profile]
+    command = [sys.executable, "-m", "reprolib", "book", "--profile", profile]
     log = (folder / "build.log").open("ab")
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
 

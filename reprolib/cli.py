@@ -1,6 +1,7 @@
 """What `reprolib` does: `run | book | serve | report | verify | accept | compare | address | data | train | doctor`.
 
 Every error is one clear line: exit code 2 for a wrong argument, 1 for work that failed; `--debug` shows the traceback.
+After Ctrl-C the exit code is 130, as in shells.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import importlib.metadata
 import json
 import platform
 import shutil
-import subprocess
+import signal
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -26,7 +27,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from reprolib import clone
-from reprolib.book import locks, notebooks, runner
+from reprolib.book import children, locks, notebooks, runner
 
 console = Console()
 errors = Console(stderr=True)
@@ -41,8 +42,7 @@ class ClearErrors(TyperGroup):
         except (typer.Exit, typer.Abort):  # they are RuntimeErrors, and no mistakes
             raise
         except KeyboardInterrupt:
-            errors.print("Stopped. Give the same command again: what was finished is kept.")
-            raise typer.Exit(130) from None
+            raise typer.Exit(128 + signal.SIGINT) from None  # `reprolib.__main__` says the line
         except (ValueError, OSError, RuntimeError, ImportError) as error:  # a bug of another type keeps its traceback
             if ctx.params.get("debug"):
                 raise
@@ -339,10 +339,20 @@ def build_site(root: Path) -> None:
     """Build the site anew from the executed pages: what a killed build has left is never taken for a finished page."""
     with locks.locked(root / "book" / "chapters" / ".site.lock", "the site"):
         shutil.rmtree(root / "_build", ignore_errors=True)
-        code = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
-        done = subprocess.run([sys.executable, "-c", code, "build", str(root)])
-    if done.returncode:
-        raise RuntimeError(f"jupyter-book build ended with exit code {done.returncode}; its messages are above")
+        process = children.start(_site, str(root))
+        try:
+            process.join()
+        finally:
+            children.end(process)
+    if process.exitcode:
+        raise RuntimeError(f"jupyter-book build ended with exit code {process.exitcode}; its messages are above")
+
+
+def _site(root: str) -> None:
+    """What `jupyter-book build ROOT` does, in a process of its own: Sphinx changes the one that it runs in."""
+    from jupyter_book.cli.main import main
+
+    main(["build", root])
 
 
 def _parameters(profile: str, device: str, data: Path | None, seed: int | None) -> notebooks.Parameters:

@@ -108,21 +108,25 @@ def test_book_builds_the_site_anew_even_after_a_failed_chapter(book, monkeypatch
         runner.Outcome("03-busy", "busy", where="is being made"),
     ]
     monkeypatch.setattr(runner, "run", lambda *arguments, **options: outcomes)
-    commands = []
+    started = []
 
-    def build(command):
-        commands.append(command)
-        return subprocess.CompletedProcess(command, 0)
+    def build(code):
+        def start(*work):
+            started.append(work)
+            nothing = dict.fromkeys(("join", "terminate", "kill"), lambda *_: None)
+            return types.SimpleNamespace(exitcode=code, **nothing)
 
-    monkeypatch.setattr(cli.subprocess, "run", build)
+        return start
+
+    monkeypatch.setattr(cli.children, "start", build(0))
     result = call("book")
     assert result.exit_code == 1
     assert result.stderr.strip() == "Not made anew: 01-good (failed), 02-other (failed), 03-busy (busy)"
     assert "Pages marked stale: 01-good\n" in result.stdout and "Kept" not in result.stdout
-    assert commands[0][0] == sys.executable and commands[0][-2:] == ["build", str(book)]
+    assert started == [(cli._site, str(book))]
     assert not (book / "_build").exists()
 
-    monkeypatch.setattr(cli.subprocess, "run", lambda command: subprocess.CompletedProcess(command, 3))
+    monkeypatch.setattr(cli.children, "start", build(3))
     result = call("book")
     assert result.exit_code == 1 and "jupyter-book build ended with exit code 3" in result.stderr
 
@@ -170,16 +174,6 @@ def test_python_without_docstrings_is_refused_in_one_line():
     done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
     assert "Python was started without docstrings (-OO), which the package cma reads: leave out one O" in done.stderr
-
-
-def test_stopped_it_says_what_to_do(book, monkeypatch):
-    def stop(*arguments, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(runner, "run", stop)
-    result = call("run")
-    assert result.exit_code == 130
-    assert result.stderr.strip() == "Stopped. Give the same command again: what was finished is kept."
 
 
 def test_data_lists_every_set_and_checks_one(book):

@@ -26,7 +26,19 @@ from reprolib.book.notebooks import Chapter, Parameters, read_notebook, save_not
 
 STALE_TAG = "stale-page"
 
-AROUND = ("runner", "notebooks", "pages", "locks", "verification", "report", "judged", "rendering", "wording", "audit")
+AROUND = (
+    "runner",
+    "notebooks",
+    "pages",
+    "locks",
+    "children",
+    "verification",
+    "report",
+    "judged",
+    "rendering",
+    "wording",
+    "audit",
+)
 """Files of `book` that run chapters or show them from outside: no chapter reaches them, nor the command line."""
 
 
@@ -37,7 +49,11 @@ def fingerprint(chapter: Chapter, parameters: Parameters) -> str:
     checkpoints, the parameters, the versions of Python and of reprolib's requirements, and the data root's listing.
     """
     cells = read_notebook(chapter.notebook).cells
-    around = {clone.PACKAGE / "cli.py", *(clone.PACKAGE / "book" / f"{name}.py" for name in AROUND)}
+    around = {
+        clone.PACKAGE / "__main__.py",
+        clone.PACKAGE / "cli.py",
+        *(clone.PACKAGE / "book" / f"{name}.py" for name in AROUND),
+    }
     sources = (path for path in clone.PACKAGE.rglob("*.py") if path not in around)
     root = chapter.root
     inputs = {

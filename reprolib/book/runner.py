@@ -13,7 +13,6 @@ import os
 import re
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -31,6 +30,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
+from reprolib.book import children
 from reprolib.book.locks import Busy, NoLock, locked
 from reprolib.book.notebooks import Chapter, Parameters, find, first_line, read_notebook, save_notebook
 from reprolib.book.pages import fingerprint, is_current, mark_stale, written
@@ -245,16 +245,14 @@ def run(
     outcomes = {c.stem: Outcome(c.stem, "unchanged") for c in wanted if c not in changed}
     threads = max(1, cores() // max(1, min(jobs, len(changed))))
     threads = min(threads, _threads_allowed() or threads)
-    context = multiprocessing.get_context("spawn")
     running: dict[connection.Connection, tuple[Chapter, BaseProcess, float]] = {}
     queue = list(changed)
     try:
         while queue or running:
             while queue and len(running) < jobs:
                 chapter = queue.pop(0)
-                receiver, sender = context.Pipe(duplex=False)
-                process: BaseProcess = context.Process(target=_worker, args=(sender, chapter, parameters, threads))
-                process.start()
+                receiver, sender = multiprocessing.Pipe(duplex=False)
+                process = children.start(_worker, sender, chapter, parameters, threads)
                 sender.close()  # this side's copy, so that a dying worker closes the pipe
                 running[receiver] = (chapter, process, time.monotonic())
                 tell(f"{chapter.stem}: running (profile {parameters.profile}, {threads} threads)")
@@ -269,7 +267,7 @@ def run(
                 tell(", ".join(f"{c.stem}: {_progress(c)}, {(now - t) / 60:.0f} min" for c, _, t in running.values()))
     finally:
         for _, process, _ in running.values():  # left only when interrupted
-            process.terminate()
+            children.end(process)
     return [outcomes[c.stem] for c in wanted]
 
 
@@ -291,16 +289,7 @@ def _receive(pipe: connection.Connection, chapter: Chapter, process: BaseProcess
 
 
 def _worker(pipe: connection.Connection, chapter: Chapter, parameters: Parameters, threads: int) -> None:
-    """The chapter's own process. It ends with its parent, however that one ends; the kernel does the same with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
-    parent = multiprocessing.parent_process()
-
-    def end_with_parent() -> None:
-        if parent is not None:
-            connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    """The chapter's own process. Its kernel ends with it."""
     pipe.send(execute(chapter, parameters, threads))
 
 

@@ -21,6 +21,7 @@ from reprolib.clone import PACKAGE
 PRESENTATION = (
     "reprolib.book",
     "reprolib.cli",
+    "reprolib.__main__",
     "reprolib.atomic",
     "reprolib.clone",
     "reprolib.measure.intervals",
