@@ -41,7 +41,7 @@ def test_environment_yml_and_pyproject_hold_the_same_dependencies():
 
 # What no import shows: the files of DataTables, the shipped photographs, the progress bar of a notebook, Sphinx's
 # extension, the site's builder.
-UNSEEN = {"itables", "scikit-image", "ipywidgets", "sphinx-mathjax-offline", "jupyter-book"}
+UNSEEN = {"itables", "scikit-image", "ipywidgets", "sphinx-mathjax-offline"}
 
 
 def test_the_dependencies_are_what_the_library_imports():
