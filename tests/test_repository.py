@@ -40,7 +40,7 @@ def test_environment_yml_and_pyproject_hold_the_same_dependencies():
 
 
 # What no import shows: the files of DataTables, the shipped photographs, the progress bar of a notebook, Sphinx's
-# extension, the site's builder.
+# extension.
 UNSEEN = {"itables", "scikit-image", "ipywidgets", "sphinx-mathjax-offline"}
 
 
