@@ -17,6 +17,7 @@ from reprolib.attacks.fgla import FGLA
 from reprolib.attacks.first_layer import FirstLayer
 from reprolib.attacks.mask_guided import MaskGuided
 from reprolib.attacks.reconstruction import Attack
+from reprolib.attacks.separation import separate
 from reprolib.attacks.spear import SPEAR
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense
@@ -134,9 +135,9 @@ def _attacked(
 
 
 def anatomy(clients: Clients, attack: MaskGuided) -> pd.DataFrame:
-    """Why a batch is read or is not, a row a batch: what the first separation knows, and what the columns need.
+    """Why a batch is read or is not, a row a batch: what a separation of bands knows, and what the columns need.
 
-    Columns: network, trial, images, separated (dB, of the first separation), masks (share of units that a separated
+    Columns: network, trial, images, separated (dB, of the separation alone), masks (share of units that a separated
     image switches as the true one does), first (columns after the first pass), passes, columns, certified, off (mean
     share of live units that an image leaves off), second (the smallest singular value but one of these rows, the
     least over the batch: zero where two images cannot be told apart), condition (of the batch's singular values).
@@ -148,12 +149,11 @@ def anatomy(clients: Clients, attack: MaskGuided) -> pd.DataFrame:
         x, y, stream = images[trial : trial + 1], labels[trial : trial + 1], [(clients.seed, trial)]
         update = client.share(victim, x, y, seed=stream)
         layer, (read,) = attack.read(victim, update, stream)
-        _, (once,) = replace(attack, passes=1, subspace=1).read(victim, update, stream)
         mixture = Mixture.of(layer, 0, models.Victims.of(victim), clients.size, None)
-        first = layer.to_pixels(once.batch.inputs[None])
+        first = layer.to_pixels(separate(layer, seed=stream).inputs).clamp(0, 1)
         order = pairing.pair(first, x)[0]
         true = mixture.units(layer.of_pixels(x)[0])
-        guess = mixture.units(once.batch.inputs[order])
+        guess = mixture.units(layer.of_pixels(first)[0, order])
         off = true < 0
         second = min(float(torch.linalg.svdvals(mixture.left[own])[-2]) for own in off.T if own.sum() >= clients.size)
         rows.append(
