@@ -278,6 +278,11 @@ class Paper:
         return next((claim for claim in self.ordered("paper") if claim.id in failed), None)
 
     @property
+    def untold(self) -> bool:
+        """Whether an older run alone measured the chapter, and there is neither a finding nor a contradiction of it."""
+        return not (self.reference.recorded or self.finding or self.failure)
+
+    @property
     def changes(self) -> list[Change]:
         """Every `changed` entry of the claims, those of equal date, reason and state in one."""
         found: dict[tuple[criteria.Changed, str], list[str]] = {}
