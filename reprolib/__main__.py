@@ -12,6 +12,7 @@ STOPPED = "Stopped. Give the same command again: what was finished is kept.\n"
 def main() -> None:
     """Run the command line and exit."""
     signal.signal(signal.SIGINT, _stop)
+    code: str | int | None = 0
     try:
         from reprolib.cli import app  # here, because it takes a second or more
 
@@ -30,7 +31,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt; but end at once in an import, where libraries lose it or make another error of it."""
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            os.write(sys.__stderr__.fileno(), STOPPED.encode())
+            os.write(2, STOPPED.encode())  # sys.stderr may be half made
             os._exit(INTERRUPTED)
         frame = frame.f_back
     raise KeyboardInterrupt
