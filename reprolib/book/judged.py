@@ -226,6 +226,11 @@ class Paper:
         return f"{int(number)} {name.replace('-', ' ')}" if number.isdecimal() and name else self.key
 
     @property
+    def heading(self) -> str:
+        """The title to its colon, where room is scarce."""
+        return self.title.partition(": ")[0]
+
+    @property
     def all_problems(self) -> list[str]:
         return [*self.problems, *self.reference.problems, *self.run.problems]
 

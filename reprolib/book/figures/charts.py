@@ -220,6 +220,11 @@ def tradeoff(table: pd.DataFrame, x: str, y: str, label: str, xlabel: str, ylabe
 _IGNORES, _KNOWS = ", who ignores it", ", who knows it"
 
 
+def _attack(name: str) -> str:
+    """The name without who attacks: both attackers have one look."""
+    return name.removesuffix(_IGNORES).removesuffix(_KNOWS)
+
+
 def forest(
     table: pd.DataFrame,
     label: str = "label",
@@ -238,7 +243,7 @@ def forest(
     check_columns(table, label, "value", "low", "high", hue)
     names = list(dict.fromkeys(table[label].astype(str)))
     groups = groups_of(table, hue)
-    looks = looks_of(list(dict.fromkeys(name.removesuffix(_IGNORES).removesuffix(_KNOWS) for name, _ in groups)))
+    looks = looks_of(list(dict.fromkeys(_attack(name) for name, _ in groups)))
     entries = pd.concat([group[label].astype(str) for _, group in groups])
     # in inches: a line is as high as the dots beside each other in it, and half a dot of air
     heights = {name: 0.13 + 0.16 * (entries == name).sum() for name in names}
@@ -246,7 +251,7 @@ def forest(
     figure, axes = plain_axes(0.9 + sum(heights.values()))
     met = dict.fromkeys(names, 0)
     for name, group in groups:
-        colour, marker = looks[name.removesuffix(_IGNORES).removesuffix(_KNOWS)]
+        colour, marker = looks[_attack(name)]
         places = []
         for entry in group[label].astype(str):
             places.append(tops[entry] + 0.145 + 0.16 * met[entry])

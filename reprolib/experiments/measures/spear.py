@@ -29,24 +29,29 @@ def whole(batches: pd.DataFrame) -> Interval:
     return intervals.proportion((batches.exact == batches.images).to_numpy(), batches.network.to_numpy())
 
 
+def _over(found: Interval, batches: pd.DataFrame) -> Measured:
+    """What was found, with the number of images that it rests on."""
+    return Measured(found, images=int(batches.images.sum()))
+
+
 def _whole(batches: pd.DataFrame) -> Measured:
-    return Measured(whole(batches), images=int(batches.images.sum()))
+    return _over(whole(batches), batches)
 
 
 def _share(batches: pd.DataFrame) -> Measured:
-    return Measured(share(batches), images=int(batches.images.sum()))
+    return _over(share(batches), batches)
 
 
 def _seconds(batches: pd.DataFrame) -> Entry:
     if batches.network.nunique() < 2:
         return NOT_RUN
-    return Measured(intervals.log_mean(batches.cpu, batches.network), images=int(batches.images.sum()))
+    return _over(intervals.log_mean(batches.cpu, batches.network), batches)
 
 
 def _counted(values: pd.Series | np.ndarray, batches: pd.DataFrame) -> Measured:
     found = float(np.mean(values))
     exact = Interval(found, found, found, n=len(batches), method=f"all of {len(batches)} batches")
-    return Measured(exact, images=int(batches.images.sum()))
+    return _over(exact, batches)
 
 
 def main(batches: pd.DataFrame) -> Entries:
@@ -59,7 +64,7 @@ def main(batches: pd.DataFrame) -> Entries:
         "exact_64": _share(own),
         "whole_64": _whole(own),
         "seconds_64": _seconds(own),
-        "over_ica": Measured(gain, images=int(own.images.sum())),
+        "over_ica": _over(gain, own),
     }
 
 
@@ -92,7 +97,7 @@ def growth(batches: pd.DataFrame) -> Entries:
         return {"samples_growth": NOT_RUN}
     few, many = by_size[8].tried.to_numpy(float), by_size[12].tried.to_numpy(float)
     ratio = intervals.log_mean((many / few) ** 0.25, by_size[8].network.to_numpy())
-    return {"samples_growth": Measured(ratio, images=int(by_size[8].images.sum() + by_size[12].images.sum()))}
+    return {"samples_growth": _over(ratio, batches[batches.images.isin([8, 12])])}
 
 
 def stages(both: pd.DataFrame, one: pd.DataFrame) -> Entries:
@@ -100,7 +105,7 @@ def stages(both: pd.DataFrame, one: pd.DataFrame) -> Entries:
     if both.network.nunique() < 2 or int(both.images.iloc[0]) != 12:
         return {"second_stage": NOT_RUN}
     gain = intervals.difference(both.exact / 12, one.exact.to_numpy() / 12, both.network.to_numpy())
-    return {"second_stage": Measured(gain, images=int(both.images.sum()))}
+    return {"second_stage": _over(gain, both)}
 
 
 def variants(tables: Mapping[str, pd.DataFrame], refused: pd.DataFrame) -> Entries:
@@ -121,8 +126,8 @@ def other(tables: Mapping[str, pd.DataFrame]) -> dict[str, Measured]:
 def trunk(batches: pd.DataFrame) -> Entries:
     """Batches behind a convolutional trunk."""
     right = batches.certified.astype(bool) & (batches.error < 1e-3)
-    sure = Measured(intervals.proportion(right, batches.trial), images=int(batches.images.sum()))
+    sure = _over(intervals.proportion(right, batches.trial), batches)
     if len(batches) < 2:
         return {"trunk": sure, "trunk_gap": NOT_RUN}
     gap = intervals.mean((batches.oracle - batches.psnr).to_numpy(), batches.trial.to_numpy())
-    return {"trunk": sure, "trunk_gap": Measured(gap, images=int(batches.images.sum()))}
+    return {"trunk": sure, "trunk_gap": _over(gap, batches)}
