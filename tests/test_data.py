@@ -461,6 +461,22 @@ def test_unknown_names_and_splits_list_the_known(function):
 
 
 def test_impossible_counts():
+    for argument, value, expected in (
+        ("seed", 1.5, "seed must be a whole number >= 0, got 1.5; the largest is 18446744073709551615"),
+        ("seed", -1, "seed must be a whole number >= 0, got -1; the largest is 18446744073709551615"),
+        ("seed", 2**64, "seed must be a whole number >= 0, got 18446744073709551616; the largest is 1844674407370"),
+        ("count", "3", "count must be a whole number, got '3'"),
+        ("count", True, "count must be a whole number, got True"),
+        ("grey", torch.zeros(3), "grey must be True or False, got tensor([0., 0., 0.])"),
+    ):
+        for opened in (data.load, data.choose):
+            with pytest.raises(ValueError, match=re.escape(expected)):
+                opened("digits", **{argument: value})
+    with pytest.raises(ValueError, match="seed must be a whole number >= 0, got None"):
+        data.load("digits", count=5).batches(1, 1, seed=None)
+    with pytest.raises(ValueError, match="size must be a whole number, got 1.5"):
+        data.load("digits", count=5).batches(1.5, 1)
+    assert len(data.load("digits", count=np.int64(5), seed=np.int64(2))) == 5
     with pytest.raises(ValueError, match="count=0: expected at least 1, or None"):
         data.load("digits", count=0)
     with pytest.raises(ValueError, match=r"count=5000: 'digits' \(test\) holds 1000 images"):

@@ -9,6 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from reprolib import settings
+from reprolib.data.pictures import permuted
+
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
@@ -77,14 +80,14 @@ class ImageSet:
         Raises ValueError where the set holds too few images or classes.
         """
         for argument, value in (("size", size), ("count", count)):
-            if value < 1:
+            if settings.held(argument, int, value) < 1:
                 raise ValueError(f"{argument}={value}: expected at least 1")
         if size * count > len(self):
             raise ValueError(
                 f"size={size} x count={count} needs {size * count} images, but {self.name!r} ({self.split}) holds "
                 f"{len(self)} here: ask for fewer, or load more"
             )
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        order = permuted(len(self), seed)
         index = self._distinct(order.tolist(), size, count) if distinct_labels else order[: size * count]
         index = index.view(count, size)
         return self.images[index], self.labels[index]
@@ -94,9 +97,9 @@ class ImageSet:
 
         For a run that must not see the images of an earlier one. Raises ValueError where nothing would be left.
         """
-        if not 0 <= count < len(self):
+        if not 0 <= settings.held("count", int, count) < len(self):
             raise ValueError(f"count={count}: {self.name!r} ({self.split}) holds {len(self)} images here")
-        kept = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[count:]
+        kept = permuted(len(self), seed)[count:]
         return replace(self, images=self.images[kept], labels=self.labels[kept])
 
     def _distinct(self, order: list[int], size: int, count: int) -> Tensor:

@@ -6,6 +6,7 @@ import reprlib
 from numbers import Integral
 from pathlib import Path
 
+from reprolib import settings
 from reprolib.data.folders import SPLITS, left_out_of, open_folder, split_folders
 from reprolib.data.imageset import ImageSet
 from reprolib.data.offline import OFFLINE_SETS
@@ -51,7 +52,7 @@ def load(
         raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
     folder = name.startswith("folder:")
     check_size(name, size)
-    if grey and not folder:
+    if settings.held("grey", bool, grey) and not folder:
         raise ValueError(f"grey={grey!r} of {name!r}: only the pictures of folder:PATH can be asked for in grey")
     if name in OFFLINE_SETS:
         return _load_offline(name, OFFLINE_SETS[name].image_shape, split, count, seed, asked=name)
@@ -105,7 +106,7 @@ def choose(
         raise ValueError(f"name must be a str, such as 'photos' or 'cifar10', got {reprlib.repr(name)}")
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
-    if name in OFFLINE_SETS or name.startswith("folder:") or grey:
+    if name in OFFLINE_SETS or name.startswith("folder:") or settings.held("grey", bool, grey):
         return load(name, split, count, seed, size=size, grey=grey)
     paper_set = named_set(name)
     check_size(name, size)

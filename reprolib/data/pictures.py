@@ -9,17 +9,25 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
+from reprolib import settings
 from reprolib.data.folders import path_of
 
 
 def drawn_order(total: int, count: int | None, seed: int, what: str) -> Tensor:
+    count = settings.held("count", int | None, count)
     if total == 0:
         raise ValueError(f"{what} holds no images here: where a class has a single one, that is in the test half")
     if count is not None and count < 1:
         raise ValueError(f"count={count}: expected at least 1, or None for the whole set")
     if count is not None and count > total:
         raise ValueError(f"count={count}: {what} holds {total} images")
-    return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
+    return permuted(total, seed)[:count]
+
+
+def permuted(total: int, seed: int) -> Tensor:
+    """The numbers [total] below it in the order of a seed. Errors: ValueError for a seed that is none."""
+    generator = torch.Generator().manual_seed(settings.held("seed", settings.SeedOfTorch, seed))
+    return torch.randperm(total, generator=generator)
 
 
 def decode(
