@@ -251,6 +251,31 @@ def test_what_is_around_the_logits_is_understood(around):
         assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
 
 
+def test_torchs_transformer_layers_are_no_random_numbers():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches = nn.Conv2d(3, 8, 4, 4)
+            layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+            self.last = nn.Linear(8, 5)
+
+        def forward(self, x):
+            return self.last(self.encoder(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+    torch.manual_seed(0)
+    module, x, y = Tokens().double().eval(), torch.rand(2, 1, 3, 8, 8).double(), torch.tensor([[3], [1]])
+    model = models.adapt(module, (3, 8, 8), 5)
+    assert torch.backends.mha.get_fastpath_enabled(), "as it was"
+    F.cross_entropy(module(x[0]), y[0]).backward()
+    update = client.SharedUpdate.of(model, {n: p.grad for n, p in module.named_parameters()}, batch_size=1)
+    shared = client.share(model, x, y)
+    for name, value in update.gradients.items():
+        torch.testing.assert_close(value[0], shared.gradients[name][0], rtol=1e-9, atol=1e-12)
+    found = attacks.InvertingGradients(labels="inferred", iterations=2)(model, shared, progress=False)
+    assert found.labels.tolist() == [[3], [1]]
+
+
 def test_one_output_may_come_without_its_axis():
     module = nn.Sequential(*plain_layers(1), Call(lambda out: out.squeeze(1))).double()
     model = models.adapt(module, SHAPE, 1, task=Task("bce"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Integral
 
 import torch
@@ -239,6 +240,17 @@ class _Norms(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """A pass of torch's transformer layers as hooks and derivatives have it: their fast path rounds otherwise."""
+    was = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was)
+
+
 def _last_layer(body: nn.Module, images: Tensor, head: str | None) -> tuple[str, Tensor]:
     """The name of the linear layer that computes the output, and the output for these images."""
     linear = {name: layer for name, layer in body.named_modules() if name and isinstance(layer, nn.Linear)}
@@ -272,7 +284,7 @@ def _last_layer(body: nn.Module, images: Tensor, head: str | None) -> tuple[str,
             f"it returns a {type(out).__name__} without an entry or attribute 'logits': wrap it in a module that "
             "returns the logits alone"
         )
-    with torch.no_grad():
+    with torch.no_grad(), _without_fast_path():
         if not torch.equal(out, body(images)) and out.isfinite().all():
             raise _NotFittingError(
                 "two passes over the same images differ, also in evaluation mode: it draws random numbers or keeps "
@@ -325,7 +337,7 @@ def _check_runs(adapted: Adapted, images: Tensor, logits: Tensor, found: str) ->
 
     no_last_layer = f"its output is not what {found!r} computes from what comes before it: it is no last layer"
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _without_fast_path():
             both, one = network(images), network(images[:1])
     except Exception as error:
         raise _NotFittingError(
