@@ -177,7 +177,9 @@ def test_torchvision_set_cut_in_half(tmp_path):
     with pytest.raises(ValueError, match="'mnist' in .*MNIST is incomplete or damaged .*: remove it and get it again"):
         data.load("mnist", root=tmp_path)
     images.unlink()
-    with pytest.raises(FileNotFoundError, match="the test split of 'mnist' is not under"):
+    with pytest.raises(
+        FileNotFoundError, match="the test split of 'mnist' is without MNIST/raw/t10k-images-idx3-ubyte"
+    ):
         data.load("mnist", root=tmp_path)
 
 

@@ -93,6 +93,15 @@ def test_lfw_in_torchvisions_layout(tmp_path, monkeypatch):
     assert test.classes == train.classes == tuple(PEOPLE)
     assert test.labels.tolist() == [1, 1, 1] and sorted(train.labels.tolist()) == [0, 2, 2]
     assert sorted(map(level, train.images)) == pytest.approx([1, 101, 102], abs=1)
+    (home / "lfw-names.txt").unlink()
+    for opened in (data.load, data.choose):
+        with pytest.raises(FileNotFoundError, match="'lfw' is without lfw-py/lfw-names.txt under .* Put it at"):
+            opened("lfw", root=tmp_path)
+
+
+def test_an_archive_in_a_data_root_makes_it_no_set(tmp_path):
+    (tmp_path / "lfw-funneled.tgz").touch()
+    assert data.choose("lfw", count=1, root=tmp_path).substitute
 
 
 # --- CelebA: numbered pictures of 178x218 and lists whose columns are padded with spaces
@@ -129,6 +138,12 @@ def test_celeba(tmp_path, monkeypatch):
     for half, expected in ((test, {3: 1, 4: 0}), (train, {0: 1, 1: 0})):
         seen = {round(level(image) / 50): label for image, label in zip(half.images, half.labels.tolist(), strict=True)}
         assert seen == expected, "the picture of a man is labelled male"
+    for name in ("identity_CelebA.txt", "list_bbox_celeba.txt"):
+        (home / name).unlink()
+    lists = "celeba/list_bbox_celeba.txt, celeba/identity_CelebA.txt"
+    for opened in (data.load, data.choose):
+        with pytest.raises(FileNotFoundError, match=f"the test split of 'celeba' is without {lists} under"):
+            opened("celeba", root=tmp_path)
 
 
 # --- Caltech-256: 257 numbered folders, with a stray folder and a stray file as in the archive

@@ -99,8 +99,11 @@ class ImageSet:
         """
         if not 0 <= settings.held("count", int, count) < len(self):
             raise ValueError(f"count={count}: {self.name!r} ({self.split}) holds {len(self)} images here")
-        kept = permuted(len(self), seed)[count:]
-        return replace(self, images=self.images[kept], labels=self.labels[kept])
+        return self.subset(permuted(len(self), seed)[count:])
+
+    def subset(self, where: slice | Tensor) -> ImageSet:
+        """The images at these places, in their order, under the same name. Raises ValueError where there is none."""
+        return replace(self, images=self.images[where], labels=self.labels[where])
 
     def _distinct(self, order: list[int], size: int, count: int) -> Tensor:
         labels = self.labels.tolist()

@@ -12,7 +12,7 @@ from reprolib.data.imageset import ImageSet
 from reprolib.data.offline import OFFLINE_SETS
 from reprolib.data.papers import PAPER_SETS, named_set, resized
 from reprolib.data.pictures import decode, drawn_order
-from reprolib.data.roots import download_into, find_root, how_to_get, open_set, place_of, splits_of
+from reprolib.data.roots import download_into, find_root, how_to_get, lacking, open_set, place_of, splits_of
 
 
 def load(
@@ -74,7 +74,9 @@ def load(
     if download and not splits_of(paper_set, found_root):
         download_into(name, found_root)
     if split not in splits_of(paper_set, found_root):
-        raise FileNotFoundError(f"the {split} split of {name!r} is not under {found_root}. {how_to_get(name)}")
+        absent = lacking(paper_set, found_root, split)
+        where = f"without {', '.join(absent)}" if absent else "not"
+        raise FileNotFoundError(f"the {split} split of {name!r} is {where} under {found_root}. {how_to_get(name)}")
     dataset, where = open_set(name, found_root, split), place_of(paper_set, found_root, split)
     if paper_set.num_classes not in (None, len(dataset.classes)):
         raise ValueError(
@@ -111,7 +113,7 @@ def choose(
     paper_set = named_set(name)
     check_size(name, size)
     found_root = find_root(root)
-    if found_root is not None and splits_of(paper_set, found_root):
+    if found_root is not None and (splits_of(paper_set, found_root) or lacking(paper_set, found_root, split)):
         return load(name, split, count, seed, found_root, size=size)
     shape = resized(paper_set, size).image_shape
     return _load_offline(paper_set.stand_in, shape, split, count, seed, asked=name)

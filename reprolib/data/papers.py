@@ -75,6 +75,13 @@ _MNIST_FILES = tuple(
     f"MNIST/raw/{part}-ubyte"
     for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 )
+# torchvision's readers open these too, though no chapter looks at them: the archive, and celeba's other lists
+_LFW_FILES = ("lfw-py/lfw_funneled", "lfw-py/lfw-funneled.tgz", "lfw-py/lfw-names.txt")
+_CELEBA_FILES = (
+    "celeba/img_align_celeba",
+    *(f"celeba/list_{part}.txt" for part in ("attr_celeba", "eval_partition", "bbox_celeba", "landmarks_align_celeba")),
+    "celeba/identity_CelebA.txt",
+)
 
 
 PAPER_SETS: dict[str, PaperSet] = {
@@ -126,8 +133,8 @@ PAPER_SETS: dict[str, PaperSet] = {
         fit="whole",
         folders=("lfw", "lfw_funneled", "lfw-deepfunneled"),
         files={
-            "train": ("lfw-py/lfw_funneled", "lfw-py/peopleDevTrain.txt"),
-            "test": ("lfw-py/lfw_funneled", "lfw-py/peopleDevTest.txt"),
+            "train": (*_LFW_FILES, "lfw-py/peopleDevTrain.txt"),
+            "test": (*_LFW_FILES, "lfw-py/peopleDevTest.txt"),
         },
         opened=_lfw,
         by_hand="its authors' site no longer serves it: take a copy with one folder a person",
@@ -159,10 +166,7 @@ PAPER_SETS: dict[str, PaperSet] = {
         stand_in="faces",
         fit="crop",
         folders=("celeba",),
-        files={
-            split: ("celeba/img_align_celeba", "celeba/list_attr_celeba.txt", "celeba/list_eval_partition.txt")
-            for split in SPLITS
-        },
+        files={split: _CELEBA_FILES for split in SPLITS},
         opened=_celeba,
         downloads=True,
     ),

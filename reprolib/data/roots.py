@@ -37,6 +37,7 @@ def _refuse_a_set(path: Path, what: str) -> None:
         files = [*(paper_set.files or {}).get("train", ()), *INNER_FILES.get(name, ())]
         parts = [Path(file).parts for file in files]
         inner = [path.joinpath(*file[deep:]) for file in parts for deep in range(1, len(file))]
+        inner = [file for file in inner if file.suffix != ".tgz"]  # an archive may lie anywhere
         named = path.resolve().name in (*paper_set.folders, *(file[-1] for file in parts))
         if named and subfolders(path) or any(file.exists() for file in inner):
             raise ValueError(f"{what} is (a part of) the set {name!r}: name the folder above it. {how_to_get(name)}")
@@ -61,10 +62,18 @@ def _in_torchvision_layout(paper_set: PaperSet, root: Path, split: str) -> bool:
     return paper_set.files is not None and all((root / file).exists() for file in paper_set.files[split])
 
 
+def lacking(paper_set: PaperSet, root: Path, split: str) -> list[str]:
+    """The files of torchvision's layout that are not there, where others of them are."""
+    files = (paper_set.files or {}).get(split, ())
+    absent = [file for file in files if not (root / file).exists()]
+    return absent if len(absent) < len(files) else []
+
+
 def _as_folder(paper_set: PaperSet, root: Path) -> str | None:
     """The folder, relative to the root, that holds the set in class folders."""
+    other = {root / file for files in (paper_set.files or {}).values() for file in files}
     for folder in paper_set.folders:
-        if (root / folder).is_dir() and subfolders(root / folder):
+        if (root / folder).is_dir() and any(root / folder / name not in other for name in subfolders(root / folder)):
             return folder
     return None
 
