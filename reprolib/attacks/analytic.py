@@ -11,7 +11,7 @@ from torch import nn
 
 from reprolib import settings
 from reprolib.attacks import labels
-from reprolib.attacks.reconstruction import Reconstruction, check_call, refuse_snapshots, require_images
+from reprolib.attacks.reconstruction import Reconstruction, check_call, read_off, refuse_snapshots, require_images
 from reprolib.federated.closed_form import Rows, linear_inputs
 from reprolib.federated.streams import Seed
 from reprolib.federated.update import SharedUpdate
@@ -66,13 +66,5 @@ class AnalyticRecovery:
         gradients = update.as_gradients()
         inputs = linear_inputs(gradients[f"{self.layer}.weight"], gradients[f"{self.layer}.bias"], self.rows)
         images = inputs.view(update.trials, 1, *update.image_shape) * network.std.to(inputs) + network.mean.to(inputs)
-        zeros = torch.zeros(update.trials, dtype=torch.int64, device=images.device)
-        return Reconstruction(
-            raw=images.expand(-1, update.batch_size, -1, -1, -1),
-            labels=labels.of_update(update),
-            objective=zeros.to(images.dtype),
-            evaluations=zeros,
-            starts=zeros + 1,
-            diverged=zeros.bool(),
-            seconds=time.perf_counter() - began,
-        )
+        raw, found = images.expand(-1, update.batch_size, -1, -1, -1), labels.of_update(update)
+        return read_off(raw, began, labels=found, objective=torch.zeros_like(inputs[:, 0]))

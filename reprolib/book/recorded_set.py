@@ -58,7 +58,7 @@ class RecordedSet:
         return self._opened
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("images", "labels", "batches", "mean_image", "after"):
+        if name in ("images", "labels", "batches", "mean_image", "after", "subset"):
             return getattr(self.opened, name)
         raise AttributeError(f"an image set has no attribute {name!r}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import gcd, sqrt
 from typing import Literal
@@ -18,7 +18,7 @@ from reprolib.data import ImageSet
 from reprolib.defenses.base import Defense, flattened, require_each_image, unflattened
 from reprolib.defenses.clipping import clipped
 from reprolib.federated import client
-from reprolib.federated.observation import Observation
+from reprolib.federated.observation import Observation, by_trial
 from reprolib.federated.update import SharedUpdate
 from reprolib.models import Victims
 
@@ -76,7 +76,7 @@ class GradDefense(Defense):
         if self.clip:
             each = client.image_gradients(model, images, labels)
             require_each_image(self, gradients, each)
-            rows = torch.cat([g.flatten(1) for g in each.values()], 1)
+            rows = torch.cat([by_trial(g) for g in each.values()], 1)
             for k in chosen:
                 part = self._of(cuts, k)
                 flat[part] = clipped({"slice": rows[:, part]}, self.std)["slice"].mean(0)
@@ -109,7 +109,7 @@ class GradDefense(Defense):
         One step of expectation and maximisation; the cuts follow from the root set. Source: this book.
         """
         target, variance = update.as_gradients(), (self.std * update.scale) ** 2 / update.threat.clients
-        residuals = torch.cat([(dummies[name] - g).flatten(1) for name, g in target.items()], 1)
+        residuals = torch.cat([by_trial(dummies[name] - g) for name, g in target.items()], 1)
         weights = torch.ones_like(residuals)
         share = self.perturbed / self.slices
         for trial, network in enumerate(_networks(model, update.trials)):
@@ -200,7 +200,7 @@ def root_set(images: ImageSet, per_class: int = 5) -> ImageSet:
             f"per_class={per_class}: the classes of {images.name!r} hold at least {int(counts.min())} images"
         )
     index = torch.cat([(images.labels == k).nonzero()[:per_class, 0] for k in range(images.num_classes)]).sort().values
-    return replace(images, images=images.images[index], labels=images.labels[index])
+    return images.subset(index)
 
 
 def equal_mass_cuts(sizes: Sequence[int], sensitivities: Sequence[float], slices: int) -> list[int]:

@@ -404,8 +404,8 @@ def learned_from_other_classes(attack: Any, images: ImageSet, seed: int, **setti
     """
     half = images.num_classes // 2
     theirs = images.labels < half
-    private = replace(images, images=images.images[theirs], labels=images.labels[theirs])
-    pool = replace(private, images=private.images[:100], labels=private.labels[:100])
+    private = images.subset(theirs)
+    pool = private.subset(slice(None, 100))
     own = attack.auxiliary.labels >= half
     real = attack.auxiliary.images[own]
     made, random = random_spectra(real, generator(seed, 0, 3)), generator(seed, 0, 4)

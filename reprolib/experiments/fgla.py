@@ -231,7 +231,7 @@ def unseen_classes(
     private = images.images[torch.isin(images.labels, torch.tensor(hidden))][:count]
     rows, pictures = {}, {"truth": private[:SHOWN]}
     for name, index in parts.items():
-        chosen = replace(public, images=public.images[index], labels=public.labels[index])
+        chosen = public.subset(index)
         inverse = fit_decoder(recipe, trunk, chosen, device, progress=False)
         with torch.no_grad():
             found = inverse(models.penultimate(trunk, private).to(device)).cpu()

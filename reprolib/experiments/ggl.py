@@ -310,7 +310,7 @@ def held_out(
     without = some[~unseen][:fit_on]
     every = some[: len(without)]
     theirs = torch.isin(images.labels, classes)
-    private = replace(images, images=images.images[theirs], labels=images.labels[theirs])
+    private = images.subset(theirs)
     x, y = private.batches(1, count, seed=network_seed(seed, pair))
     networks = range(pair * count, (pair + 1) * count)
     pairs = []
@@ -326,7 +326,7 @@ def held_out(
     victims, updates = (list(part) for part in zip(*pairs, strict=True))
     rows = []
     for name, chosen in (("all classes", every), ("without theirs", without)):
-        fit = replace(public, images=public.images[chosen], labels=public.labels[chosen])
+        fit = public.subset(chosen)
         prior = generators.fit_vae(replace(recipe, seed=pair), fit, device, progress=False)
         found = attack_together(replace(attack, generator=prior), victims, updates, network_seed(seed, pair))
         scores = metrics.score(found, x, y)[["trial", "psnr"]]

@@ -62,12 +62,12 @@ class Holdings:
     @cached_property
     def servers_own(self) -> ImageSet:
         """The public images."""
-        return _part(self.images, slice(None, self.public))
+        return self.images.subset(slice(None, self.public))
 
     @cached_property
     def of_clients(self) -> ImageSet:
         """The private images."""
-        return _part(self.images, slice(self.public, None))
+        return self.images.subset(slice(self.public, None))
 
     def network(self, k: int) -> Victim:
         """The victim number k, its weights drawn."""
@@ -286,10 +286,6 @@ def _own_rows(sent: Victim, images: Tensor, labels: Tensor, layer: str) -> float
     """The share of a layer's rows that one of the images alone left a gradient in, by the gradients of each."""
     each = client.image_gradients(sent, images, labels)[f"{layer}.bias"]
     return float(((each != 0).sum(0) == 1).double().mean())
-
-
-def _part(images: ImageSet, where: slice) -> ImageSet:
-    return replace(images, images=images.images[where], labels=images.labels[where])
 
 
 def first_pictures(found: Mapping[str, Any], count: int = 2 * SHOWN) -> dict[str, Tensor]:

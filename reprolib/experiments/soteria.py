@@ -153,10 +153,7 @@ def accuracy_on_defended_gradients(
     run behind the counted ones. Columns: defense, run, learning_rate, accuracy, seconds (of the training).
     """
     cut = len(train_images) * 9 // 10
-    fit, held_out = (
-        replace(train_images, images=train_images.images[part], labels=train_images.labels[part])
-        for part in (slice(None, cut), slice(cut, None))
-    )
+    fit, held_out = train_images.subset(slice(None, cut)), train_images.subset(slice(cut, None))
 
     def learned(rate: float, run: int, test: ImageSet) -> tuple[float, float]:
         own = network_seed(seed, run)

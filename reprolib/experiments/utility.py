@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -98,7 +97,7 @@ def with_defense(
     Columns: defense, seed, learning_rate, accuracy. Source: DLG, Table 3.
     """
     held_out = max(1, len(train_images) // 10)
-    fit, validation = _part(train_images, slice(None, -held_out)), _part(train_images, slice(-held_out, None))
+    fit, validation = train_images.subset(slice(None, -held_out)), train_images.subset(slice(-held_out, None))
 
     options |= {"activation": activation, "init": init}
 
@@ -118,7 +117,3 @@ def with_defense(
         }
         for run in range(seeds)
     )
-
-
-def _part(images: ImageSet, where: slice) -> ImageSet:
-    return replace(images, images=images.images[where], labels=images.labels[where])
