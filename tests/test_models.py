@@ -20,6 +20,7 @@ VARIANTS = [
     ("mlp", {"width": 16}),
     ("mlp", {"width": 16, "init": "uniform"}),
     ("convbig", {"width": 4, "features": 20}),
+    ("cnn", {"width": 2}),
     ("dlg-resnet20", {}),
     ("dlg-resnet20", {"norm": "batch", "activation": "relu", "init": "uniform"}),
 ]
@@ -372,6 +373,8 @@ def test_checkpoint_with_a_true_card_and_wrong_weights(checkpoint, tmp_path):
         ("conv.weight", lambda w: w.fill_(torch.nan), "'conv.weight' holds NaN or infinite values"),
         ("head.bias", lambda w: w.index_fill(0, torch.tensor(1), -torch.inf), "'head.bias' holds NaN or infinite"),
         ("norm.running_var", lambda w: w - 2, "'norm.running_var' holds variances or deviations that are not positive"),
+        ("normalize.mean", lambda w: 3 * w, "'normalize.mean' is not the normalisation that its card names"),
+        ("normalize.std", lambda w: 3 * w, "'normalize.std' is not the normalisation that its card names"),
         ("normalize.std", lambda w: 0 * w, "'normalize.std' holds variances or deviations that are not positive"),
         ("conv.weight", lambda w: w.double(), "'conv.weight' holds torch.float64, the model's is torch.float32"),
         ("conv.weight", lambda w: w.half(), "'conv.weight' holds torch.float16, the model's is torch.float32"),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from reprolib.atomic import write_atomic
 from reprolib.models.adapt import adapt
 from reprolib.models.bottleneck import draw_noise, leave_out_penalty, no_noise, noise_shapes, penalty
+from reprolib.models.cnn import CNN
 from reprolib.models.convbig import ConvBig
 from reprolib.models.convnet import ConvNet
 from reprolib.models.convnet8 import ConvNet8
@@ -29,6 +30,7 @@ from reprolib.models.dlg_resnet import DLGResNet20, DLGResNet56
 from reprolib.models.imagenet_resnet import ImageNetResNet18, ImageNetResNet50
 from reprolib.models.latent import VAE, WGAN
 from reprolib.models.lenet import LeNet
+from reprolib.models.lenet5 import LeNet5
 from reprolib.models.mlp import MLP
 from reprolib.models.resnet import ResNet18, ResNet20, ResNet32, ResNetBN8
 from reprolib.models.victim import Normalize, Victim, checked_normalize
@@ -58,6 +60,8 @@ __all__ = [
 
 ARCHITECTURES: dict[str, Callable[..., Victim]] = {
     "lenet": LeNet,
+    "lenet5": LeNet5,
+    "cnn": CNN,
     "mlp": MLP,
     "convnet": ConvNet,
     "convnet8": ConvNet8,
@@ -267,6 +271,8 @@ def _nonsense(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> str:
         # variances of batch norm, and what `Normalize` divides by
         if name.endswith("running_var") and (value < 0).any() or name.endswith(".std") and (value <= 0).any():
             return f"{name!r} holds variances or deviations that are not positive"
+        if name.startswith("normalize.") and name in like and not torch.equal(value, like[name]):
+            return f"{name!r} is not the normalisation that its card names"
     return ""
 
 
