@@ -346,6 +346,8 @@ def test_chapters_run_whatever_the_environment_says(tmp_path, monkeypatch):
     (tmp_path / "startup.py").write_text("started = 1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "startup.py"))
+    (tmp_path / "matplotlibrc").write_text("lines.linewidth: 17")
+    monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path / "matplotlibrc"))
     monkeypatch.setenv("PYTHONOPTIMIZE", "2")  # which takes the docstrings that cma reads
     monkeypatch.setenv("OMP_NUM_THREADS", "1,2")
     data = tmp_path / 'it\'s "$HOME" `a`; $(b)'
@@ -354,12 +356,12 @@ def test_chapters_run_whatever_the_environment_says(tmp_path, monkeypatch):
     chapter = write_chapter(
         tmp_path,
         "01-dlg",
-        f"import os, sys\nnames = 'OMP_NUM_THREADS', 'REPROLIB_DATA'\n"
-        f"print({names}, sys.flags.optimize, *map(os.environ.get, names))",
+        f"import os, sys, matplotlib\nnames = 'OMP_NUM_THREADS', 'REPROLIB_DATA'\n"
+        f"print({names}, sys.flags.optimize, *map(os.environ.get, names), matplotlib.rcParams['lines.linewidth'])",
     )
     (outcome,) = runner.run(tmp_path, parameters=notebooks.Parameters(data_root=str(data)), tell=lambda line: None)
     assert outcome.status == "ran", outcome.where
-    assert f"set() 0 1 {data}" in text_of(chapter.page)
+    assert f"set() 0 1 {data} 1.5" in text_of(chapter.page)
 
 
 def test_what_cannot_be_read_in_the_data_root_is_left_to_who_needs_it(tmp_path, monkeypatch):

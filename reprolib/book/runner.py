@@ -160,8 +160,9 @@ def _papermill(chapter: Chapter, out: Path, parameters: Parameters, threads: int
     seed = parameters.seed
     if seed is None:
         seed = int(papermill.inspect_notebook(chapter.notebook)["seed"]["default"])
-    # A kernel runs the start-up files and the configuration of whoever starts it, which may change numbers.
+    # A kernel runs the start-up files and the configuration of whoever starts it, which may change numbers and looks.
     with tempfile.TemporaryDirectory(prefix="reprolib-ipython-", ignore_cleanup_errors=True) as nobody:
+        (Path(nobody) / "matplotlibrc").touch()
         papermill.execute_notebook(
             chapter.notebook,
             out,
@@ -174,6 +175,7 @@ def _papermill(chapter: Chapter, out: Path, parameters: Parameters, threads: int
                 GOMP_SPINCOUNT=SPINS,
                 REPROLIB_DATA=parameters.data_root,
                 IPYTHONDIR=nobody,
+                MATPLOTLIBRC=nobody,
                 PYTHONSTARTUP="",
                 PYTHONOPTIMIZE="",
             ),
