@@ -15,7 +15,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from reprolib import attacks, models
+from reprolib import attacks, defenses, models
 from reprolib.attacks import labels
 from reprolib.federated import client
 from reprolib.measure import metrics
@@ -38,6 +38,15 @@ class Plain(nn.Module):
     def forward(self, x):
         x = torch.sigmoid(self.norm(self.conv(x))).flatten(1)
         return self.last(self.out(torch.relu(self.hidden(x))))
+
+
+class Featured(Plain):
+    """Returns what enters its last layer beside the logits."""
+
+    def forward(self, x):
+        x = torch.sigmoid(self.norm(self.conv(x))).flatten(1)
+        x = torch.relu(self.hidden(x))
+        return self.out(x), x
 
 
 def plain(seed=0, **options):
@@ -223,6 +232,7 @@ AROUND = {
     "compiled": torch.compile,
     "data-parallel": nn.DataParallel,
     "tuple": lambda module: nn.Sequential(module, Call(lambda out: (out,))),
+    "features": lambda module: Featured(),
     "mapping": lambda module: nn.Sequential(module, Call(lambda out: {"loss": None, "logits": out})),
     "attribute": lambda module: nn.Sequential(module, Call(lambda out: SimpleNamespace(logits=out, hidden=0))),
     "spectral": lambda module: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 3, 1)), module),
@@ -251,7 +261,10 @@ def test_what_is_around_the_logits_is_understood(around):
         assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
 
 
-def test_torchs_transformer_layers_are_no_random_numbers():
+@pytest.mark.parametrize(("mode", "frozen"), [("eval", False), ("eval", True), ("train", False)])
+def test_torchs_transformer_layers_are_no_random_numbers(mode, frozen):
+    """Their fast path, which they take when they are frozen, has no derivative; dropout of 0 draws nothing."""
+
     class Tokens(nn.Module):
         def __init__(self):
             super().__init__()
@@ -264,16 +277,84 @@ def test_torchs_transformer_layers_are_no_random_numbers():
             return self.last(self.encoder(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
 
     torch.manual_seed(0)
-    module, x, y = Tokens().double().eval(), torch.rand(2, 1, 3, 8, 8).double(), torch.tensor([[3], [1]])
+    module, x, y = Tokens().double(), torch.rand(2, 1, 3, 8, 8).double(), torch.tensor([[3], [1]])
+    module.train(mode == "train").encoder.requires_grad_(not frozen)
     model = models.adapt(module, (3, 8, 8), 5)
     assert torch.backends.mha.get_fastpath_enabled(), "as it was"
     F.cross_entropy(module(x[0]), y[0]).backward()
     update = client.SharedUpdate.of(model, {n: p.grad for n, p in module.named_parameters()}, batch_size=1)
-    shared = client.share(model, x, y)
+    shared = client.share(model, x, y, threat=client.ThreatModel(mode=mode))
     for name, value in update.gradients.items():
         torch.testing.assert_close(value[0], shared.gradients[name][0], rtol=1e-9, atol=1e-12)
     found = attacks.InvertingGradients(labels="inferred", iterations=2)(model, shared, progress=False)
     assert found.labels.tolist() == [[3], [1]]
+    alone = attacks.InvertingGradients(labels="inferred", iterations=2)(model, shared.select(1), [(0, 1)], False)
+    assert torch.allclose(alone.objective, found.objective[1:], rtol=1e-6)
+
+
+def test_dropout_inside_attention_draws_masks_too():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.last = nn.MultiheadAttention(8, 2, dropout=0.1, batch_first=True), nn.Linear(8, 5)
+
+        def forward(self, x):
+            tokens = x.flatten(2)
+            return self.last(self.attention(tokens, tokens, tokens)[0].mean(1))
+
+    model = models.adapt(Attention(), (3, 2, 4), 5)
+    with pytest.raises(ValueError, match=r"dropout masks in the layers \['body.attention'\]: use 'eval'"):
+        client.share(model, torch.rand(1, 1, 3, 2, 4), torch.tensor([[3]]), threat=client.ThreatModel(mode="train"))
+
+
+def test_batch_norm_without_running_statistics_needs_several_images_and_is_taken():
+    layers = nn.Flatten(), nn.Linear(192, 16), nn.BatchNorm1d(16, track_running_stats=False), nn.Linear(16, 5)
+    module, (x, y) = nn.Sequential(*layers).double().eval(), batch(3)
+    model = models.adapt(module, SHAPE, CLASSES)
+    shared = client.share(model, x[None], y[None]).gradients
+    for name, own in zip(dict(module.named_parameters()), gradient(module, x, y), strict=True):
+        assert torch.allclose(shared[model.names[name]][0], own, atol=1e-12), name
+
+
+class Tempered(nn.Module):
+    """With a parameter that is a single number, as CLIP's temperature and ReZero's factors."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor, self.first, self.last = nn.Parameter(torch.tensor(0.5)), nn.Linear(192, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.factor * self.first(x.flatten(1))))
+
+
+@pytest.mark.parametrize(
+    "defense",
+    [
+        None,
+        defenses.GaussianNoise(0.01),
+        defenses.TopK(0.5),
+        defenses.TopK(0.5, scope="global"),
+        defenses.Clipping(0.5),
+        defenses.Clipping(0.01, scope="tensor"),
+        defenses.SignCompression(),
+        defenses.DualPruning(0.1, 0.5),
+        defenses.CastPrecision("int8"),
+        defenses.DPSGD(1.0, 0.1),
+    ],
+    ids=repr,
+)
+def test_a_parameter_may_be_a_single_number(defense):
+    torch.manual_seed(0)
+    module, (x, y) = Tempered().double(), batch(2)
+    model = models.adapt(module, SHAPE, CLASSES)
+    update = client.SharedUpdate.of(model, gradient(module, x, y), batch_size=2)
+    assert update.gradients["body.factor"].shape == (1,)
+    for known in (False, True):
+        threat = client.ThreatModel(labels="known", defense_known=known)
+        both = torch.stack([x, x.flip(0)]), torch.stack([y, y.flip(0)])
+        update = client.share(model, *both, threat=threat, defense=defense)
+        for attack in (attacks.InvertingGradients(iterations=1), attacks.DLG(iterations=1, labels="known")):
+            assert attack(model, update, progress=False).raw.isfinite().all()
 
 
 def test_one_output_may_come_without_its_axis():
@@ -551,6 +632,9 @@ def test_numbers_that_went_past_the_constructor_are_sent_back_to_it(change, mess
 def test_a_model_that_is_no_victim_is_named():
     with pytest.raises(ValueError, match=r"Plain is no victim as it is \(it is no models.Victim\): models.adapt"):
         client.SharedUpdate.of(plain(), [], batch_size=1)
+    update = client.share(models.adapt(plain(), SHAPE, CLASSES), *(part[None] for part in batch()))
+    with pytest.raises(ValueError, match="Plain is no victim as it is"):
+        attacks.DLG(iterations=1)(plain(), update)
 
 
 @pytest.mark.parametrize("together", [False, True])

@@ -20,6 +20,7 @@ from reprolib.attacks import labels
 from reprolib.attacks.reconstruction import Reconstruction, check_call, refuse_snapshots
 from reprolib.data import ImageSet
 from reprolib.federated import client
+from reprolib.federated.observation import by_trial
 from reprolib.federated.streams import Seed, generator
 from reprolib.federated.update import SharedUpdate
 from reprolib.measure import metrics
@@ -198,7 +199,7 @@ class _Inverter:
             yield self._entries(shared), images
 
     def _entries(self, update: SharedUpdate) -> Tensor:
-        return torch.cat([g.flatten(1) for g in update.gradients.values()], 1)[:, self.seen]
+        return torch.cat([by_trial(g) for g in update.gradients.values()], 1)[:, self.seen]
 
     def _images(self, entries: Tensor) -> Tensor:
         found = self.perceptron((entries - self.mean) / self.std)

@@ -12,8 +12,9 @@ from torch.func import grad, vmap
 
 from reprolib import models
 from reprolib.federated import client, gradients
-from reprolib.federated.observation import Observation, of_trials
+from reprolib.federated.observation import Observation, by_trial, of_trials
 from reprolib.models import Victims
+from reprolib.models.adapt import second_derivatives
 
 BLOCK = {"cpu": 256, "cuda": 1024}
 """Trials differentiated together at most. LeNet still gains from 128 to 256 on two cores."""
@@ -193,7 +194,7 @@ def dummy_gradients(
         return gradients.shared(worker, images, soft_labels, local, sizes, noise, order)
     noise = {name: values[0] for name, values in (noise or {}).items()}
     network, names = worker.skeleton, gradients.trained_names(worker.skeleton)
-    with gradients.second_derivatives():
+    with second_derivatives():
         loss = client.loss(network, noise, images[0], soft_labels[0])
         wanted = [network.get_parameter(name) for name in names]
         found = torch.autograd.grad(loss, wanted, create_graph=True, allow_unused=True, materialize_grads=True)
@@ -228,7 +229,7 @@ def dummy_gradients_and_statistics(
     ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         return client.loss(network, weights | frozen | drawn, x, y), dict(seen)
 
-    with client.recorded(network, layers) as seen, gradients.second_derivatives():
+    with client.recorded(network, layers) as seen, second_derivatives():
         found = grad(loss_of, has_aux=True)
         return vmap(found, in_dims=(axis, axis, 0, 0, 0))(weights, frozen, images, soft_labels, noise or {})
 
@@ -253,8 +254,8 @@ def cosine(gradients: dict[str, Tensor], observation: Observation, trials: Tenso
             gradient, target = gradient * seen, target * seen
         if observation.slack is not None and name in observation.slack:
             gradient = gradient * ~((target == 0) & (of_trials(observation.slack[name], trials) > 0))
-        ours.append(gradient.flatten(1))
-        theirs.append(target.flatten(1))
+        ours.append(by_trial(gradient))
+        theirs.append(by_trial(target))
     dummy, shared = torch.cat(ours, 1), torch.cat(theirs, 1)  # three products in all, not three a parameter
     inner, own, given = (torch.linalg.vecdot(a, b) for a, b in ((dummy, shared), (dummy, dummy), (shared, shared)))
     return 1 - inner / (own.sqrt() * given.sqrt())
@@ -262,7 +263,7 @@ def cosine(gradients: dict[str, Tensor], observation: Observation, trials: Tenso
 
 def require_direction(observation: Observation) -> None:
     """Errors: ValueError for a gradient of length zero, which the cosine cannot be taken with."""
-    length = sum(g.flatten(1).square().sum(1) for g in observation.target.values())
+    length = sum(by_trial(g).square().sum(1) for g in observation.target.values())
     if (length == 0).any():
         raise ValueError(f"the gradient of trial {int((length == 0).nonzero()[0])} is zero: it has no direction")
 
@@ -296,4 +297,4 @@ def _penalty(name: str, gradient: Tensor, observation: Observation, trials: Tens
         cost = residual.square()
     if observation.weight is not None and name in observation.weight:
         cost = cost * of_trials(observation.weight[name], trials)
-    return cost.flatten(1).sum(1)
+    return by_trial(cost).sum(1)

@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from reprolib.defenses.base import Defense
 from reprolib.federated import client
+from reprolib.federated.observation import by_trial
 
 LIBRARY: tuple[tuple[str, int], ...] = tuple(
     (operation, int(level))
@@ -126,7 +127,7 @@ def privacy_score(
         noise = torch.rand(x.shape, generator=generator).to(x)
         line = torch.stack([(j / steps) * x + (1 - j / steps) * noise for j in range(steps + 1)])
         gradients = client.image_gradients(model, line, label.expand(steps + 1))
-        cosines = [F.cosine_similarity(g.flatten(1), g[-1:].flatten(1)) for g in gradients.values()]
+        cosines = [F.cosine_similarity(by_trial(g), by_trial(g[-1:])) for g in gradients.values()]
         scores.append(torch.trapezoid(torch.stack(cosines).mean(0), dx=1 / steps))
     return torch.stack(scores).mean().item()
 

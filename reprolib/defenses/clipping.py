@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reprolib import settings
 from reprolib.defenses.base import Defense
-from reprolib.federated.observation import Observation
+from reprolib.federated.observation import Observation, by_trial
 from reprolib.federated.update import SharedUpdate
 
 Scope = Literal["global", "tensor"]
@@ -55,7 +55,7 @@ def clipped(gradients: dict[str, Tensor], max_norm: float | Tensor, scope: Scope
 
     max_norm: one length above 0 for all, or [N], one for each.
     """
-    squares = {name: g.flatten(1).square().sum(1) for name, g in gradients.items()}
+    squares = {name: by_trial(g).square().sum(1) for name, g in gradients.items()}
     if scope == "global":
         squares = dict.fromkeys(squares, sum(squares.values()))
     limit = max_norm**2

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from reprolib import settings
 from reprolib.defenses.base import Defense, count_of
-from reprolib.federated.observation import Observation
+from reprolib.federated.observation import Observation, by_trial
 from reprolib.federated.update import SharedUpdate
 
 
@@ -48,7 +48,7 @@ class DualPruning(Defense):
         """A zero is no larger than the smallest shared entry or no smaller than the largest: there it costs nothing."""
         slack, beyond = {}, {}
         for name, g in update.gradients.items():
-            magnitudes = g.abs().flatten(1) * abs(update.scale)
+            magnitudes = by_trial(g.abs()) * abs(update.scale)
             shape = (-1, *[1] * (g.ndim - 1))
             # where nothing at all was kept, any value fits
             smallest = magnitudes.masked_fill(magnitudes == 0, torch.inf).amin(1).view(shape)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reprolib.defenses.clipping import Clipping, clipped
 from reprolib.defenses.pruning import TopK
-from reprolib.federated.observation import Observation
+from reprolib.federated.observation import Observation, by_trial
 from reprolib.federated.update import SharedUpdate
 
 Share = Literal["update", "tensor"]
@@ -26,7 +26,7 @@ class NormOfUpdate(Clipping):
 
     def counter(self, model: nn.Module, update: SharedUpdate) -> Observation:
         def shortened(gradients: dict[str, Tensor], target: dict[str, Tensor]) -> dict[str, Tensor]:
-            squares = {name: g.flatten(1).square().sum(1) for name, g in target.items()}
+            squares = {name: by_trial(g).square().sum(1) for name, g in target.items()}
             if self.scope == "global":
                 return clipped(gradients, _length(sum(squares.values())))
             return {name: clipped({name: g}, _length(squares[name]))[name] for name, g in gradients.items()}
@@ -68,7 +68,7 @@ class RateOfUpdate(TopK):
 
 def zero_shares(gradients: dict[str, Tensor], of: Share = "tensor") -> dict[str, Tensor]:
     """The share of exact zeros in each of N gradients, of the whole update or of each tensor: name -> [N]."""
-    zeros = {name: (g == 0).flatten(1).sum(1) for name, g in gradients.items()}
+    zeros = {name: by_trial(g == 0).sum(1) for name, g in gradients.items()}
     if of == "tensor":
         return {name: count.double() / gradients[name][0].numel() for name, count in zeros.items()}
     entries = sum(g[0].numel() for g in gradients.values())
@@ -83,7 +83,7 @@ def pruned_at(gradients: Tensor, shares: Tensor) -> Tensor:
     The quantile is interpolated linearly, as `numpy.percentile`'s and `torch.quantile`'s, the latter of which takes no
     more than 16 million entries; entries that equal it are kept. Differentiable in the entries that stay.
     """
-    magnitudes = gradients.detach().abs().flatten(1)
+    magnitudes = by_trial(gradients.detach().abs())
     threshold, shares = torch.empty_like(magnitudes[:, 0]), shares.expand(len(gradients))
     for share in shares.unique().tolist():  # rows of one trial share theirs
         rows = shares == share

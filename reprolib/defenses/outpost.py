@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from reprolib import settings
 from reprolib.defenses.base import Defense, count_of
 from reprolib.defenses.pruning import TopK
-from reprolib.federated.observation import Observation
+from reprolib.federated.observation import Observation, by_trial
 from reprolib.federated.update import SharedUpdate
 from reprolib.models import Victims
 
@@ -66,7 +66,7 @@ class Outpost(Defense):
         others count less, the stronger their parameter's noise. Waiting for an untouched round is the better attack.
         """
         target = update.as_gradients()
-        zeros = torch.cat([(g == 0).flatten(1) for g in target.values()], 1).double().mean(1)
+        zeros = torch.cat([by_trial(g == 0) for g in target.values()], 1).double().mean(1)
         perturbed = zeros >= self.prune_ratio - self.phi
         scale = abs(update.scale) / update.threat.clients**0.5
         stds = {name: self.noise_base * scale * _risks(model, name, update.trials) for name in target}
@@ -77,7 +77,7 @@ class Outpost(Defense):
             hit, std = perturbed.to(g.device).view(shape), stds[name].to(g.device).view(shape)
             noisy = torch.where(g == 0, torch.ones_like(g), ((least / std.clamp(min=least)) ** 2).to(g))
             weight[name] = torch.where(hit, noisy, CLEAN)
-            others = torch.where(g == 0, torch.nan, g.abs()).flatten(1).nanmedian(1).values.nan_to_num(torch.inf)
+            others = by_trial(torch.where(g == 0, torch.nan, g.abs())).nanmedian(1).values.nan_to_num(torch.inf)
             slack[name] = torch.where(hit & (g == 0), others.view(shape), 0.0)
         return Observation(target=target, weight=weight, slack=slack, noise_std=float(least))
 

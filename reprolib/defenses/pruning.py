@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reprolib import settings
 from reprolib.defenses.base import Defense, count_of, flattened, unflattened
-from reprolib.federated.observation import Observation
+from reprolib.federated.observation import Observation, by_trial
 from reprolib.federated.update import SharedUpdate
 
 Scope = Literal["tensor", "global", "weights"]
@@ -49,7 +49,7 @@ class TopK(Defense):
 
     def counter(self, model: nn.Module, update: SharedUpdate) -> Observation:
         """A zero says only that the entry is no larger than the smallest kept one: up to there it costs nothing."""
-        magnitudes = {name: g.abs().flatten(1) for name, g in update.gradients.items()}
+        magnitudes = {name: by_trial(g.abs()) for name, g in update.gradients.items()}
         if self.scope == "global":
             smallest = dict.fromkeys(magnitudes, self._smallest_kept(torch.cat(list(magnitudes.values()), 1)))
         else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from reprolib import models, settings
 from reprolib.models import Victims, task
+from reprolib.models.adapt import second_derivatives
 
 Mode = Literal["eval", "train"]
 Weights = dict[str, Tensor]
@@ -223,8 +223,14 @@ def worker(model: nn.Module, mode: Mode) -> nn.Module:
     """
     copied = copy.deepcopy(model).train(mode == "train")
     if mode == "train":
-        random = [name for name, module in copied.named_modules() if isinstance(module, _DropoutNd)]
-        if random:
+        layers = dict(copied.named_modules())
+        dropout = {name: module.p for name, module in layers.items() if isinstance(module, _DropoutNd)}
+        dropout |= {
+            name: module.dropout for name, module in layers.items() if isinstance(module, nn.MultiheadAttention)
+        }
+        for name in dropout:
+            layers[name].train(bool(dropout[name]))  # one that leaves nothing out would ask for random numbers
+        if random := [name for name, share in dropout.items() if share]:
             raise ValueError(f"mode='train' would draw unrepeatable dropout masks in the layers {random}: use 'eval'")
     if recurrent := [name for name, module in copied.named_modules() if isinstance(module, nn.RNNBase)]:
         raise ValueError(f"the layers {recurrent} are recurrent: torch cannot differentiate them twice or in batches")
@@ -319,11 +325,6 @@ _WRITTEN_OUT = {
     nn.LayerNorm: _LayerNorm,
     nn.modules.instancenorm._InstanceNorm: _InstanceNorm,
 }
-
-
-def second_derivatives() -> AbstractContextManager[None]:
-    """While it lasts, attention takes the kernel that has a second derivative."""
-    return sdpa_kernel(SDPBackend.MATH)
 
 
 @contextmanager

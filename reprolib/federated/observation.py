@@ -68,6 +68,11 @@ class Observation:
         )
 
 
+def by_trial(values: Tensor) -> Tensor:
+    """[T, *param] as [T, N]: of a parameter that is a single number, N is 1."""
+    return values.flatten(1) if values.ndim > 1 else values[:, None]
+
+
 def of_trials(tensor: Tensor, trials: Tensor) -> Tensor:
     """The trials' entries; a tensor without a trial axis of its own serves every trial."""
     return tensor[trials] if tensor.ndim and len(tensor) > 1 else tensor

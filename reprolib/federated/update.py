@@ -13,7 +13,7 @@ from reprolib import settings
 from reprolib.federated import gradients
 from reprolib.federated.brought import brought
 from reprolib.federated.gradients import LocalTraining
-from reprolib.federated.observation import Observation
+from reprolib.federated.observation import Observation, by_trial
 from reprolib.federated.protection import Protection
 from reprolib.federated.threat import ServerKind, ThreatModel, check_types, client_sizes
 from reprolib.models import Victims, fingerprint, incoming, task
@@ -263,6 +263,7 @@ class SharedUpdate:
         dtype or device, other weights (fingerprint), and a NaN or infinity, naming the trial and the parameter.
         """
         victims = Victims.of(model)
+        require_victim(victims.skeleton)
         if not isinstance(self.gradients, dict) or not all(isinstance(g, Tensor) for g in self.gradients.values()):
             raise ValueError("the update's gradients are no tensors by name: SharedUpdate.of makes them of one's own")
         if len({len(g) if g.ndim else 0 for g in self.gradients.values()}) > 1:
@@ -299,7 +300,7 @@ class SharedUpdate:
                 "attack the victim itself, or defense.extend(victim) where the defense extends it"
             )
         for name, gradient in self.gradients.items():
-            bad = ~gradient.isfinite().flatten(1).all(1)
+            bad = ~by_trial(gradient.isfinite()).all(1)
             if bad.any():
                 raise ValueError(
                     f"the gradient of {name!r} has a NaN or infinite entry in trial {int(bad.nonzero()[0])} "

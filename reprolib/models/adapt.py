@@ -72,7 +72,8 @@ def adapt(
     """A copy of anybody's `nn.Module` in evaluation mode that every attack and defense of the book takes.
 
     module: takes images [N, C, H, W] and returns logits [N, num_classes], which its last linear layer computed; also as
-    the entry or attribute `logits`, alone in a tuple or mapping, or as [N] for one output. What data-parallel training
+    the entry or attribute `logits`, alone in a mapping, in a tuple alone or as the only entry of that shape, or as [N]
+    for one output. What data-parallel training
     and torch.compile wrap around a module is taken off.
     image_shape: (C, H, W). head: that layer's name; found where it is None. normalize: applied to images in [0, 1]
     before the module: `models.Normalize(mean, std)`, (mean, std) or torchvision's transform; leave it out where the
@@ -98,7 +99,7 @@ def adapt(
     if problems:
         raise ValueError(_told(module, problems))
     shape = tuple(map(int, shape))
-    body = _copied(module)
+    body = _copied(module, int(num_classes))
     first = next(body.parameters())
     normalize = normalize.to(first).eval()
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(first)
@@ -149,7 +150,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     return module
 
 
-def _copied(module: nn.Module) -> nn.Module:
+def _copied(module: nn.Module, num_classes: int) -> nn.Module:
     """A copy in evaluation mode that returns logits alone, its Hardsigmoid written out.
 
     torch has no second derivative of its own Hardsigmoid, which every MobileNetV3 has.
@@ -169,7 +170,7 @@ def _copied(module: nn.Module) -> nn.Module:
     for name, layer in list(body.named_modules()):
         if type(layer) is nn.Hardsigmoid and name:
             body.set_submodule(name, _Hardsigmoid())
-    body.register_forward_hook(_logits)
+    body.register_forward_hook(_Logits(num_classes))
     return body
 
 
@@ -178,13 +179,28 @@ class _Hardsigmoid(nn.Module):
         return F.relu6(x + 3) / 6
 
 
-def _logits(_: nn.Module, __: object, out: object) -> object:
-    """The logits [N, K] in what somebody's module returns; what it returns where they cannot be told."""
-    if isinstance(out, Mapping):
-        out = out["logits"] if "logits" in out else next(iter(out.values())) if len(out) == 1 else out
-    elif not isinstance(out, Tensor):
-        out = getattr(out, "logits", out[0] if isinstance(out, tuple | list) and len(out) == 1 else out)
-    return out[:, None] if isinstance(out, Tensor) and out.ndim == 1 else out
+class _Logits:
+    """A hook: the logits [N, K] in what somebody's module returns; what it returns where they cannot be told.
+
+    entry: which of several in a tuple they are, told by their shape in the first pass, when the last layer is in place.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.entry: int | None = None
+
+    def __call__(self, _: nn.Module, __: object, out: object) -> object:
+        if isinstance(out, Mapping):
+            out = out["logits"] if "logits" in out else next(iter(out.values())) if len(out) == 1 else out
+        elif hasattr(out, "logits"):
+            out = out.logits
+        elif isinstance(out, tuple | list):
+            if self.entry is None:
+                ends = [tuple(each.shape[1:]) if isinstance(each, Tensor) else None for each in out]
+                alike = [i for i, end in enumerate(ends) if len(out) == 1 or end == (self.num_classes,)]
+                self.entry = alike[0] if len(alike) == 1 else None
+            out = out if self.entry is None else out[self.entry]
+        return out[:, None] if isinstance(out, Tensor) and out.ndim == 1 else out
 
 
 def _of_its_layers(module: nn.Module) -> list[str]:
@@ -241,14 +257,24 @@ class _Norms(TorchFunctionMode):
 
 
 @contextmanager
-def _without_fast_path() -> Iterator[None]:
-    """A pass of torch's transformer layers as hooks and derivatives have it: their fast path rounds otherwise."""
+def without_fast_path() -> Iterator[None]:
+    """A pass of torch's transformer layers as hooks and derivatives have it.
+
+    Their fast path, which torch takes for frozen layers in evaluation mode, rounds otherwise and has no derivative.
+    """
     was = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(was)
+
+
+@contextmanager
+def second_derivatives() -> Iterator[None]:
+    """While it lasts, attention takes the kernel that has a second derivative, and no fast path around it."""
+    with sdpa_kernel(SDPBackend.MATH), without_fast_path():
+        yield
 
 
 def _last_layer(body: nn.Module, images: Tensor, head: str | None) -> tuple[str, Tensor]:
@@ -284,7 +310,7 @@ def _last_layer(body: nn.Module, images: Tensor, head: str | None) -> tuple[str,
             f"it returns a {type(out).__name__} without an entry or attribute 'logits': wrap it in a module that "
             "returns the logits alone"
         )
-    with torch.no_grad(), _without_fast_path():
+    with torch.no_grad(), without_fast_path():
         if not torch.equal(out, body(images)) and out.isfinite().all():
             raise _NotFittingError(
                 "two passes over the same images differ, also in evaluation mode: it draws random numbers or keeps "
@@ -335,20 +361,23 @@ def _check_runs(adapted: Adapted, images: Tensor, logits: Tensor, found: str) ->
         of = grad(lambda weights: functional_call(network, weights, (image,)).square().sum())(trained)
         return sum(value.square().sum() for value in of.values())
 
+    # batch norm by the batch's own statistics may have none of a single image
+    by_batch = any(isinstance(m, _BatchNorm) and m.running_mean is None for m in network.modules())
+    few = images if by_batch else images[:1]
     no_last_layer = f"its output is not what {found!r} computes from what comes before it: it is no last layer"
     try:
-        with torch.no_grad(), _without_fast_path():
-            both, one = network(images), network(images[:1])
+        with torch.no_grad(), without_fast_path():
+            both, one = network(images), network(few)
     except Exception as error:
         raise _NotFittingError(
             f"{no_last_layer}, or it takes two images and not one alone ({_first_line(error)}): squeeze(1), not "
             "squeeze(), keeps a batch of one"
         ) from error
-    if not torch.equal(both, logits) or one.shape != logits[:1].shape:
+    if not torch.equal(both, logits) or one.shape != logits[: len(few)].shape:
         raise _NotFittingError(no_last_layer)
     try:
-        with sdpa_kernel(SDPBackend.MATH):  # the only kernel of attention that has a second derivative
-            vmap(grad(distance))(images[:1, None])
+        with second_derivatives():
+            vmap(grad(distance))(few[None])
     except Exception as error:
         layers = sorted({type(layer).__name__ for layer in adapted.body.modules()} - {"Identity"})
         raise _NotFittingError(
