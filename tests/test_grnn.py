@@ -14,6 +14,7 @@ from reprolib.attacks import matching, priors
 from reprolib.attacks.grnn import TOGETHER
 from reprolib.defenses import GaussianNoise, KeptEntries, NormOfUpdate
 from reprolib.experiments import grnn as experiments
+from reprolib.experiments.networks import network_seed
 from reprolib.federated import client
 from reprolib.federated.client import LocalTraining, SharedUpdate
 from reprolib.federated.threat import ThreatModel
@@ -431,7 +432,12 @@ def test_victims_of_the_experiments_are_trained_and_normalised():
     trained = experiments.victim(**told, trained_on=pictures(30, "train", 1), train_steps=2)
     assert models.fingerprint(drawn) != models.fingerprint(trained)
     assert experiments.victim(**told, normalised=True).mean.flatten().tolist() == [0.5] * 3
-    assert isinstance(experiments.victim(**told, architecture="cnn"), CNN)
+    shape, own = (told["images"].num_classes, told["images"].image_shape), network_seed(1, 0)
+    for name, built in (
+        ("lenet", models.build("lenet5", *shape, own)),
+        ("cnn", models.build("cnn", *shape, own, width=8)),
+    ):
+        assert models.fingerprint(built) == models.fingerprint(experiments.victim(**told, architecture=name))
 
 
 def test_one_attack_is_followed():
