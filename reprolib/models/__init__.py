@@ -60,8 +60,6 @@ __all__ = [
 
 ARCHITECTURES: dict[str, Callable[..., Victim]] = {
     "lenet": LeNet,
-    "lenet5": LeNet5,
-    "cnn": CNN,
     "mlp": MLP,
     "convnet": ConvNet,
     "convnet8": ConvNet8,
@@ -74,6 +72,8 @@ ARCHITECTURES: dict[str, Callable[..., Victim]] = {
     "dlg-resnet20": DLGResNet20,
     "dlg-resnet56": DLGResNet56,
     "convbig": ConvBig,
+    "lenet5": LeNet5,
+    "cnn": CNN,
 }
 
 GENERATORS: dict[str, Callable[..., nn.Module]] = {"dcgan": DCGAN, "decoder": Decoder, "wgan": WGAN, "vae": VAE}
