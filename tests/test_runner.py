@@ -346,8 +346,8 @@ def test_chapters_run_whatever_the_environment_says(tmp_path, monkeypatch):
     (tmp_path / "startup.py").write_text("started = 1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "startup.py"))
-    (tmp_path / "matplotlibrc").write_text("lines.linewidth: 17")
-    monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path / "matplotlibrc"))
+    (own / "matplotlibrc").write_text("lines.linewidth: 17")
+    monkeypatch.setenv("MATPLOTLIBRC", str(own))
     monkeypatch.setenv("PYTHONOPTIMIZE", "2")  # which takes the docstrings that cma reads
     monkeypatch.setenv("OMP_NUM_THREADS", "1,2")
     data = tmp_path / 'it\'s "$HOME" `a`; $(b)'
