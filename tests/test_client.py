@@ -115,6 +115,14 @@ def test_the_victim_is_left_bit_identical(mode, local):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_images_that_carry_a_graph_are_shared_as_their_values():
+    model, (images, labels) = Net(), private()
+    plain = share(model, images, labels, defense=GaussianNoise(0.1))
+    carried = share(model, images.clone().requires_grad_(), labels, defense=GaussianNoise(0.1))
+    assert_same(carried.gradients, plain.gradients, rtol=0, atol=0)
+    assert not any(g.requires_grad for g in carried.gradients.values())
+
+
 @pytest.mark.parametrize("local", [None, LocalTraining(1, 2, 0.1)])
 def test_chunks_do_not_change_the_result(monkeypatch, local):
     model, threat = Net(norm=True), ThreatModel(mode="train", batch_norm="exact")

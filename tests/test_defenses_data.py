@@ -1,5 +1,7 @@
 """Defenses that alter the data (ATS, MixUp, Intra-InstaHide), and Outpost (defenses.md 8.10)."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -237,6 +239,14 @@ def test_partners_of_another_shape_are_refused(model, photos):
         share(model, *photos.batches(1, 1, seed=0), defense=MixUp(data.load("digits", "train", 20)))
 
 
+@pytest.mark.parametrize("kind", [MixUp, IntraInstaHide])
+def test_partners_of_classes_that_the_model_does_not_have_are_refused(model, photos, kind):
+    classes = (*photos.classes, *map(str, range(1000)))
+    more = replace(photos, labels=photos.labels + 1000, classes=classes)
+    with pytest.raises(ValueError, match=r"partners have a label 10\d\d, the model \d+ classes"):
+        share(model, *photos.batches(1, 1, seed=0), defense=kind(more))
+
+
 # --- ATS --------------------------------------------------------------------------------------------------------------
 
 
@@ -270,6 +280,18 @@ def test_ats_draws_a_policy_an_image_and_repeats_with_its_generator(photos):
     again, _ = ATS().encode(x, y, client.generator(0, 0))
     other, _ = ATS().encode(x, y, client.generator(0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other) and targets is y
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_ats_says_which_channels_it_transforms(channels):
+    with pytest.raises(ValueError, match=rf"of 1 or 3 channels, got \[{channels}, 8, 8\]"):
+        ATS().transform(torch.rand(channels, 8, 8), client.generator(0, 0))
+
+
+def test_the_accuracy_score_leaves_the_callers_images_as_they_are(model, photos):
+    images = photos.images[:4].clone().requires_grad_()
+    plain = accuracy_score(model, photos.images[:4], "31", client.generator(0, 0))
+    assert accuracy_score(model, images, "31", client.generator(0, 0)) == plain and images.grad is None
 
 
 def test_the_privacy_score_is_the_area_under_the_cosines(model, photos):

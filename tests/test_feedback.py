@@ -66,6 +66,19 @@ def test_the_true_gradient_costs_nothing_to_who_knows_the_round_before(model, di
     assert str(informed) == "pruning 80%, with error feedback"
 
 
+def test_a_round_before_of_another_model_is_refused(model, digits):
+    x, y = digits.batches(1, 1, seed=0)
+    update = share(model, x, y)
+    first, *others = update.gradients
+    for before in (
+        {name: update.gradients[name] for name in others},
+        update.gradients | {first: update.gradients[first][..., :1]},
+        update.gradients | {"another": torch.zeros(1, 2)},
+    ):
+        with pytest.raises(ValueError, match="before has shape .* of '.*', this round's update"):
+            AfterFeedback(TopK(0.5), before).counter(model, update)
+
+
 def test_a_defense_that_bounds_nothing_is_refused(model, digits):
     x, y = digits.batches(1, 1, seed=0)
     update = share(model, x, y)

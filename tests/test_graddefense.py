@@ -168,6 +168,19 @@ def test_the_hutchinson_estimate_is_the_jacobians_norm(digits):
     assert sensitivity(model, root, "hutchinson")[-1] == pytest.approx(exact, rel=0.5)
 
 
+def test_the_root_set_stays_as_it_is_and_fits_the_model(digits):
+    model = models.build("mlp", digits.num_classes, digits.image_shape, seed=0, width=4)
+    root = root_set(digits, 1)
+    sensitivity(model, root)
+    assert not root.images.requires_grad
+    fewer = models.build("mlp", 5, digits.image_shape, seed=0, width=4)
+    with pytest.raises(ValueError, match="the root set has a label 9, the model 5 classes"):
+        sensitivity(fewer, root)
+    wider = models.build("mlp", digits.num_classes, (1, 16, 16), seed=0, width=4)
+    with pytest.raises(ValueError, match=r"images must have shape \[trials, batch, 1, 16, 16\]"):
+        sensitivity(wider, root)
+
+
 def test_root_sets_take_the_first_of_each_class(digits):
     root = root_set(digits, 2)
     assert torch.bincount(root.labels).tolist() == [2] * 10

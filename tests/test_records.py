@@ -1027,8 +1027,8 @@ def table(**columns):
 
 
 def test_a_part_that_ran_again_with_equal_numbers_does_not_differ():
-    again = table(mse=[0.5 * (1 + 1e-8), 1e-7, math.inf], seconds=[1, 2, 3])
-    assert comparison.differences(table(seconds=[4, 5, 6]), again) == []
+    again = table(mse=[0.5 * (1 + 1e-8), 1e-7, math.inf], seconds=[1, 2, 3], cpu=[0.1, 0.2, 0.3])
+    assert comparison.differences(table(seconds=[4, 5, 6], cpu=[0.4, 0.5, 0.6]), again) == []
     assert comparison.differences({"scores": table(), "n": 3}, {"scores": table(), "n": 3}) == []
     assert comparison.differences(table(), table().iloc[::-1].reset_index(drop=True)) == [], "in another order"
 

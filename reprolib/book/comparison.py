@@ -24,8 +24,8 @@ KEYS = (
 )
 """Columns by which rows of two tables are found to be the same trial; not where they hold fractions."""
 
-TIMES = ("seconds",)
-"""Columns and entries that no two runs share."""
+TIMES = ("seconds", "cpu")
+"""Seconds of a clock and of a processor: columns and entries that no two runs share."""
 
 COSTS = ("evaluations", "starts", "rank")
 """Whole numbers that depend on the last digits of a search."""

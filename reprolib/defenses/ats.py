@@ -92,7 +92,9 @@ class ATS(Defense):
         return torch.stack([self.transform(image, generator) for image in images]), targets
 
     def transform(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """One image [C, H, W] in [0, 1] as the client would see it."""
+        """One image [C, H, W] in [0, 1] as the client would see it. Errors: ValueError but for 1 or 3 channels."""
+        if image.ndim != 3 or len(image) not in (1, 3):
+            raise ValueError(f"{self} transforms images [C, H, W] of 1 or 3 channels, got {list(image.shape)}")
         dtype, device = image.dtype, image.device
         image = image.cpu().float()
         if self.augment:
@@ -140,7 +142,7 @@ def accuracy_score(model: nn.Module, images: Tensor, policy: str, generator: tor
     Source: Gao et al. 2021, after Mellor et al.; ATSPrivacy, searchalg/search_best.py.
     """
     ats = ATS((policy,), augment=False)
-    x = torch.stack([ats.transform(image, generator) for image in images]).requires_grad_()
+    x = torch.stack([ats.transform(image, generator) for image in images]).detach().requires_grad_()
     (jacobian,) = torch.autograd.grad(client.worker(model, "eval")(x).sum(), x)
     values = torch.linalg.eigvalsh(torch.corrcoef(jacobian.flatten(1).double()))
     return float(-((values + 1e-5).log() + 1 / (values + 1e-5)).sum())

@@ -40,7 +40,8 @@ class AfterFeedback(Defense):
     For defenses that bound what they withhold (pruning, rounding). It protects nothing: it is an attacker's reading.
 
     defense: the client's. before: name -> [T, *param], what it shared in the round before.
-    Errors: ValueError, when read, for a defense without such a bound. Source: this book.
+    Errors: ValueError, when read, for a defense without such a bound and for a `before` of another model.
+    Source: this book.
     """
 
     defense: Defense
@@ -50,6 +51,11 @@ class AfterFeedback(Defense):
         return f"{self.defense}, with error feedback"
 
     def counter(self, model: nn.Module, update: SharedUpdate) -> Observation:
+        shapes = {name: list(g.shape) for name, g in update.gradients.items()}
+        for name in sorted(shapes.keys() | self.before.keys()):
+            got = list(self.before[name].shape) if name in self.before else None
+            if got != shapes.get(name):
+                raise ValueError(f"before has shape {got} of {name!r}, this round's update {shapes.get(name)}")
         reading = self.defense.counter(model, update)
         earlier = self.defense.counter(model, replace(update, gradients=self.before))
         if reading.slack is None or reading.beyond is not None:

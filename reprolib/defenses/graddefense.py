@@ -168,11 +168,19 @@ def sensitivity(model: nn.Module, root: ImageSet, estimator: Estimator = "vjp_on
     of |d (sum of the gradient's entries) / d image|, in which the entries' shares can cancel. "hutchinson", this
     book's: the mean of |d <u, gradient> / d image|^2 over images and PROBES vectors u of random signs, which expects
     the squared Frobenius norm of the Jacobian. Not divided by the parameter's size.
+    Errors: ValueError for a root set of another shape, or with labels that the model does not have.
     Source: the released code, sensitivity.py.
     """
     network = client.worker(model, "eval")
-    device = next(network.parameters()).device
-    images = root.images.to(device, next(network.parameters()).dtype).requires_grad_()
+    parameter = next(network.parameters())
+    device = parameter.device
+    images = root.images.detach().to(device, parameter.dtype).requires_grad_()
+    network.inputs.check(images[None], parameter)
+    if int(root.labels.max()) >= network.num_classes:
+        raise ValueError(
+            f"the root set has a label {int(root.labels.max())}, the model {network.num_classes} classes: take images "
+            "of the classes that the model tells apart"
+        )
     parameters = dict(network.named_parameters())
     loss = F.cross_entropy(functional_call(network, parameters, (images,)), root.labels.to(device))
     gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)

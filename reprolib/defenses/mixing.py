@@ -26,7 +26,8 @@ class MixUp(Defense):
 
     The weights are drawn from a Dirichlet law with parameters (3, 1, ..., 1), the image's own first, until none is
     above `largest`. partners: the client's private set, from which the others are drawn anew for every batch.
-    Errors: ValueError for k below 2, a bound that no draw meets, and partners of another shape.
+    Errors: ValueError for k below 2, a bound that no draw meets, and, when they are mixed, partners
+    of another shape or with labels that the model does not have.
     Source: Huang et al. 2021 (arXiv:2112.00059) and their code, GradAttack, defense MixUp.
     """
 
@@ -59,6 +60,11 @@ class MixUp(Defense):
     def encode(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         if self.partners.image_shape != tuple(images.shape[1:]):
             raise ValueError(f"partners are of shape {self.partners.image_shape}, the images {tuple(images.shape[1:])}")
+        if int(self.partners.labels.max()) >= targets.shape[1]:
+            raise ValueError(
+                f"partners have a label {int(self.partners.labels.max())}, the model {targets.shape[1]} classes: take "
+                "partners of the client's own classes"
+            )
         weights, chosen = self._draw(len(images), generator)
         weights = weights.to(images)
         others = self.partners.images[chosen].to(images)

@@ -91,7 +91,7 @@ def share(
     sizes = client_sizes(images, threat, clients)
     _check_inputs(model, images, labels, local, sizes)
     generator(seed, 0)  # refuses a bad seed before any work
-    images = model.inputs.enter(images)
+    images, labels = model.inputs.enter(images.detach()), labels.detach()
     model = extended(model, defense)
     victim = worker(model, threat.mode)
     norms = {name: module for name, module in victim.named_modules() if isinstance(module, _BatchNorm)}
