@@ -76,12 +76,12 @@ def test_a_file_of_claims_is_read(write):
     assert paper.paper == "idlg"
     assert [claim.id for claim in paper.claims] == ["label-accuracy", "text", "stages", "optimiser", "sign"]
     claim = paper.claim("label-accuracy")
-    assert claim.criterion_words() == "at least 99 %" and str(claim.published) == "100 % of labels"
+    assert paper.criterion_words(claim) == "at least 99 %" and str(claim.published) == "100 % of labels"
     assert claim.needs.data == ("cifar10", "mnist") and claim.origin == "paper" and claim.kind == "result"
     assert claim.central and claim.scope == "architecture" and claim.gate.at_least == 0.5
     assert claim.changed.date == date(2026, 11, 28) and claim.changed.seen == (0,)
-    assert paper.claim("text").undecidable.reason == "missing" and paper.claim("text").criterion_words() == ""
-    assert paper.claim("stages").criterion_words() == "untrained: at least 50 %; trained: above 0 %"
+    assert paper.claim("text").undecidable.reason == "missing" and paper.criterion_words(paper.claim("text")) == ""
+    assert paper.criterion_words(paper.claim("stages")) == "untrained: at least 50 %; trained: above 0 %"
     assert paper.claim("optimiser").kind == "setting" and paper.claim("sign").needs is None
     with pytest.raises(ValueError, match="unknown claim 'x'; known: label-accuracy, text"):
         paper.claim("x")

@@ -253,7 +253,7 @@ def test_every_part_is_judged(share, error, word):
     assert found.verdict == word and found.measure is None and found.criterion.startswith("untrained: at least 90 %;")
     assert [part.name for part in found.parts] == ["untrained", "trained"] and found.clusters == 32
     assert found.parts[1].verdict == ("holds" if word == "reproduced" else "fails")
-    assert found.parts[1].low == error.low and "trained: " in found.measured(percent=True)
+    assert found.parts[1].low == error.low and "trained: " in found.measured()
 
 
 def test_parts_are_partly_on_a_substitute():
@@ -500,7 +500,7 @@ def test_older_files_decide_only_by_intervals_that_cover(method, n, clusters):
     assert (found[1].reason, found[1].why) == ("missing", "too long")
     if clusters is None:
         assert (found[0].reason, found[0].why) == ("missing", "its stored interval does not cover; a new run decides")
-        assert found[0].value == 0.95 and found[0].low is None and found[0].measured(percent=True) == "95 %"
+        assert found[0].value == 0.95 and found[0].low is None and found[0].measured() == "95 %"
     else:
         assert found[0].verdict == "reproduced" and found[0].clusters == clusters
         exact = method == "Wilson"  # independent trials have Clopper and Pearson's interval, whatever was stored

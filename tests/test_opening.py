@@ -10,9 +10,9 @@ from reprolib.book.verdicts import Verdict
 VERDICT = {
     "id": "a", "says": "x <b>", "where": "x", "origin": "paper", "kind": "result", "central": True, "published": "90 %",
     "provenance": "read", "criterion": "at least 50 %", "verdict": "reproduced", "reason": "", "why": "",
-    "measure": "share", "value": 0.55, "low": 0.51, "high": 0.6, "n": 90, "clusters": 90, "method": "t",
-    "scope": "architecture", "substitutes": [], "favours": "", "gate": None, "reading": None, "provisional": "",
-    "stands_at_99": True, "parts": [],
+    "measure": "share", "percent": True, "value": 0.55, "low": 0.51, "high": 0.6, "n": 90, "clusters": 90,
+    "method": "t", "scope": "architecture", "substitutes": [], "favours": "", "gate": None, "reading": None,
+    "provisional": "", "stands_at_99": True, "parts": [],
 }  # fmt: skip
 OPEN = {
     "verdict": "not decided here",

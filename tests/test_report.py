@@ -267,8 +267,8 @@ def test_substitutes_parts_scope_and_99_percent_stand_beside_the_verdict(root):
     assert "model: LeNet in place of ResNet-18" not in words(row(text, "one-network"))
     assert "on this network, not of others" in words(row(text, "one-network"))
     both = words(row(text, "both"))
-    assert "✔ labels: 0.945" in both and "✘ leak: 0 [0, 0.0284]" in both
-    assert "labels: share of labels inferred: at least 0.5" in both and "of the parts, the least; n = 128" in both
+    assert "✔ labels: 94.5 %" in both and "✘ leak: 0 % [0, 2.84]" in both
+    assert "labels: share of labels inferred: at least 50 %" in both and "of the parts, the least; n = 128" in both
     write_claims(root, "dlg", "Deep Leakage", model="ResNet-18", bound=0.885)
     first = words(row(page(root, "scoreboard"), "label-accuracy"))
     assert "(✔) holds on a substitute model model: LeNet in place of ResNet-18" in first

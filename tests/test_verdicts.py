@@ -22,6 +22,7 @@ STORED = {
     "reason": "",
     "why": "",
     "measure": "share",
+    "percent": True,
     "value": 0.95,
     "low": 0.92,
     "high": 0.98,
@@ -56,7 +57,7 @@ def verdict(**changes):
 
 def test_stored_verdicts_fit_the_schema(paper):
     gate = {"measure": "control", "value": 0.7, "low": 0.6, "at_least": 0.5, "open": True}
-    part = {"name": "trained", "verdict": "fails", "value": None, "low": None, "high": None}
+    part = {"name": "trained", "verdict": "fails", "percent": False, "value": None, "low": None, "high": None}
     other = STORED | {"id": "d", "gate": gate, "parts": [part], "high": math.inf}
     other |= {"substitutes": [SUBSTITUTE], "verdict": "partly on a substitute"}
     verdicts.validate_verdicts([STORED, other], paper)
@@ -93,7 +94,7 @@ def test_what_does_not_fit_names_claim_and_key(paper, changes, message):
         verdicts.validate_verdicts([STORED | {"id": "d"}, STORED | changes], paper)
 
 
-@pytest.mark.parametrize("key", [key for key in STORED if key != "beside"])  # the older files lack it
+@pytest.mark.parametrize("key", [key for key in STORED if key not in ("beside", "percent")])  # older files lack them
 def test_every_key_is_asked_for(paper, key):
     stored = {name: value for name, value in STORED.items() if name != key}
     title = "verdict number 1" if key == "id" else "verdict of claim 'c'"
@@ -131,17 +132,16 @@ def test_the_note_says_what_limits_a_verdict():
 
 
 def test_what_was_measured_in_words():
-    assert (
-        verdict().measured(percent=True) == "95 % [92, 98]" and verdict().measured(percent=False) == "0.95 [0.92, 0.98]"
-    )
-    assert verdict(low=None, high=None).measured(percent=True) == "95 %"
-    assert verdict(value=None).measured(percent=True) == ""
+    assert verdict().measured() == "95 % [92, 98]" and verdict(percent=False).measured() == "0.95 [0.92, 0.98]"
+    assert verdict(low=None, high=None).measured() == "95 %"
+    assert verdict(value=None).measured() == ""
     parts = [
         {"name": "untrained", "verdict": "holds", "value": 0.95, "low": 0.92, "high": 0.98},
         {"name": "trained", "verdict": "fails", "value": 0.1, "low": 0.0, "high": 0.2},
         {"name": "large", "verdict": "not decided here", "value": None, "low": None, "high": None},
     ]
-    assert verdict(value=None, parts=parts).measured(True) == "untrained: 95 % [92, 98]; trained: 10 % [0, 20]"
+    parts[1]["percent"] = True
+    assert verdict(value=None, parts=parts).measured() == "untrained: 0.95 [0.92, 0.98]; trained: 10 % [0, 20]"
     assert verdicts.value_words(Interval(0.95, 0.92, 0.98, 9, "x")) == "0.95 [0.92, 0.98]"
 
 

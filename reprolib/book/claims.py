@@ -93,12 +93,6 @@ class Claim(Strict):
         """What is judged: the criterion, or that of each part; nothing for settings and undecidable claims."""
         return (self.criterion,) if self.criterion else tuple(part.criterion for part in self.parts)
 
-    def criterion_words(self) -> str:
-        """The criterion, or every part with its own, in the published unit; "" without any."""
-        if self.criterion is not None:
-            return self.criterion.words(self.published.percent)
-        return "; ".join(f"{part.name}: {part.criterion.words(self.published.percent)}" for part in self.parts)
-
     @field_validator("parts")
     @classmethod
     def _several_parts(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
@@ -236,6 +230,16 @@ class Paper(Strict):
                         f"{criterion.measure} is a share in [0, 1]"
                     )
         return self
+
+    def percent(self, claim: Claim, criterion: Criterion) -> bool:
+        """Whether a claim's numbers are told in per cent: as its paper prints them, and every share."""
+        return claim.published.percent or self.measures[criterion.measure].share
+
+    def criterion_words(self, claim: Claim) -> str:
+        """A claim's criterion, or every part with its own, shares in per cent; "" without any."""
+        words = [criterion.words(self.percent(claim, criterion)) for criterion in claim.criteria]
+        names = [f"{part.name}: " for part in claim.parts] or [""] * len(words)
+        return "; ".join(name + told for name, told in zip(names, words, strict=True))
 
     def found(self, measured: Mapping[str, float]) -> str:
         """The finding with the measured values in their places; "" where a run did not measure one of them."""

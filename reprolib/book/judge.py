@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from reprolib.book.claims import Claim, Paper
-from reprolib.book.criteria import PROFILES, Criterion, Measure, ends_words, number_words
+from reprolib.book.criteria import PROFILES, Criterion, ends_words, number_words
 from reprolib.book.measured import LEAST_CLUSTERS, Record, Run
 from reprolib.book.substitutes import substitutes_of
 from reprolib.book.verdicts import (
@@ -60,7 +60,7 @@ class _Outcome:
 
 def _judge(claim: Claim, paper: Paper, run: Run) -> Verdict:
     gate = _gate(claim, run)
-    told = [_weigh(claim, criterion, paper.measures, gate, run) for criterion in claim.criteria]
+    told = [_weigh(claim, criterion, paper, gate, run) for criterion in claim.criteria]
     records = [run.records.get(criterion.measure) for criterion in claim.criteria]
     others: list[Substitute] = []
     for criterion, record in zip(claim.criteria, records, strict=True):
@@ -93,11 +93,12 @@ def _judge(claim: Claim, paper: Paper, run: Run) -> Verdict:
         central=claim.central,
         published=str(claim.published),
         provenance=claim.provenance,
-        criterion=claim.criterion_words(),
+        criterion=paper.criterion_words(claim),
         verdict=word,
         reason=outcome.reason,
         why=outcome.why,
         measure=claim.criterion.measure if claim.criterion else None,
+        percent=claim.criterion is not None and paper.percent(claim, claim.criterion),
         **_numbers(only, exact),
         n=min((record.interval.n for record in at_hand), default=None),
         clusters=min((c for c in clusters if c is not None), default=None) if not exact else None,
@@ -112,7 +113,12 @@ def _judge(claim: Claim, paper: Paper, run: Run) -> Verdict:
         stands_at_99=outcome.at_99,
         parts=[
             # a part has one criterion, of which nothing holds partly
-            PartVerdict(name=part.name, verdict=one.word or UNDECIDED, **_numbers(record))  # type: ignore[arg-type]
+            PartVerdict(
+                name=part.name,
+                verdict=one.word or UNDECIDED,  # type: ignore[arg-type]
+                percent=paper.percent(claim, part.criterion),
+                **_numbers(record),
+            )
             for part, one, record in zip(claim.parts, told, records, strict=False)
         ],
     )
@@ -138,9 +144,7 @@ def _together(claim: Claim, told: list[_Outcome]) -> _Outcome:
     return _Outcome(words.pop() if len(words) == 1 else "partly", at_99=at_99)
 
 
-def _weigh(
-    claim: Claim, criterion: Criterion, measures: Mapping[str, Measure], gate: GateState | None, run: Run
-) -> _Outcome:
+def _weigh(claim: Claim, criterion: Criterion, paper: Paper, gate: GateState | None, run: Run) -> _Outcome:
     """Judge one criterion, in the order: measured, profile, data, how many, gate, interval."""
     record, needs = run.records.get(criterion.measure), claim.needs
     if record is None:
@@ -161,14 +165,15 @@ def _weigh(
     if not exact and (lack := _few(claim, record.interval)):
         return _Outcome("", "few", lack)
     if gate is not None and not gate.open:
-        return _Outcome("", "gate", _closed(gate, measures[gate.measure].share))
+        return _Outcome("", "gate", _closed(gate, paper.measures[gate.measure].share))
     if exact:
         return _exactly(criterion, record.interval)
-    outcome, lower = _interval(claim, criterion, record.interval), (criterion.at_least, criterion.above)
+    outcome = _interval(criterion, record.interval, paper.percent(claim, criterion))
+    lower = criterion.at_least, criterion.above
     if (
         outcome.word == "fails"
         and gate is None
-        and measures[criterion.measure].success
+        and paper.measures[criterion.measure].success
         and any(b is not None for b in lower)
     ):
         return _Outcome("", "gate", "that an attack fails is decided behind a control, and the claim names none")
@@ -189,9 +194,8 @@ def _exactly(criterion: Criterion, interval: Interval) -> _Outcome:
     return _Outcome("holds" if criterion.holds(interval.value, interval.value) else "fails")
 
 
-def _interval(claim: Claim, criterion: Criterion, interval: Interval) -> _Outcome:
-    """Whole 95 % interval inside, or none of it; of a skewed measure the whole 99 % one too."""
-    percent = claim.published.percent
+def _interval(criterion: Criterion, interval: Interval, percent: bool) -> _Outcome:
+    """Whole 95 % interval inside, or none of it; of a skewed measure the whole 99 % one too. percent: in the words."""
     bound = criterion.words(percent)
     inside = criterion.holds(interval.low, interval.high)
     if inside is None:

@@ -120,14 +120,13 @@ class Ledger:
         judged = {verdict.id: verdict for verdict in judge(self.paper, reference)} if reference else {}
         rows = []
         for claim, verdict in zip(self.paper.claims, self.verdicts(), strict=True):
-            percent = claim.published.percent
-            stored = judged[claim.id].measured(percent) if judged else ""
+            stored = judged[claim.id].measured() if judged else ""
             rows.append(
                 {
                     "claim": claim.says,
                     "verdict": str(verdict),
                     "published": f"{claim.published}{_PROVENANCE[claim.provenance]}",
-                    "this run": verdict.measured(percent) or "—",
+                    "this run": verdict.measured() or "—",
                     "reference run": f"{stored} {SYMBOLS[judged[claim.id].verdict]}" if stored else "—",
                     "criterion": verdict.criterion or "—",
                     "where": claim.where if claim.origin == "paper" else "this book",

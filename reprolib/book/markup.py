@@ -55,9 +55,8 @@ def in_a_minute(verdicts: list[Verdict], made: str) -> str:
 
 def _in_short(verdict: Verdict) -> str:
     """A claim as an item of a list, with what was published and measured."""
-    percent = (verdict.published or "").endswith("%")
     sides = [f"published: {verdict.published}"] if verdict.origin == "paper" else []
-    measured = verdict.measured(percent)
+    measured = verdict.measured()
     sides += [f"measured: {measured}"] if measured else []
     sides += [*filter(None, [verdict.note, verdict.beside])]
     return f"<li>{html.escape(verdict.says)} <small>({html.escape('; '.join(sides))})</small></li>"

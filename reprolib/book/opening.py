@@ -77,7 +77,6 @@ _COLUMNS = ("the paper says", "published", "measured", "verdict")
 
 
 def _row(verdict: Verdict) -> str:
-    percent = verdict.published.endswith("%")
     # where it is not decided, the reason in a word stands in the row; the sentence is a click away
     word = f"{SYMBOLS[verdict.verdict]} {verdict.verdict}" + (f": {verdict.reason}" if verdict.reason else "")
     told = f"<b>{html.escape(word)}</b>"
@@ -85,7 +84,7 @@ def _row(verdict: Verdict) -> str:
         told = f"<details><summary>{told}</summary><small>{html.escape(verdict.note)}</small></details>"
     if verdict.beside:
         told += f'<div style="font-size:.9em">{html.escape(verdict.beside)}</div>'
-    measured = re.sub(r"\[.*?\]", lambda ends: ends[0].replace(" ", "\N{NO-BREAK SPACE}"), verdict.measured(percent))
+    measured = re.sub(r"\[.*?\]", lambda ends: ends[0].replace(" ", "\N{NO-BREAK SPACE}"), verdict.measured())
     texts = (verdict.says, verdict.published, measured or "—")
     named = ("", *(f' data-column="{name}"' for name in _COLUMNS[1:3]))  # for narrow screens: the book's style sheet
     cells = [f'<td{name} style="{_CELL}">{html.escape(cell)}</td>' for name, cell in zip(named, texts, strict=True)]

@@ -96,6 +96,7 @@ class PartVerdict(_Stored):
 
     name: str
     verdict: Literal["holds", "fails", "not decided here"]
+    percent: bool = False
     value: Number | None
     low: Number | None
     high: Number | None
@@ -106,6 +107,7 @@ class Verdict(_Stored):
 
     verdict: a word of `SYMBOLS`; reason, why: a code and a sentence, where it is not decided. measure to method: of the
     criterion's measure; for a claim of parts, whose numbers stand in `parts`, n and clusters are the least of any.
+    percent: its numbers are told in per cent (`claims.Paper.percent`).
     published, criterion: in words. stands_at_99: None where nothing was decided or no 99 % interval is known.
     reading: of a statement that can be read in several ways, which this one is (`once`). provisional: why the verdict
     of a changed criterion waits for another run. beside: what the claim's file says besides, with this run's numbers.
@@ -125,6 +127,7 @@ class Verdict(_Stored):
     reason: Reason | Literal[""]
     why: str
     measure: str | None
+    percent: bool = False
     value: Number | None
     low: Number | None
     high: Number | None
@@ -178,13 +181,13 @@ class Verdict(_Stored):
         own = "the source's own words" if self.reading.stated else "which the source leaves open"
         return f"one reading, {own}: {self.reading.how}; the statement counts once"
 
-    def measured(self, percent: bool) -> str:
-        """What was measured, in words, or of each part; "" without any. percent: as shares in per cent."""
+    def measured(self) -> str:
+        """What was measured, in words, or of each part; "" without any."""
         told: list[tuple[str, PartVerdict | Verdict]] = [(f"{part.name}: ", part) for part in self.parts]
         told = [(name, one) for name, one in told or [("", self)] if one.value is not None]
         if self.kind == "identity":  # of algebra there is no interval
-            return "; ".join(name + _words(one.value, None, None, percent) for name, one in told)
-        return "; ".join(name + _words(one.value, one.low, one.high, percent) for name, one in told)
+            return "; ".join(name + _words(one.value, None, None, one.percent) for name, one in told)
+        return "; ".join(name + _words(one.value, one.low, one.high, one.percent) for name, one in told)
 
     def __str__(self) -> str:
         said = "; ".join(filter(None, [self.note, self.beside]))

@@ -80,17 +80,17 @@ def criterion_lines(claim: claims.Claim, paper: claims.Paper) -> list[str]:
         return ["no criterion"]
     names = [f"{part.name}: " for part in claim.parts] or ["criterion: "]
     return [
-        f"{name}{paper.measures[criterion.measure].says}: {criterion.words(claim.published.percent)}"
+        f"{name}{paper.measures[criterion.measure].says}: {criterion.words(paper.percent(claim, criterion))}"
         for name, criterion in zip(names, claim.criteria, strict=True)
     ]
 
 
-def measured_lines(verdict: Verdict, percent: bool) -> list[str]:
+def measured_lines(verdict: Verdict) -> list[str]:
     """What was measured, a line for the measure or for each part, with what became of the part."""
     if not verdict.parts:
-        return [told] if (told := verdict.measured(percent)) else []
+        return [told] if (told := verdict.measured()) else []
     alone = [(part, verdict.model_copy(update={"parts": [part]})) for part in verdict.parts]
-    return [f"{PARTS[part.verdict]} {one.measured(percent) or f'{part.name}: —'}" for part, one in alone]
+    return [f"{PARTS[part.verdict]} {one.measured() or f'{part.name}: —'}" for part, one in alone]
 
 
 def basis(verdict: Verdict) -> str:
