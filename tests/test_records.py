@@ -401,7 +401,7 @@ def package(tmp_path, monkeypatch):
     shutil.copytree(sources.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "templates"))
 
     def forget():
-        for cached in (sources.file_of, sources._text_of):
+        for cached in (sources.file_of, sources._text_of, sources._home):
             cached.cache_clear()
 
     def edit(name, old, new):

@@ -24,6 +24,7 @@ def library(tmp_path, monkeypatch):
         monkeypatch.setattr(sources, "PACKAGE", tmp_path)
         sources.file_of.cache_clear()
         sources._text_of.cache_clear()
+        sources._home.cache_clear()
 
         def reached(*roots, called=()):
             return {name for _, name in sources.reached([tuple(root.rsplit(":")) for root in roots], called)}
@@ -33,6 +34,7 @@ def library(tmp_path, monkeypatch):
     yield written
     sources.file_of.cache_clear()
     sources._text_of.cache_clear()
+    sources._home.cache_clear()
 
 
 def shape(text, name="f"):

@@ -135,13 +135,15 @@ def device_name(device: torch.device | str) -> str:
 
 def versions() -> dict[str, str | None]:
     """The installed version of each of PACKAGES, None where one is not installed."""
-    found: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+    return {name: _installed(name) for name in PACKAGES}
+
+
+@lru_cache  # each one is read from a file, and every part asks
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 @lru_cache  # a chapter asks at every part; an edit during a run is the next run's

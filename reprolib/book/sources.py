@@ -389,6 +389,7 @@ def _read(module: str, definition: Definition, name: str, attribute: str) -> tup
     return ([inside], set()) if inside else ([], left)
 
 
+@cache  # every part asks for the same few thousand names
 def _home(place: Place) -> Place | None:
     """Where a name is defined that a module may only pass on; None if the library does not define it."""
     module, name = place
@@ -409,6 +410,7 @@ def _home(place: Place) -> Place | None:
             return None
 
 
+@cache
 def _shows(module: str) -> bool:
     return any(module == shown or module.startswith(f"{shown}.") for shown in PRESENTATION)
 
