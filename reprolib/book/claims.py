@@ -28,8 +28,8 @@ A file of claims, `claims/<paper>.yml`::
         undecidable: {reason: data, says: "needs LFW"}   # instead of a criterion
         reading: {of: noise of 1e-2, how: the number is a variance, stated: true}   # where it can be read in two ways
 
-Criteria are in the measure's own scale (shares in [0, 1]); tables show them in the published unit. How a run's
-intervals become verdicts: `reprolib.book.judge`.
+Criteria are in the measure's own scale (shares in [0, 1]); tables tell shares, and what the paper prints so, in per
+cent. How a run's intervals become verdicts: `reprolib.book.judge`.
 """
 
 from __future__ import annotations

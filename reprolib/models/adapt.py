@@ -73,8 +73,7 @@ def adapt(
 
     module: takes images [N, C, H, W] and returns logits [N, num_classes], which its last linear layer computed; also as
     the entry or attribute `logits`, alone in a mapping, in a tuple alone or as the only entry of that shape, or as [N]
-    for one output. What data-parallel training
-    and torch.compile wrap around a module is taken off.
+    for one output. What data-parallel training and torch.compile wrap around a module is taken off.
     image_shape: (C, H, W). head: that layer's name; found where it is None. normalize: applied to images in [0, 1]
     before the module: `models.Normalize(mean, std)`, (mean, std) or torchvision's transform; leave it out where the
     module normalises by itself. task: what it is trained for; num_classes are its outputs, one at least where these are
