@@ -109,7 +109,7 @@ def build(home):
     links = '<a href="scoreboard.html#dlg-own">of the book</a>'
     (home / "book" / "index.md").write_text(f"# First page\n\n{links}\n\n```{{include}} _generated/glance.md\n```\n")
     (home / "book" / "how-to-read.md").write_text(
-        "# Words\n\n```{glossary}\nadaptive attacker\n  knows the defense\n```\n"
+        "(reasons)=\n# Words\n\n```{glossary}\nadaptive attacker\n  knows the defense\n```\n"
     )
     text = (home / "_toc.yml").read_text().replace("chapters: [", "chapters: [{file: book/how-to-read}, ")
     (home / "_toc.yml").write_text(text)

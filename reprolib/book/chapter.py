@@ -332,11 +332,13 @@ class Chapter:
         every = self.ledger.paper.claims
         rows = [(claim.says, claim.where, str(claim.published), claim.provenance) for claim in every]
         book = sum(claim.origin == "book" for claim in every)
+        settings = sum(claim.kind == "setting" and claim.origin == "paper" for claim in every)
+        shown = f", and {settings} shown as a setting" if settings else ""
         self.table(
             pd.DataFrame(rows, columns=["claim", "where", "published", "provenance"]),
             "What this chapter puts to the test. Values marked recalled could not be checked against the paper and "
             "decide nothing.",
-            folded=f"{len(every) - book} claims of the paper and {book} of this book",
+            folded=f"{len(every) - book - settings} claims of the paper and {book} of this book{shown}",
         )
 
     def source(self, thing: Any) -> None:

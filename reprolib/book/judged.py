@@ -220,10 +220,15 @@ class Paper:
         return f"{self.page}#claim-{claim}" if claim in self.anchors else self.page_ledger
 
     @property
+    def number(self) -> str:
+        """Of the chapter, as the command line takes it: "6"; "" where its file has none."""
+        number, _, name = (self.stem or "").partition("-")
+        return str(int(number)) if number.isdecimal() and name else ""
+
+    @property
     def short(self) -> str:
-        """Number and name of the chapter, as the command line takes them: "6 soteria"."""
-        number, _, name = (self.stem or self.key).partition("-")
-        return f"{int(number)} {name.replace('-', ' ')}" if number.isdecimal() and name else self.key
+        """Number and name of the chapter: "6 soteria"."""
+        return f"{self.number} {(self.stem or '').partition('-')[2].replace('-', ' ')}" if self.number else self.key
 
     @property
     def heading(self) -> str:

@@ -28,7 +28,7 @@ def opening(paper: Paper, verdicts: Sequence[Verdict], reference: Mapping[str, A
     sentence = f'<p style="font-size:1.15rem;margin:.2rem 0 .6rem">{html.escape(finding)}</p>' if finding else ""
     rows = "".join(_row(verdict) for verdict in once(verdicts) if verdict.central)
     head = "".join(f'<th scope="col" style="{_CELL}">{name}</th>' for name in _COLUMNS)
-    title = "The claims that the paper stands on"
+    title = "The claims that the chapter stands on"
     table = f'<p style="margin:.6rem 0 .2rem"><b>{title}</b></p>'
     table += (
         f'<div style="overflow-x:auto;font-size:.9rem" tabindex="0" role="region" aria-label="{title}">'
@@ -52,8 +52,8 @@ def record_missing(paper: str, run: str, problem: str, reference: Mapping[str, A
     if reference is not None:
         made = html.escape(reference_run.made_on(reference))
         text += (
-            f'What an <a href="#{OLDER}">older run</a> found ({made}) is listed below, and its pictures stand before '
-            f"those of this run. "
+            f'What an <a href="#{OLDER}">older run</a> found ({made}) is listed below, and told in words in a '
+            f"section near the page's end; its pictures stand before those of this run. "
         )
     return markup.box("⚠ Record missing", text + how_to_run(paper, reference), "#D55E00")
 
@@ -63,7 +63,8 @@ def how_to_run(paper: str, reference: Mapping[str, Any] | None) -> str:
     command = f"reprolib run {html.escape(paper)} --profile"
     text = (
         f"<code>{command} gpu --device cuda --data ROOT</code> runs the chapter in full on your GPU and makes its "
-        f"records, <code>{command} cpu</code> small on a laptop, in minutes. "
+        f"records, <code>{command} cpu</code> small on a laptop, in minutes; ROOT is the folder of the papers' image "
+        f"sets, and <i>How to read and rerun</i> says how to set up the environment. "
     )
     if reference is None:
         return text + "How long the full run takes nobody has measured yet."
@@ -73,7 +74,7 @@ def how_to_run(paper: str, reference: Mapping[str, Any] | None) -> str:
     return text + f"The reference run took {made}; on a GPU it has not been timed."
 
 
-_COLUMNS = ("the paper says", "published", "measured", "verdict")
+_COLUMNS = ("claim", "published", "measured", "verdict")
 
 
 def _row(verdict: Verdict) -> str:
@@ -85,7 +86,8 @@ def _row(verdict: Verdict) -> str:
     if verdict.beside:
         told += f'<div style="font-size:.9em">{html.escape(verdict.beside)}</div>'
     measured = re.sub(r"\[.*?\]", lambda ends: ends[0].replace(" ", "\N{NO-BREAK SPACE}"), verdict.measured())
-    texts = (verdict.says, verdict.published, measured or "—")
+    published = verdict.published if verdict.origin == "paper" else "this book's own claim"
+    texts = (verdict.says, published, measured or "—")
     named = ("", *(f' data-column="{name}"' for name in _COLUMNS[1:3]))  # for narrow screens: the book's style sheet
     cells = [f'<td{name} style="{_CELL}">{html.escape(cell)}</td>' for name, cell in zip(named, texts, strict=True)]
     return (

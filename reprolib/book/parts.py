@@ -233,7 +233,10 @@ class Parts:
         why = next((problem for problem in self._problems if problem.startswith(f"{name}:")), why)
         command = f"reprolib run {self._paper} --profile gpu --data ROOT"
         if "trials" not in inputs:
-            raise MissingPart(f"part {name!r}: {why}; `{command}` computes it anew")
+            raise MissingPart(
+                f"part {name!r}: {why}; `{command}` computes it anew. To try a changed cell at once, choose "
+                "profile='smoke' or 'cpu'"
+            )
         self._small.add(name)
         here, same = with_images(inputs, self._seed)
         trials = list(inputs["trials"])
