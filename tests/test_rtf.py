@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from reprolib import data, models, servers
-from reprolib.attacks import rtf
+from reprolib.attacks import likely, rtf
 from reprolib.attacks.rtf import RobbingTheFed, TrapRows
-from reprolib.defenses import Inspection
+from reprolib.defenses import DPSGD, Inspection
 from reprolib.defenses.inspection import examined
 from reprolib.experiments import rtf as experiment
 from reprolib.federated import client
@@ -549,3 +549,65 @@ def test_frames_are_drawn_around_the_chosen_images_alone():
     assert torch.equal(framed[0], images[0]) and (framed[1, 0, 0] > 0.8).all() and (framed[1, :, 1:-1, 1:-1] == 0).all()
     pictures = experiment.first_pictures({"truth": images, "found": images, "alone": torch.tensor([1.0, 0.0])}, 2)
     assert (pictures["truth"][1, 0, 0] > 0.8).all() and (pictures["found"][0] == 0).all()
+
+
+# --- rows under noise -------------------------------------------------------------------------------------------------
+
+
+def rows_under_noise(deltas, noise_std, seed=0):
+    """Rows of smooth images with these amplitudes, their biases, the images, and others of the same law."""
+    draw = torch.Generator().manual_seed(seed)
+    smooth = torch.randn(6, 48, generator=draw, dtype=torch.float64) * torch.tensor([4, 3, 2, 1, 0.5, 0.2])[:, None]
+    typical, held = (0.3 + torch.randn(n, 6, generator=draw, dtype=torch.float64) @ smooth for n in (400, len(deltas)))
+    deltas = torch.tensor(deltas, dtype=torch.float64)
+    rows = deltas[:, None] * held + noise_std * torch.randn(held.shape, generator=draw, dtype=torch.float64)
+    biases = deltas + noise_std * torch.randn(len(deltas), generator=draw, dtype=torch.float64)
+    return rows, biases, held, typical
+
+
+def test_the_likeliest_image_of_a_row_is_nearer_than_the_quotient_and_the_mean():
+    rows, biases, held, typical = rows_under_noise([1.0, -1.0] * 20, 1.0)
+    found, lost = likely.most_likely(rows, biases, 1.0, typical)
+    error, by_bias, by_mean = (
+        (x - held).square().mean() for x in (found, rows / biases[:, None], typical.mean(0).expand_as(held))
+    )
+    assert not lost.any() and error < by_mean / 10 and error < by_bias / 10
+
+
+def test_with_little_noise_the_likeliest_image_is_the_one_in_the_row():
+    rows, biases, held, typical = rows_under_noise([1.0, -2.0, 0.5], 0.02)
+    found, lost = likely.most_likely(rows, biases, 0.02, typical)
+    assert not lost.any() and (found - held).abs().max() < 0.1 * held.abs().max()
+
+
+def test_rows_of_noise_alone_hold_nothing():
+    rows, biases, _, typical = rows_under_noise([0.0] * 500, 1.0)
+    assert likely.most_likely(rows, biases, 1.0, typical)[1].all()
+
+
+def test_few_images_are_no_law():
+    rows, biases, _, typical = rows_under_noise([1.0], 1.0)
+    with pytest.raises(ValueError, match="7 images do not say what images look like: give 8 or more"):
+        likely.most_likely(rows, biases, 1.0, typical[:7])
+
+
+def test_the_unit_of_the_gradient_does_not_matter():
+    rows, biases, _, typical = rows_under_noise([1.0, 0.2, 0.0], 1.0)
+    one, other = (likely.most_likely(k * rows, k * biases, k, typical) for k in (1.0, 1e-6))
+    torch.testing.assert_close(one[0], other[0])
+    assert torch.equal(one[1], other[1])
+
+
+def test_a_server_with_images_of_its_own_reads_on_where_noise_drowns_the_bias():
+    own = holdings()
+    server = Imprint(num_bins=64, layout="sparse", strength=1e6, gain=1e-6)
+    shared = {"defense": DPSGD(1.0, 0.15), "known": True, "among": 50}
+    plain = experiment.robbed(own, server, RobbingTheFed(), **shared)["batches"]
+    informed = experiment.robbed(own, server, RobbingTheFed(public=own.servers_own), **shared)["batches"]
+    assert informed.identified.mean() > plain.identified.mean() + 0.2
+    # without a defense it knows of no noise, and divides as ever
+    one, other = (
+        experiment.robbed(own, server, RobbingTheFed(public=public), known=True)["batches"].drop(columns="seconds")
+        for public in (None, own.servers_own)
+    )
+    assert one.equals(other)
