@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
@@ -69,7 +69,7 @@ def curves(
     if hue is not None and table[hue].nunique() > LEGEND:
         label_ends(axes)
     else:
-        legend_below(figure, axes, hue or (level and level[1]))
+        legend_below(figure, hue or (level and level[1]))
     return figure
 
 
@@ -123,10 +123,9 @@ def facets(
         if level is not None:
             axes.axhline(level[0], color="0.25", linestyle="--", linewidth=1.2, label=level[1])
         sns.despine(ax=axes)
-    row[len(row) // 2].set_ylabel(ylabel or y)
+    figure.supylabel(ylabel or y, fontsize="medium")
     row[-1].set_xlabel(xlabel or x)
-    fullest = max(row, key=lambda axes: len(axes.get_legend_handles_labels()[0]))
-    legend_below(figure, fullest, hue)
+    legend_below(figure, hue)
     return figure
 
 
@@ -187,7 +186,7 @@ def scatter(
         colour, marker = looks[name]
         axes.scatter(group[x], group[y], color=colour, marker=marker, s=26, alpha=0.75, linewidth=0, label=name)
     axes.set(xscale=xscale, yscale=yscale, xlabel=xlabel or x, ylabel=ylabel or y)
-    legend_below(figure, axes, hue)
+    legend_below(figure, hue)
     return figure
 
 
@@ -287,7 +286,7 @@ def forest(
     if percent:
         axes.set_xlim(-0.02, 1.02)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    legend_below(figure, axes, hue or (None if criterion is None else label))
+    legend_below(figure, hue or (None if criterion is None else label))
     return figure
 
 
@@ -303,17 +302,18 @@ def dumbbells(
     """
     ends = [f"{who}{end}" for who in ("static", "adaptive") for end in ("", "_low", "_high")]
     check_columns(table, "defense", "cost", *ends)
-    below = 1.35 + 0.4 * len(table)
-    figure = Figure(figsize=(CHART, below + (1.4 if pictures else 0.0)), layout="constrained")
+    names = [textwrap.wrap(str(name), 22) for name in table.defense]
+    height = 1.35 + max(0.4, 0.05 + 0.16 * max(map(len, names))) * len(names)
+    figure = Figure(figsize=(CHART, height + (1.6 if pictures else 0.0)), layout="constrained")
+    chart: FigureBase = figure
     if pictures:
-        grid = figure.add_gridspec(2, len(pictures), height_ratios=(1.4, below))
-        for column, (text, image) in enumerate(pictures.items()):
-            above = figure.add_subplot(grid[0, column])
+        top, chart = figure.subfigures(2, 1, height_ratios=(1.6, height))
+        for above, (text, image) in zip(
+            top.subplots(1, len(pictures), squeeze=False)[0], pictures.items(), strict=True
+        ):
             show_image(above, image)
-            above.set_xlabel("\n".join(textwrap.wrap(text, 20)), fontsize=SMALL)
-        axes = figure.add_subplot(grid[1, :])
-    else:
-        axes = figure.subplots()
+            above.set_xlabel("\n".join(textwrap.wrap(text, 22)), fontsize=SMALL)
+    axes = chart.subplots()
     sns.despine(ax=axes)
     axes.axvspan(-0.02, protects, color="#0b5a94", alpha=0.10, linewidth=0)
     axes.axvspan(broken, 1.02, color="#9b2c12", alpha=0.08, linewidth=0)
@@ -329,20 +329,20 @@ def dumbbells(
             axes.plot([row[f"{who}_low"], row[f"{who}_high"]], [line + shift] * 2, color="0.3", linewidth=1, zorder=2)
             axes.plot(row[who], line, "o", color="0.15", markerfacecolor=fill, markersize=8, zorder=3, clip_on=False)
         if np.isnan(row[["static", "adaptive"]].astype(float)).any():
-            missing = "static" if np.isnan(row.static) else "adaptive"
-            text = f"{looks[missing][0]}: not measured"
-            axes.annotate(text, (1.0, line), ha="right", va="center", fontsize=SMALL, color="0.35")
+            mark, there = ("○", row.adaptive) if np.isnan(row.static) else ("●", row.static)
+            place, side = (1.0, "right") if there < 0.5 else (0.0, "left")  # where the other marker leaves room
+            axes.annotate(f"{mark} not measured", (place, line), ha=side, va="center", fontsize=SMALL, color="0.35")
         axes.annotate(row.cost or "not measured", (1.04, line), xycoords=("axes fraction", "data"), va="center",
                       fontsize=SMALL, color="0.1" if row.cost else "0.35", annotation_clip=False)  # fmt: skip
     axes.annotate("accuracy lost\n(points)", (1.04, 1.0), xycoords="axes fraction", xytext=(0, 3), va="bottom",
                   textcoords="offset points", fontsize=SMALL, style="italic", annotation_clip=False)  # fmt: skip
     for label, fill, _ in looks.values():
         axes.plot([], [], "o", color="0.15", markerfacecolor=fill, markersize=8, label=label)
-    axes.set_yticks(range(len(table)), ["\n".join(textwrap.wrap(str(name), 20)) for name in table.defense])
+    axes.set_yticks(range(len(names)), ["\n".join(name) for name in names])
     axes.set(xlim=(-0.02, 1.02), ylim=(len(table) - 0.5, -0.5), xlabel="share of images identified")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(False, axis="y")
-    legend_below(figure, axes, "attacker")
+    legend_below(chart, "attacker")
     return figure
 
 
@@ -374,9 +374,10 @@ def fidelity(
                 axes.plot(group["threshold"], group["value"], "x", color=colour, markersize=8, mew=2, label=words)
         axes.set(xscale="log", xlabel="MSE threshold", ylim=(-0.03, 1.03), title=title or "")
         axes.invert_xaxis()
+        sns.despine(ax=axes)
     row[0].set_ylabel("share of runs below")
     row[0].yaxis.set_major_formatter(PercentFormatter(1.0))
-    legend_below(figure, row[0], hue or (None if published is None else "published"))
+    legend_below(figure, hue or (None if published is None else "published"))
     return figure
 
 

@@ -35,20 +35,25 @@ def reconstruction_grid(
     for name, texts in {**captions, **({"titles": titles} if titles else {})}.items():
         if len(texts) != columns or name not in {*rows, "titles"}:
             raise ValueError(f"captions or titles of {name!r}: expected {columns} texts for one of {list(rows)}")
-    side = min(1.0, (CHART - 1.2) / columns, max(8 / len(rows), 0.6))  # many rows must not make an endless figure
+    for letters in (15, 20, 26):  # the narrowest names that are no higher than their rows
+        labels = [textwrap.wrap(name, letters) for name in rows]
+        beside = 0.08 * letters
+        # many rows must not make an endless figure
+        side = min(1.0, (CHART - beside) / columns, max(8 / len(rows), 0.6))
+        if 0.16 * max(map(len, labels)) <= side + 0.03:
+            break
     heights = [side + (0.2 if name in captions else 0.04) for name in rows]
-    figure = Figure(figsize=(1.2 + columns * side, sum(heights) + (0.25 if titles else 0.05)))
+    figure = Figure(figsize=(beside + columns * side, sum(heights) + (0.25 if titles else 0.05)))
     figure.set_layout_engine("compressed", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     longest = max((len(text) for texts in captions.values() for text in texts), default=0)
     small = max(6.5, min(SMALL, 72 * side / (0.62 * max(1, longest))))  # a character is 0.62 of its size wide
-    for line, (name, images) in zip(grid, rows.items(), strict=True):
+    for line, label, (name, images) in zip(grid, labels, rows.items(), strict=True):
         for i, (axes, image) in enumerate(zip(line, images, strict=True)):
             show_image(axes, image)
             if name in captions:
                 axes.set_xlabel(captions[name][i], fontsize=small, labelpad=1)
-        label = "\n".join(textwrap.wrap(name, 15))
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=4, fontsize=SMALL)
+        line[0].set_ylabel("\n".join(label), rotation=0, ha="right", va="center", labelpad=4, fontsize=SMALL)
     for axes, title in zip(grid[0], titles or [], strict=False):
         axes.set_title(title, fontsize=SMALL, pad=2)
     return figure
