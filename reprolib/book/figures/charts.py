@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, FigureBase
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
@@ -305,12 +305,12 @@ def dumbbells(
     names = [textwrap.wrap(str(name), 22) for name in table.defense]
     height = 1.35 + max(0.4, 0.05 + 0.16 * max(map(len, names))) * len(names)
     figure = Figure(figsize=(CHART, height + (1.6 if pictures else 0.0)), layout="constrained")
-    chart: FigureBase = figure
+    chart: Figure | SubFigure = figure
     if pictures:
-        top, chart = figure.subfigures(2, 1, height_ratios=(1.6, height))
-        for above, (text, image) in zip(
-            top.subplots(1, len(pictures), squeeze=False)[0], pictures.items(), strict=True
-        ):
+        rows = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.6, height))
+        top, chart = rows[:, 0]
+        places = top.subplots(1, len(pictures), squeeze=False)[0]
+        for above, (text, image) in zip(places, pictures.items(), strict=True):
             show_image(above, image)
             above.set_xlabel("\n".join(textwrap.wrap(text, 22)), fontsize=SMALL)
     axes = chart.subplots()
@@ -330,8 +330,8 @@ def dumbbells(
             axes.plot(row[who], line, "o", color="0.15", markerfacecolor=fill, markersize=8, zorder=3, clip_on=False)
         if np.isnan(row[["static", "adaptive"]].astype(float)).any():
             mark, there = ("○", row.adaptive) if np.isnan(row.static) else ("●", row.static)
-            place, side = (1.0, "right") if there < 0.5 else (0.0, "left")  # where the other marker leaves room
-            axes.annotate(f"{mark} not measured", (place, line), ha=side, va="center", fontsize=SMALL, color="0.35")
+            at, side = (1.0, "right") if there < 0.5 else (0.0, "left")  # where the other marker leaves room
+            axes.annotate(f"{mark} not measured", (at, line), ha=side, va="center", fontsize=SMALL, color="0.35")
         axes.annotate(row.cost or "not measured", (1.04, line), xycoords=("axes fraction", "data"), va="center",
                       fontsize=SMALL, color="0.1" if row.cost else "0.35", annotation_clip=False)  # fmt: skip
     axes.annotate("accuracy lost\n(points)", (1.04, 1.0), xycoords="axes fraction", xytext=(0, 3), va="bottom",

@@ -13,7 +13,7 @@ import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, FigureBase
+from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 from torch import Tensor
 
@@ -106,11 +106,13 @@ def groups_of(table: pd.DataFrame, column: str | None) -> list[tuple[str, pd.Dat
     return [(str(name), group) for name, group in table.groupby(column, sort=False)]
 
 
-def legend_below(figure: FigureBase, wanted: str | None) -> None:
+def legend_below(figure: Figure | SubFigure, wanted: str | None) -> None:
     """One legend for all axes under them, where it covers nothing on a narrow screen."""
-    entries = [pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
-    pairs = {name: handle for handle, name in reversed(entries) if name and not name.startswith("_")}
-    pairs = {name: pairs[name] for _, name in entries if name in pairs}
+    pairs: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            if name and not name.startswith("_"):
+                pairs.setdefault(name, handle)
     if wanted and pairs:
         columns = min(4, len(pairs), max(1, int(66 / (6 + max(map(len, pairs))))))
         figure.legend(pairs.values(), pairs.keys(), loc="outside lower center", ncols=columns, frameon=False)
