@@ -257,7 +257,7 @@ def forest(
     groups = groups_of(table, hue)
     looks = looks_of(list(dict.fromkeys(_attack(name) for name, _ in groups)))
     entries = pd.concat([group[label].astype(str) for _, group in groups])
-    words = {name: textwrap.wrap(name, 22) for name in names}
+    words = {name: textwrap.wrap(name, 26) for name in names}
     # in inches: a line is as high as the dots beside each other in it, and half a dot of air, or as its name
     heights = {name: max(0.13 + 0.16 * (entries == name).sum(), 0.05 + 0.16 * len(words[name])) for name in names}
     tops = dict(zip(names, np.cumsum([0.0, *heights.values()]), strict=False))
