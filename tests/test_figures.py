@@ -45,6 +45,7 @@ def _every(images, table):
         "grid": figures.reconstruction_grid({"truth": images, "DLG": images * torch.nan}, list("abcde")),
         "strip": figures.strip(images[:, :1], range(5), ["1e-3"] * 5),
         "curves": figures.curves(table, "std", "value", "attack", "low", "high", xscale="log"),
+        "facets": figures.facets(table, "std", "value", "attack", "attack", "low", "high", level=(0.3, "grey")),
         "level": figures.curves(table, "std", "value", level=(0.3, "constant grey")),
         "panels": figures.panels(table, "std", {"value": "share", "low": "lower end"}, log=("low",)),
         "scatter": figures.scatter(table, "std", "value", "attack"),
@@ -183,8 +184,8 @@ def test_facets_draw_a_panel_each_with_one_legend_and_a_mark(tmp_path):
     rows = [
         {"x": x, "y": x * (i + 1), "line": f"l{i}", "panel": panel} for x in (1, 10) for i in range(2) for panel in "ab"
     ]
-    drawn = figures.facets(pd.DataFrame(rows), "x", "y", "line", "panel", "log", marks={"b": 3.0})
-    assert [axes.get_title() for axes in drawn.axes] == ["a", "b"]
+    drawn = figures.facets(pd.DataFrame(rows), "x", "y", "line", "panel", xscale="log", marks={"b": 3.0})
+    assert [axes.get_title("left") for axes in drawn.axes] == ["a", "b"]
     assert [len(axes.lines) for axes in drawn.axes] == [2, 3]
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["l0", "l1"]
 

@@ -118,6 +118,6 @@ def test_dumbbells_leave_out_what_nobody_measured():
     assert table.defense.tolist() == ["Noise, std 0", "Noise, std 1"]
     drawn = figures.dumbbells(table.assign(cost=["7.6 [1.0, 14.1]", ""]))
     words = [text.get_text() for text in drawn.axes[0].texts]
-    assert "7.6 [1.0, 14.1]" in words and "not measured" in words and "ignores the defense: not measured" in words
+    assert "7.6 [1.0, 14.1]" in words and "not measured" in words and "○ not measured" in words
     with pytest.raises(ValueError, match="the table has no columns"):
         figures.dumbbells(table.drop(columns="adaptive_low"))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from reprolib.book.figures.look import (
     CHART,
     LEGEND,
-    WIDTH,
+    SMALL,
     check_columns,
     groups_of,
     label_ends,
@@ -61,10 +61,7 @@ def curves(
         group = group.sort_values(x, kind="stable")
         colour, marker = looks[name]
         axes.plot(group[x], group[y], color=colour, marker=marker if len(group) <= 40 else None, label=name)
-        if low and high and len(group) == 1:
-            axes.vlines(group[x], group[low], group[high], color=colour, linewidth=1.4)
-        elif low and high:
-            axes.fill_between(group[x], group[low], group[high], color=colour, alpha=0.18, linewidth=0)
+        _band(axes, group, x, low, high, colour)
     axes.set(xscale=xscale, yscale=yscale, xlabel=xlabel or x, ylabel=ylabel or y)
     _ticks(axes, table[x], xscale, yscale)
     if level is not None:  # after the scale: a line across fixes the limits of the other axis
@@ -72,8 +69,16 @@ def curves(
     if hue is not None and table[hue].nunique() > LEGEND:
         label_ends(axes)
     else:
-        legend_below(figure, axes, hue or (level and level[1]))
+        legend_below(figure, hue or (level and level[1]))
     return figure
+
+
+def _band(axes: Axes, group: pd.DataFrame, x: str, low: str | None, high: str | None, colour: Any) -> None:
+    """Between the columns `low` and `high`, where given; of a single point, a line."""
+    if low and high and len(group) == 1:
+        axes.vlines(group[x], group[low], group[high], color=colour, linewidth=1.4)
+    elif low and high:
+        axes.fill_between(group[x], group[low], group[high], color=colour, alpha=0.18, linewidth=0)
 
 
 def facets(
@@ -82,21 +87,24 @@ def facets(
     y: str,
     hue: str,
     panel: str,
+    low: str | None = None,
+    high: str | None = None,
     xscale: Scale = "linear",
     yscale: Scale = "linear",
     xlabel: str | None = None,
     ylabel: str | None = None,
+    level: tuple[float, str] | None = None,
     marks: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Lines of y over x, one a value of `hue`, in a panel for each value of `panel`; all panels have one y-axis.
+    """`curves` in a panel for each value of `panel`, one above the other: all have one x-axis and one y-axis.
 
     marks: panel -> where a dotted line stands across its x-axis.
     """
-    check_columns(table, x, y, hue, panel)
+    check_columns(table, x, y, hue, panel, low, high)
     titles, order = groups_of(table, panel), [name for name, _ in groups_of(table, hue)]
     looks = looks_of(order)
-    figure = Figure(figsize=(CHART, 3.3 + 0.12 * len(order)), layout="constrained")
-    row = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+    figure = Figure(figsize=(CHART, 0.9 + 1.55 * len(titles) + 0.1 * len(order)), layout="constrained")
+    row = figure.subplots(len(titles), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, (title, shown) in zip(row, titles, strict=True):
         for name, group in groups_of(shown, hue):
             colour, marker = looks[name]
@@ -106,14 +114,18 @@ def facets(
             axes.plot(
                 group[x], group[y], color=colour, marker=marker, markersize=4 + more, linewidth=1.4 + more, label=name
             )
+            _band(axes, group, x, low, high, colour)
         if marks is not None and title in marks:
             axes.axvline(marks[title], color="0.25", linestyle=":", linewidth=1.2)
-        axes.set(xscale=xscale, yscale=yscale, title=title)
-        _ticks(axes, shown[x], xscale, yscale)
+        axes.set(xscale=xscale, yscale=yscale)
+        axes.set_title(title, loc="left")
+        _ticks(axes, table[x], xscale, yscale)
+        if level is not None:
+            axes.axhline(level[0], color="0.25", linestyle="--", linewidth=1.2, label=level[1])
         sns.despine(ax=axes)
-    row[0].set_ylabel(ylabel or y)
-    row[len(row) // 2].set_xlabel(xlabel or x)
-    legend_below(figure, row[-1], hue)
+    figure.supylabel(ylabel or y, fontsize="medium")
+    row[-1].set_xlabel(xlabel or x)
+    legend_below(figure, hue)
     return figure
 
 
@@ -174,7 +186,7 @@ def scatter(
         colour, marker = looks[name]
         axes.scatter(group[x], group[y], color=colour, marker=marker, s=26, alpha=0.75, linewidth=0, label=name)
     axes.set(xscale=xscale, yscale=yscale, xlabel=xlabel or x, ylabel=ylabel or y)
-    legend_below(figure, axes, hue)
+    legend_below(figure, hue)
     return figure
 
 
@@ -209,10 +221,10 @@ def tradeoff(table: pd.DataFrame, x: str, y: str, label: str, xlabel: str, ylabe
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     number_points(axes, list(zip(table[x], table[y], strict=True)))
-    words = ["\n".join(textwrap.wrap(f"{i}  {name}", 36)) for i, name in enumerate(table[label], 1)]
+    words = ["\n".join(textwrap.wrap(f"{i}  {name}", 30)) for i, name in enumerate(table[label], 1)]
     figure.legend(
         [Line2D([], [], linestyle="none")] * len(words), words, loc="outside lower center", ncols=2, frameon=False,
-        handlelength=0, handletextpad=0, columnspacing=1.5, fontsize=9,
+        handlelength=0, handletextpad=0, columnspacing=1.5, fontsize=SMALL,
     )  # fmt: skip
     return figure
 
@@ -245,8 +257,9 @@ def forest(
     groups = groups_of(table, hue)
     looks = looks_of(list(dict.fromkeys(_attack(name) for name, _ in groups)))
     entries = pd.concat([group[label].astype(str) for _, group in groups])
-    # in inches: a line is as high as the dots beside each other in it, and half a dot of air
-    heights = {name: 0.13 + 0.16 * (entries == name).sum() for name in names}
+    words = {name: textwrap.wrap(name, 26) for name in names}
+    # in inches: a line is as high as the dots beside each other in it, and half a dot of air, or as its name
+    heights = {name: max(0.13 + 0.16 * (entries == name).sum(), 0.05 + 0.16 * len(words[name])) for name in names}
     tops = dict(zip(names, np.cumsum([0.0, *heights.values()]), strict=False))
     figure, axes = plain_axes(0.9 + sum(heights.values()))
     met = dict.fromkeys(names, 0)
@@ -266,14 +279,14 @@ def forest(
     if criterion is not None:
         axes.axvline(criterion, color="0.25", linestyle="--", linewidth=1.2, label=criterion_label)
     middles = [tops[name] + heights[name] / 2 for name in names]
-    axes.set_yticks(middles, ["\n".join(textwrap.wrap(name, 28)) for name in names])
+    axes.set_yticks(middles, ["\n".join(words[name]) for name in names])
     axes.set_ylim(sum(heights.values()), 0)
     axes.grid(False, axis="y")
     axes.set_xlabel(xlabel)
     if percent:
         axes.set_xlim(-0.02, 1.02)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    legend_below(figure, axes, hue or (None if criterion is None else label))
+    legend_below(figure, hue or (None if criterion is None else label))
     return figure
 
 
@@ -282,23 +295,25 @@ def dumbbells(
 ) -> Figure:
     """A line a row from the attacker who ignores a defense to the one who knows it, and its cost at the right.
 
-    pictures: text -> [C, H, W], a few images one above the other at the left: what an attacker sees of one image.
+    pictures: text -> [C, H, W], a few images beside each other at the top: what an attacker sees of one image.
 
     table: columns defense; static and adaptive, shares in [0, 1], each with _low and _high (NaN: not measured); cost, a
     text ("" for none measured). broken, protects: where the two zones begin that say what an interval means.
     """
     ends = [f"{who}{end}" for who in ("static", "adaptive") for end in ("", "_low", "_high")]
     check_columns(table, "defense", "cost", *ends)
-    figure = Figure(figsize=(WIDTH, max(1.25 + 0.36 * len(table), 1.3 * len(pictures or {}))), layout="constrained")
+    names = [textwrap.wrap(str(name), 22) for name in table.defense]
+    height = 1.35 + max(0.4, 0.05 + 0.16 * max(map(len, names))) * len(names)
+    figure = Figure(figsize=(CHART, height + (1.6 if pictures else 0.0)), layout="constrained")
+    chart: Figure | SubFigure = figure
     if pictures:
-        grid = figure.add_gridspec(len(pictures), 2, width_ratios=(1, 4.6))
-        for row, (text, image) in enumerate(pictures.items()):
-            beside = figure.add_subplot(grid[row, 0])
-            show_image(beside, image)
-            beside.set_xlabel("\n".join(textwrap.wrap(text, 17)), fontsize=9)
-        axes = figure.add_subplot(grid[:, 1])
-    else:
-        axes = figure.subplots()
+        rows = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.6, height))
+        top, chart = rows[:, 0]
+        places = top.subplots(1, len(pictures), squeeze=False)[0]
+        for above, (text, image) in zip(places, pictures.items(), strict=True):
+            show_image(above, image)
+            above.set_xlabel("\n".join(textwrap.wrap(text, 22)), fontsize=SMALL)
+    axes = chart.subplots()
     sns.despine(ax=axes)
     axes.axvspan(-0.02, protects, color="#0b5a94", alpha=0.10, linewidth=0)
     axes.axvspan(broken, 1.02, color="#9b2c12", alpha=0.08, linewidth=0)
@@ -314,22 +329,20 @@ def dumbbells(
             axes.plot([row[f"{who}_low"], row[f"{who}_high"]], [line + shift] * 2, color="0.3", linewidth=1, zorder=2)
             axes.plot(row[who], line, "o", color="0.15", markerfacecolor=fill, markersize=8, zorder=3, clip_on=False)
         if np.isnan(row[["static", "adaptive"]].astype(float)).any():
-            missing = "static" if np.isnan(row.static) else "adaptive"
-            text = f"{looks[missing][0]}: not measured"
-            axes.annotate(text, (1.0, line), ha="right", va="center", fontsize=8.5, color="0.35")
+            mark, there = ("○", row.adaptive) if np.isnan(row.static) else ("●", row.static)
+            at, side = (1.0, "right") if there < 0.5 else (0.0, "left")  # where the other marker leaves room
+            axes.annotate(f"{mark} not measured", (at, line), ha=side, va="center", fontsize=SMALL, color="0.35")
         axes.annotate(row.cost or "not measured", (1.04, line), xycoords=("axes fraction", "data"), va="center",
-                      fontsize=9, color="0.1" if row.cost else "0.45", annotation_clip=False)  # fmt: skip
-    axes.annotate("accuracy lost (points)", (1.04, 1.0), xycoords="axes fraction", xytext=(0, 3), va="bottom",
-                  textcoords="offset points", fontsize=9, style="italic", annotation_clip=False)  # fmt: skip
+                      fontsize=SMALL, color="0.1" if row.cost else "0.35", annotation_clip=False)  # fmt: skip
+    axes.annotate("accuracy lost\n(points)", (1.04, 1.0), xycoords="axes fraction", xytext=(0, 3), va="bottom",
+                  textcoords="offset points", fontsize=SMALL, style="italic", annotation_clip=False)  # fmt: skip
     for label, fill, _ in looks.values():
         axes.plot([], [], "o", color="0.15", markerfacecolor=fill, markersize=8, label=label)
-    axes.set_yticks(
-        range(len(table)), ["\n".join(textwrap.wrap(str(name), 27 if pictures else 30)) for name in table.defense]
-    )
+    axes.set_yticks(range(len(names)), ["\n".join(name) for name in names])
     axes.set(xlim=(-0.02, 1.02), ylim=(len(table) - 0.5, -0.5), xlabel="share of images identified")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(False, axis="y")
-    legend_below(figure, axes, "attacker")
+    legend_below(chart, "attacker")
     return figure
 
 
@@ -361,9 +374,10 @@ def fidelity(
                 axes.plot(group["threshold"], group["value"], "x", color=colour, markersize=8, mew=2, label=words)
         axes.set(xscale="log", xlabel="MSE threshold", ylim=(-0.03, 1.03), title=title or "")
         axes.invert_xaxis()
+        sns.despine(ax=axes)
     row[0].set_ylabel("share of runs below")
     row[0].yaxis.set_major_formatter(PercentFormatter(1.0))
-    legend_below(figure, row[0], hue or (None if published is None else "published"))
+    legend_below(figure, hue or (None if published is None else "published"))
     return figure
 
 
@@ -385,7 +399,7 @@ def histogram(errors: Mapping[str, Any], threshold: float | None = None) -> Figu
         logs = np.log10(np.clip(values[~lost], 10.0 ** (low + step / 4), 10.0 ** (high - step / 4)))
         axes.hist(logs, edges, color=looks_of([name])[name][0], edgecolor="white", linewidth=0.6)
         bar = axes.bar(high + 3 * step, lost.sum(), width=2 * step, color="0.35", hatch="///", edgecolor="white")
-        axes.bar_label(bar, fontsize=9)
+        axes.bar_label(bar, fontsize=SMALL)
         axes.margins(y=0.15)
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.set_ylabel("runs")
@@ -410,7 +424,7 @@ def heatmap(
     figure, axes = plain_axes(1.1 + 0.38 * len(values))
     low, high = limits or (None, None)
     colours = {"vmin": low, "vmax": high, "cmap": "cividis", "cbar_kws": {"label": label}}
-    sns.heatmap(values, ax=axes, annot=written, fmt=fmt, annot_kws={"size": 9}, **colours)
+    sns.heatmap(values, ax=axes, annot=written, fmt=fmt, annot_kws={"size": SMALL}, **colours)
     axes.set_xlabel(table.columns.name or "")
     axes.set_ylabel(table.index.name or "")
     axes.tick_params(axis="y", rotation=0)

@@ -13,15 +13,18 @@ import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 from torch import Tensor
 
-WIDTH = 7.0
-"""Inches of the widest picture, which fills the page's column."""
+WIDTH = 6.4
+"""Inches that the page's column is wide."""
 
-CHART = 6.0
-"""Inches of a chart: narrower than the column, so that its type is larger on a narrow screen."""
+CHART = 5.0
+"""Inches of the widest figure: narrower than the column, so that type of 9.5 points has 9 pixels on a phone."""
+
+SMALL = 9.5
+"""Points of the smallest type."""
 
 MARKERS = "os^DvPX*"
 
@@ -30,8 +33,8 @@ def style() -> None:
     """Set the book's look; `chapter.start` does it."""
     mpl.rcdefaults()  # a reader's own matplotlibrc would change the book's figures
     sns.set_theme(style="whitegrid", palette="colorblind", font="DejaVu Sans")
-    sizes: dict[Any, Any] = {"font.size": 10, "axes.labelsize": 10, "axes.titlesize": 10.5, "legend.fontsize": 9.5}
-    sizes |= {"xtick.labelsize": 9.5, "ytick.labelsize": 9.5, "lines.linewidth": 1.8, "lines.markersize": 5}
+    sizes: dict[Any, Any] = {"font.size": 10, "axes.labelsize": 10, "axes.titlesize": 10.5, "legend.fontsize": SMALL}
+    sizes |= {"xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "lines.linewidth": 1.8, "lines.markersize": 5}
     mpl.rcParams.update(sizes | {"figure.facecolor": "white", "savefig.facecolor": "white", "axes.edgecolor": "0.4"})
     mpl.rcParams.update({"grid.color": "0.9", "text.color": "0.1", "axes.labelcolor": "0.1"})
 
@@ -39,7 +42,8 @@ def style() -> None:
 def png(figure: Figure, dpi: int = 150) -> bytes:
     """The figure as a PNG, the same bytes for the same figure."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white", metadata={"Software": None})
+    options: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.04, "facecolor": "white"}
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None}, **options)
     return buffer.getvalue()
 
 
@@ -102,12 +106,15 @@ def groups_of(table: pd.DataFrame, column: str | None) -> list[tuple[str, pd.Dat
     return [(str(name), group) for name, group in table.groupby(column, sort=False)]
 
 
-def legend_below(figure: Figure, axes: Axes, wanted: str | None) -> None:
-    """One legend under the axes, where it covers nothing on a narrow screen."""
-    handles, names = axes.get_legend_handles_labels()
-    pairs = {name: handle for handle, name in zip(handles, names, strict=True) if name and not name.startswith("_")}
+def legend_below(figure: Figure | SubFigure, wanted: str | None) -> None:
+    """One legend for all axes under them, where it covers nothing on a narrow screen."""
+    pairs: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            if name and not name.startswith("_"):
+                pairs.setdefault(name, handle)
     if wanted and pairs:
-        columns = min(4, len(pairs), max(1, int(80 / (6 + max(map(len, pairs))))))
+        columns = min(4, len(pairs), max(1, int(66 / (6 + max(map(len, pairs))))))
         figure.legend(pairs.values(), pairs.keys(), loc="outside lower center", ncols=columns, frameon=False)
 
 
@@ -121,7 +128,7 @@ def label_ends(axes: Axes) -> None:
     heights = [_height(axes, np.asarray(line.get_xydata())[-1]) for line in lines]
     for line, height in zip(lines, _apart(heights), strict=True):
         axes.annotate(
-            str(line.get_label()), (1.02, height), xycoords="axes fraction", va="center", fontsize=9,
+            str(line.get_label()), (1.02, height), xycoords="axes fraction", va="center", fontsize=SMALL,
             color=line.get_color(), annotation_clip=False,
         )  # fmt: skip
 
@@ -131,7 +138,7 @@ def number_points(axes: Axes, places: Sequence[tuple[float, float]]) -> None:
     heights = _apart([_height(axes, place) for place in reversed(places)])[::-1]
     for i, (place, height) in enumerate(zip(places, heights, strict=True), 1):
         axes.annotate(
-            str(i), place, (1.02, height), textcoords="axes fraction", va="center", fontsize=9,
+            str(i), place, (1.02, height), textcoords="axes fraction", va="center", fontsize=SMALL,
             arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5}, annotation_clip=False,
         )  # fmt: skip
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from reprolib.book.figures.look import WIDTH, check_length, show_image, shown_image
+from reprolib.book.figures.look import CHART, SMALL, WIDTH, check_length, show_image, shown_image
 
 
 def reconstruction_grid(
@@ -35,34 +35,40 @@ def reconstruction_grid(
     for name, texts in {**captions, **({"titles": titles} if titles else {})}.items():
         if len(texts) != columns or name not in {*rows, "titles"}:
             raise ValueError(f"captions or titles of {name!r}: expected {columns} texts for one of {list(rows)}")
-    side = min(1.0, (WIDTH - 1.2) / columns, max(8 / len(rows), 0.6))  # many rows must not make an endless figure
+    for letters in (15, 20, 26):  # the narrowest names that are no higher than their rows
+        labels = [textwrap.wrap(name, letters) for name in rows]
+        beside = 0.08 * letters
+        # many rows must not make an endless figure
+        side = min(1.0, (CHART - beside) / columns, max(8 / len(rows), 0.6))
+        if 0.16 * max(map(len, labels)) <= side + 0.03:
+            break
     heights = [side + (0.2 if name in captions else 0.04) for name in rows]
-    figure = Figure(figsize=(1.2 + columns * side, sum(heights) + (0.25 if titles else 0.05)))
+    figure = Figure(figsize=(beside + columns * side, sum(heights) + (0.25 if titles else 0.05)))
     figure.set_layout_engine("compressed", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     grid = figure.subplots(len(rows), columns, squeeze=False)
-    small = max(6.5, min(9.0, 9.0 * side / 0.62))
-    for line, (name, images) in zip(grid, rows.items(), strict=True):
+    longest = max((len(text) for texts in captions.values() for text in texts), default=0)
+    small = max(6.5, min(SMALL, 72 * side / (0.62 * max(1, longest))))  # a character is 0.62 of its size wide
+    for line, label, (name, images) in zip(grid, labels, rows.items(), strict=True):
         for i, (axes, image) in enumerate(zip(line, images, strict=True)):
             show_image(axes, image)
             if name in captions:
                 axes.set_xlabel(captions[name][i], fontsize=small, labelpad=1)
-        label = "\n".join(textwrap.wrap(name, 15))
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=4, fontsize=9.5)
+        line[0].set_ylabel("\n".join(label), rotation=0, ha="right", va="center", labelpad=4, fontsize=SMALL)
     for axes, title in zip(grid[0], titles or [], strict=False):
-        axes.set_title(title, fontsize=9, pad=2)
+        axes.set_title(title, fontsize=SMALL, pad=2)
     return figure
 
 
 def strip(images: Tensor, iterations: Sequence[int], captions: Sequence[str] | None = None) -> Figure:
-    """One reconstruction over the iterations, left to right, in lines of at most eight.
+    """One reconstruction over the iterations, left to right, in lines of at most five.
 
     images: [S, C, H, W]; iterations: S numbers; captions: S texts below, for instance the objective.
     """
     check_length("iterations", iterations, len(images))
     check_length("captions", captions or iterations, len(images))
-    columns = min(8, len(images))
-    lines = -(-len(images) // columns)
-    side = min(1.2, WIDTH / columns)
+    lines = -(-len(images) // 5)
+    columns = -(-len(images) // lines)
+    side = CHART / 5
     figure = Figure(figsize=(columns * side, lines * (side + (0.42 if captions else 0.25))))
     figure.set_layout_engine("compressed", w_pad=0.02, h_pad=0.03, wspace=0, hspace=0)
     every = figure.subplots(lines, columns, squeeze=False).ravel()
@@ -70,9 +76,9 @@ def strip(images: Tensor, iterations: Sequence[int], captions: Sequence[str] | N
         axes.set_axis_off()
     for i, (axes, image) in enumerate(zip(every, images, strict=False)):
         show_image(axes, image)
-        axes.set_title(f"{iterations[i]}", fontsize=9, pad=2)
+        axes.set_title(f"{iterations[i]}", fontsize=SMALL, pad=2)
         if captions:
-            axes.set_xlabel(captions[i], fontsize=9, labelpad=1)
+            axes.set_xlabel(captions[i], fontsize=SMALL, labelpad=1)
     return figure
 
 
