@@ -592,9 +592,6 @@ def test_the_buffers_say_how_batch_norm_ran():
     assert update.assumed == () and type(update.batch_size) is int
     after(x), after(x)
     assert "counted 3 passes, but" in client.SharedUpdate.of(model, after=after, **training).assumed[0]
-    fewer = {name: b - 5 for name, b in after.named_buffers() if name.endswith("num_batches_tracked")}
-    with pytest.raises(ValueError, match="counted 2 passes fewer than the model that was sent"):
-        client.SharedUpdate.of(model, after=after.state_dict() | fewer, **training)
     after.load_state_dict(after.state_dict() | dict(module.named_buffers()))
     assert "did not move" in client.SharedUpdate.of(model, after=after, **training).assumed[0]
     assert "mode='train'" in client.SharedUpdate.of(model, after=list(after.parameters()), **training).assumed[1]

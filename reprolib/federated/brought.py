@@ -99,7 +99,7 @@ def _of_the_buffers(
 ) -> list[str]:
     """What batch norm's statistics after the round say against what was said of the client: in words, or refused.
 
-    Errors: ValueError for statistics that moved under mode "eval", and for a count of passes that fell.
+    Errors: ValueError for statistics that moved under mode "eval".
     """
     norms = {
         n: layer
@@ -120,11 +120,6 @@ def _of_the_buffers(
     first = next(iter(sent))
     counted, steps = after.get(f"{first}.num_batches_tracked"), local.most_steps(batch_size)
     passed = steps if counted is None else int(counted - sent[first].num_batches_tracked)  # type: ignore[operator]
-    if passed < 0:
-        raise ValueError(
-            f"after: batch norm counted {-passed} passes fewer than the model that was sent: are the weights "
-            "of the two rounds in the right order?"
-        )
     said = (
         f"after: batch norm counted {passed} passes, but a client of {batch_size} images takes {steps} steps by `local`"
     )
