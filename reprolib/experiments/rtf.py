@@ -154,6 +154,13 @@ def robbed(
     return {name: value.float() for name, value in first.items()} | {"batches": pd.DataFrame(tables)}
 
 
+def robbed_by_who_knows(
+    holdings: Holdings, server: Imprint, attack: RobbingTheFed, defense: Defense | None, among: int
+) -> dict[str, Any]:
+    """`robbed` by a server that knows the defense, and looks at its own images where noise drowns a row's bias."""
+    return robbed(holdings, server, replace(attack, public=holdings.servers_own), defense, known=True, among=among)
+
+
 def _sent(holdings: Holdings, server: Honest, defense: Defense | None) -> Iterator[tuple[Victim, Tensor, Tensor]]:
     """Each network as the clients train it, with as many of its batches as are read together."""
     images, labels = holdings.batches()
