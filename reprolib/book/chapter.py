@@ -330,16 +330,14 @@ class Chapter:
     def claims_table(self) -> None:
         """Show every claim that the chapter puts to the test, folded, before anything is measured."""
         every = self.ledger.paper.claims
+        columns = ["claim", "where", "published", "provenance"]
         rows = [(claim.says, claim.where, str(claim.published), claim.provenance) for claim in every]
         book = sum(claim.origin == "book" for claim in every)
         settings = sum(claim.kind == "setting" and claim.origin == "paper" for claim in every)
-        shown = f", and {settings} shown as a setting" if settings else ""
-        self.table(
-            pd.DataFrame(rows, columns=["claim", "where", "published", "provenance"]),
-            "What this chapter puts to the test. Values marked recalled could not be checked against the paper and "
-            "decide nothing.",
-            folded=f"{len(every) - book - settings} claims of the paper and {book} of this book{shown}",
-        )
+        count = f"{len(every) - book - settings} claims of the paper and {book} of this book"
+        count += f", and {settings} shown as a setting" if settings else ""
+        says = "What this chapter puts to the test. What is recalled could not be checked and decides nothing."
+        self.table(pd.DataFrame(rows, columns=columns), says, folded=count)
 
     def source(self, thing: Any) -> None:
         """Show the source of a function or class of reprolib, as it runs."""

@@ -7,7 +7,7 @@ where a stored verdict breaks a rule.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -111,17 +111,21 @@ def _judge(claim: Claim, paper: Paper, run: Run) -> Verdict:
         provisional=_provisional(claim, run) if outcome.word else "",
         beside=_beside(claim, paper, run),
         stands_at_99=outcome.at_99,
-        parts=[
-            # a part has one criterion, of which nothing holds partly
-            PartVerdict(
-                name=part.name,
-                verdict=one.word or UNDECIDED,  # type: ignore[arg-type]
-                percent=paper.percent(claim, part.criterion),
-                **_numbers(record),
-            )
-            for part, one, record in zip(claim.parts, told, records, strict=False)
-        ],
+        parts=_parts(claim, paper, told, records),
     )
+
+
+def _parts(claim: Claim, paper: Paper, told: Sequence[_Outcome], records: Sequence[Record | None]) -> list[PartVerdict]:
+    """What became of each part of a claim: it has one criterion, of which nothing holds partly."""
+    return [
+        PartVerdict(
+            name=part.name,
+            verdict=one.word or UNDECIDED,  # type: ignore[arg-type]
+            percent=paper.percent(claim, part.criterion),
+            **_numbers(record),
+        )
+        for part, one, record in zip(claim.parts, told, records, strict=False)
+    ]
 
 
 def _beside(claim: Claim, paper: Paper, run: Run) -> str:

@@ -27,14 +27,13 @@ def load(
 ) -> ImageSet:
     """Open the set called `name`: an offline one, one of the papers', or `folder:PATH` (images of your own).
 
-    The images come in an order drawn from `seed`; `count` keeps the first ones, and only those are decoded. Pictures
-    in grey, with a palette or with transparency become RGB (transparency is dropped); those of `mnist` become grey.
-    16 bits a channel are rounded to 8, and of an animation the first picture counts.
-    `folder:PATH` holds PATH/{train,test}/<class>/* or PATH/<class>/*, all pictures of one size. They are turned upright
-    as their EXIF orientation says. Hidden files and those with other endings are left out, which `source` says.
+    The images come in an order drawn from `seed`; `count` keeps the first ones, and only those are decoded. Pictures in
+    grey, with a palette or transparency become RGB; those of `mnist` grey. 16 bits a channel become 8; an animation is
+    its first picture. `folder:PATH` holds PATH/{train,test}/<class>/* or PATH/<class>/*, all of one size, turned
+    upright by their EXIF orientation; hidden files and other endings are left out, which `source` says.
     `download` fetches a missing set where torchvision can. size: the side of the square to which pictures are brought:
-    those of a folder by the square at their centre, resized; those of a paper's set, in place of the papers' own
-    resolution, by their shorter side, and the centre kept. grey: pictures of a folder get 1 channel and not 3.
+    those of a folder by the square at their centre, resized; those of a paper's set by their shorter side, and the
+    centre kept, in place of the papers' own. grey: pictures of a folder get 1 channel and not 3.
     Raises ValueError for unknown names and splits, unreadable or ill-sized pictures, impossible counts and sizes, and a
     data root that is a set itself; FileNotFoundError for a set or data root that is not there.
 
@@ -42,9 +41,8 @@ def load(
     >>> photos = data.load("photos", count=100)
     >>> len(photos), photos.image_shape, photos.classes[:2]
     (100, (3, 32, 32), ('astronaut', 'camera'))
-    >>> images, labels = photos.batches(size=4, count=2)
-    >>> images.shape, labels.shape
-    (torch.Size([2, 4, 3, 32, 32]), torch.Size([2, 4]))
+    >>> [part.shape for part in photos.batches(size=4, count=2)]
+    [torch.Size([2, 4, 3, 32, 32]), torch.Size([2, 4])]
     """
     if not isinstance(name, str):
         raise ValueError(f"name must be a str, such as 'photos' or 'cifar10', got {reprlib.repr(name)}")
