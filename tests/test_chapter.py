@@ -391,7 +391,9 @@ def test_closing_writes_the_results_and_shows_verdicts(shown, tmp_path):
     ch.finish()
     stored = results.load(tmp_path / "results" / "runs" / "cpu" / "toy.json")
     assert stored["verdicts"][0]["verdict"] == "reproduced" and stored["skipped"]["speed"]["why"].startswith("the cpu")
-    assert stored["figures"] == [{"name": "main", "number": 1, "caption": "The figure.", "file": "main.png"}]
+    assert stored["figures"] == [
+        {"name": "main", "number": 1, "caption": "The figure.", "file": "main.png", "live": False}
+    ]
     assert stored["tables"]["rates"]["rate"].tolist() == [0.5] and stored["threat"]["labels"] == "unknown"
     assert stored["tables"]["kept"]["rate"].tolist() == [0.25]
     assert stored["provenance"]["seed"] == 1 and "photos (test)" in stored["provenance"]["data"]

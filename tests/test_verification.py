@@ -583,6 +583,21 @@ def test_an_old_reference_is_replaced_whole(book):
     assert records.load(book.record()).inputs["factor"] == 0.25
 
 
+def test_a_replay_leaves_what_ran_live_in_the_reference_run(book, monkeypatch):
+    before = results.load(book.results)
+    assert [figure["name"] for figure in before["figures"] if figure["live"]] == ["live"]
+    (book.home / "live.png").write_bytes(checked.PNG + b"of the reference run")
+    monkeypatch.setattr(figures, "png", lambda figure: checked.PNG + b"drawn anew")
+    run = chapter.Chapter.figure
+    monkeypatch.setattr(chapter.Chapter, "figure", lambda ch, drawn, name, caption: run(ch, drawn, name, f"New {name}"))
+    book.run()  # without the images: the live experiment has stand-ins
+    verification.accept(book.root, "toy", "reference")
+    assert (book.home / "live.png").read_bytes() == checked.PNG + b"of the reference run"
+    assert (book.home / "main.png").read_bytes() == checked.PNG + b"drawn anew"
+    after = {figure["name"]: figure["caption"] for figure in results.load(book.results)["figures"]}
+    assert after == {"main": "New main", "live": "What ran live."}
+
+
 def _runs(book):
     return book.root / "results" / "runs" / "gpu"
 
@@ -907,6 +922,17 @@ def test_of_a_long_part_a_few_trials_run_again(book, verify, monkeypatch):
     assert found.failed == [] and len(entry["trials"]) == entry["count"] == verification.TRIALS
     assert set(entry["trials"]) <= set(range(6)) and "measure 3" in log.ran
     assert _logged(book)["whole"]["trials"] is None, "it knows no trials"
+
+
+def test_where_a_few_trials_differ_the_whole_part_decides(book, verify, monkeypatch):
+    monkeypatch.setattr(verification, "LONG", -1.0)
+
+    true, few = metrics.mse, f"measure {verification.TRIALS}"
+    monkeypatch.setattr(metrics, "mse", lambda x, y: true(x, y) * (10 if log.ran[-1] == few else 1))  # chaos
+    found = verify()
+    assert found.failed == [] and found.parts == 3
+    assert next(line for line in found.lines if line.startswith("measure (all, ")).endswith("equal to six digits")
+    assert _logged(book)["measure"]["trials"] is None and len(_logged(book)) == 3
 
 
 FORGED = {

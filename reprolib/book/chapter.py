@@ -277,7 +277,7 @@ class Chapter:
         number = self._number(name, caption)
         drawn = figures.png(figure)
         write_atomic(self._folder("runs") / f"{name}.png", figures.png_within(figure, PICTURE_LIMIT, drawn))
-        self._figures[name]["file"] = f"{name}.png"
+        self._figures[name] |= {"file": f"{name}.png", "live": self._parts.ran_live}
         title = f"<b>Figure {number}.</b> {html.escape(caption)}"
         body = figures.captioned(figures.picture(drawn, caption), f"{title} {self._parts.origin()}", f"fig-{name}")
         kept = self._kept_figure(name)
@@ -314,7 +314,7 @@ class Chapter:
         if saved:
             self.save_table(saved, table)
         shown = markup.in_words(table)
-        self._shown.append({"caption": caption, "table": shown})
+        self._shown.append({"caption": caption, "table": shown, "live": self._parts.ran_live})
         number = len(self._shown)
         body = markup.table(shown, number, caption, folded, self._parts.origin(), anchors)
         stored = [] if self._reference is None else self._reference.get("shown", [])

@@ -61,6 +61,7 @@ class Parts:
         self.resumed = 0.0
         self.twice: set[str] = set()
         self._here: dict[int, str] = {}  # number of a cell -> what ran in it and did not come from the record
+        self._live: set[int] = set()  # numbers of the cells with a live experiment
         self._changed: dict[str, str] = {}  # part -> the fingerprint of its code, where it is not its record's
         self._small: set[str] = set()  # parts that ran on two trials because no record answers them
 
@@ -68,6 +69,11 @@ class Parts:
     def verifying(self) -> bool:
         """Whether this is a verification, which needs the record's own images."""
         return self._plan is not None
+
+    @property
+    def ran_live(self) -> bool:
+        """Whether the running cell holds a live experiment, which every run makes anew."""
+        return cell() in self._live
 
     def origin(self) -> str:
         """Whether what is shown now comes from the record or ran here, as the end of a caption."""
@@ -100,6 +106,7 @@ class Parts:
 
     def live(self, name: str, function: Callable[..., Any], inputs: Mapping[str, Any], pictures: int | None) -> Any:
         """As `Chapter.live`."""
+        self._live.add(cell())
         if not self.replays:
             return self.part(name, function, inputs, pictures)
         records.check_slug("name", name)

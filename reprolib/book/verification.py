@@ -11,7 +11,7 @@ import random
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,7 +84,7 @@ def accept(root: Path, paper: str, profile: str = "gpu") -> str:
         if stale or not payload.get("state"):
             raise ValueError(f"{path.name} does not show the records as they are ({'; '.join(stale) or 'no records'})")
     _check_complete(payload, path, root, paper)
-    size = _put_in_place(payload, path, source, made, target, keeps=profile == chapter.REPLAY)
+    size = _put_in_place(payload, source, made, target, keeps=profile == chapter.REPLAY)
     count = len(payload["records"])
     return f"{paper}: {count} records, {size:.1f} MB, are the reference run now; commit results/reference/{paper}"
 
@@ -107,10 +107,11 @@ def _check_complete(payload: dict[str, Any], path: Path, root: Path, paper: str)
     validate_verdicts(payload["verdicts"], loaded)
 
 
-def _put_in_place(payload: dict[str, Any], path: Path, source: Path, made: Path, target: Path, keeps: bool) -> float:
+def _put_in_place(payload: dict[str, Any], source: Path, made: Path, target: Path, keeps: bool) -> float:
     """Make a folder of the run beside the reference and let it take its place; returns megabytes of records.
 
-    source: where the run's records are; made: where its figures are. keeps: the log of verifications goes on.
+    source: where the run's records are; made: where its figures are. keeps: the log of verifications goes on, and so
+    does what the reference run shows of its own live experiment.
     """
     fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
     if old.exists() and not target.exists():  # killed between the two steps below
@@ -118,8 +119,12 @@ def _put_in_place(payload: dict[str, Any], path: Path, source: Path, made: Path,
     for folder in (fresh, old):
         shutil.rmtree(folder, ignore_errors=True)
     try:
-        size = _copied(payload, source, made, fresh)
-        shutil.copyfile(path, fresh / f"{target.name}.json")
+        live = _keep_live(payload, target) if keeps else set()
+        size = _copied(payload, source, fresh)
+        for figure in payload["figures"]:
+            if figure.get("file"):
+                _copy_picture(figure, target if figure["name"] in live else made, fresh)
+        results.save(fresh / f"{target.name}.json", payload)
         if keeps and (target / "verified.json").is_file():
             shutil.copyfile(target / "verified.json", fresh / "verified.json")
         if target.exists():
@@ -134,8 +139,32 @@ def _put_in_place(payload: dict[str, Any], path: Path, source: Path, made: Path,
     return size
 
 
-def _copied(payload: dict[str, Any], source: Path, made: Path, fresh: Path) -> float:
-    """Copy a run's records and figures into a new folder, and check the copies; returns megabytes of records."""
+def _keep_live(payload: dict[str, Any], target: Path) -> set[str]:
+    """Give a replay's live experiment the captions and tables of the reference run; returns the figures to keep.
+
+    A replay runs it again, on stand-ins where the images are not here: that is no part of the reference run.
+    """
+    old = checked.read(target / f"{target.name}.json", payload["paper"])[1]
+    captions = {figure["name"]: figure["caption"] for figure in old["figures"] if figure.get("file")}
+    live = [figure for figure in payload["figures"] if figure.get("live") and figure["name"] in captions]
+    for figure in live:
+        figure["caption"] = captions[figure["name"]]
+    tables = [[one for one in run.get("shown", []) if one.get("live")] for run in (payload, old)]
+    for mine, kept in zip(*tables, strict=False):
+        mine.update(kept)
+    return {figure["name"] for figure in live}
+
+
+def _copy_picture(figure: Mapping[str, Any], made: Path, fresh: Path) -> None:
+    try:
+        drawn = checked.picture(made, figure["file"])
+    except ValueError as error:
+        raise ValueError(f"the figure {figure['name']!r}: {error}; run the chapter again") from error
+    shutil.copyfile(drawn, fresh / drawn.name)
+
+
+def _copied(payload: dict[str, Any], source: Path, fresh: Path) -> float:
+    """Copy a run's records into a new folder, and check the copies; returns megabytes of records."""
     (fresh / "records").mkdir(parents=True)
     for name, entry in payload["records"].items():
         copy = fresh / "records" / f"{name}.json"
@@ -161,13 +190,6 @@ def _copied(payload: dict[str, Any], source: Path, made: Path, fresh: Path) -> f
     size = sum(file.stat().st_size for file in (fresh / "records").iterdir()) / 1e6
     if size > LIMIT_MB:
         raise ValueError(f"the records take {size:.1f} MB, a chapter may have {LIMIT_MB:g}: keep fewer `pictures`")
-    for figure in payload["figures"]:
-        if figure.get("file"):
-            try:
-                drawn = checked.picture(made, figure["file"])
-            except ValueError as error:
-                raise ValueError(f"the figure {figure['name']!r}: {error}; run the chapter again") from error
-            shutil.copyfile(drawn, fresh / drawn.name)
     return size
 
 
@@ -270,8 +292,9 @@ def verify(
     """Run trials of a chapter's committed records again, under their seed, and compare number with number.
 
     Parts are drawn at random among those verified least recently, as many as fit into `seconds` by the seconds that
-    their records took; of a long part whose tables know their trials, TRIALS of them. What was found equal goes into
-    results/reference/KEY/verified.json, with the code that it was run by; what differs is taken out of it.
+    their records took; of a long part whose tables know their trials, TRIALS of them, and all where one of these
+    differs, whatever that takes. What was found equal goes into results/reference/KEY/verified.json, with the code that
+    it was run by; what differs is taken out of it.
     Raises FileNotFoundError without records or a data root; ValueError for records that are missing, damaged or not
     those of the results; RuntimeError where the chapter does not execute, as with a data set that is absent or has
     another fingerprint, saying why.
@@ -294,16 +317,16 @@ def verify(
     # as many as the records were made with: otherwise their digits do not come out again
     threads = Counter(found[name].made["threads"] for name in plan).most_common(1)[0][0]
     tell(f"{paper}: {len(plan)} of {len(found)} parts run again")
-    with tempfile.TemporaryDirectory() as folder:
-        notes = Path(folder) / "log"
-        notes.touch()
-        Path(folder, "plan").write_text(json.dumps({"parts": plan, "log": str(notes)}), encoding="utf-8")
-        os.environ[parts.VERIFY] = str(Path(folder, "plan"))
-        try:
-            runner.execute_aside(which, parameters, Path(folder), threads)
-        finally:
-            del os.environ[parts.VERIFY]
-        entries = [json.loads(line) for line in notes.read_text(encoding="utf-8").splitlines()]
+    entries = _run_again(which, parameters, plan, threads)
+    # chaos, or a fault? a few trials cannot say, and all of them can (`comparison.ended_elsewhere`)
+    unsure: dict[str, list[int] | None] = {
+        entry["part"]: None for entry in entries if entry["differences"] and entry["trials"] is not None
+    }
+    if unsure:
+        tell(f"{paper}: trials differ, so the whole part runs again: {', '.join(sorted(unsure))}")
+        whole = _run_again(which, parameters, unsure, threads)
+        entries = [entry for entry in entries if entry["part"] not in unsure]
+        entries += [entry for entry in whole if entry["part"] in unsure]
     lines, failed = _told(entries, plan)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     kept = [
@@ -323,6 +346,22 @@ def verify(
     again = plan.keys() | {entry["part"] for entry in entries}
     results.save(home / "verified.json", {"entries": [e for e in log if e["part"] not in again] + kept})
     return Verified(lines, failed, len(entries))
+
+
+def _run_again(
+    which: notebooks.Chapter, parameters: notebooks.Parameters, plan: Mapping[str, list[int] | None], threads: int
+) -> list[dict[str, Any]]:
+    """Execute a chapter in which the parts of a plan run again; an entry for each that did, and for what runs live."""
+    with tempfile.TemporaryDirectory() as folder:
+        notes = Path(folder) / "log"
+        notes.touch()
+        Path(folder, "plan").write_text(json.dumps({"parts": plan, "log": str(notes)}), encoding="utf-8")
+        os.environ[parts.VERIFY] = str(Path(folder, "plan"))
+        try:
+            runner.execute_aside(which, parameters, Path(folder), threads)
+        finally:
+            del os.environ[parts.VERIFY]
+        return [json.loads(line) for line in notes.read_text(encoding="utf-8").splitlines()]
 
 
 def _told(entries: list[dict[str, Any]], plan: Collection[str]) -> tuple[list[str], list[str]]:
