@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
 from reprolib import settings
-from reprolib.attacks import likely
 from reprolib.attacks.first_layer import FirstLayer
 from reprolib.attacks.reconstruction import Reconstruction, check_call, read_off, refuse_snapshots
-from reprolib.data import ImageSet
 from reprolib.federated.streams import Seed
 from reprolib.federated.update import SharedUpdate
 from reprolib.models import Victims
 from reprolib.models.imprint import NAME
 
 Differences = Literal["downward", "upward"]
-
-SURE = 30.0
-"""Deviations of the noise beyond which a bias divides better than any guess at the image."""
-
-TYPICAL = 2000
-"""Of the server's images, the first that tell what images look like."""
 
 
 def bins(weight: Tensor, bias: Tensor, differences: Differences = "downward") -> tuple[Tensor, Tensor]:
@@ -54,13 +46,11 @@ class RobbingTheFed:
     from labels, and works after local steps of SGD too, in which the thresholds move.
     tolerance: bins whose bias gradient is at most so much of the trial's largest are empty but for rounding; an
     attacker who knows of noise leaves out what three of its deviations may have made.
-    differences: as `bins`'. public: images of the server's own. With them an attacker who knows of noise divides only
-    where the bias stands far above it, and elsewhere takes what the row most likely holds (`likely.most_likely`).
+    differences: as `bins`'. Where noise drowns the bias it finds nothing: `likely.LikelyImages` reads on.
     """
 
     tolerance: Annotated[float, settings.Range(0, 1, below=True)] = 1e-5
     differences: Differences = "downward"
-    public: ImageSet | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         settings.check(self)
@@ -99,10 +89,7 @@ class RobbingTheFed:
             weight, bias = weight.take_along_dim(order[:, :, None], 1), bias.gather(1, order)
             weight, bias = bins(weight, bias, self.differences)
             noise_std *= 2**0.5  # of a difference
-        rows = read_rows(weight, bias, self.tolerance, noise_std)
-        if self.public is not None and noise_std > 0:
-            rows = _most_likely(layer, weight, bias, noise_std, self.public, rows)
-        return pictures_of(layer, *rows, began)
+        return pictures_of(layer, *read_rows(weight, bias, self.tolerance, noise_std), began)
 
 
 @dataclass(frozen=True)
@@ -145,19 +132,6 @@ def read_rows(weight: Tensor, bias: Tensor, tolerance: float, noise_std: float) 
     least = tolerance * bias.abs().amax(1, keepdim=True)
     lost = (bias.abs() <= least) | (bias.abs() <= 3 * noise_std)
     return weight / bias.masked_fill(lost, 1.0)[:, :, None], lost
-
-
-def _most_likely(
-    layer: FirstLayer, weight: Tensor, bias: Tensor, noise_std: float, public: ImageSet, rows: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """The rows as `read_rows` found them, but where the bias is no more than SURE deviations of the noise."""
-    inputs, lost = rows[0].clone(), rows[1].clone()
-    typical = layer.of_pixels(public.images[None, :TYPICAL])[0]
-    drowned = bias.abs() <= SURE * noise_std
-    if drowned.any():
-        found = likely.most_likely(weight[drowned], bias[drowned], noise_std, typical)
-        inputs[drowned], lost[drowned] = found
-    return inputs, lost
 
 
 def pictures_of(layer: FirstLayer, inputs: Tensor, lost: Tensor, began: float) -> Reconstruction:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from reprolib import models
+from reprolib.attacks.likely import LikelyImages
 from reprolib.attacks.reconstruction import Attack
 from reprolib.attacks.rtf import RobbingTheFed
 from reprolib.data import ImageSet
-from reprolib.defenses import Defense
+from reprolib.defenses import DPSGD, Defense
 from reprolib.defenses.inspection import Inspection, examined
 from reprolib.experiments import utility
 from reprolib.experiments.networks import SHOWN, network_seed
@@ -81,6 +82,11 @@ class Holdings:
         images, labels = self.of_clients.batches(self.size, self.networks * self.each, seed=self.seed)
         return images.to(self.dtype), labels
 
+    def candidates(self, network: int, count: int) -> Tensor:
+        """The private images among which those of this network's batches are to be told, [count, C, H, W]: a draw."""
+        random = client.generator(network_seed(self.seed, network), 2)
+        return self.of_clients.images[torch.randperm(len(self.of_clients), generator=random)[:count]]
+
 
 def passed(sent: Victim, images: Tensor) -> Tensor:
     """Which images [N, C, H, W] lie in which bin of a block, or pass which row of the first layer: [N, R] bool."""
@@ -112,18 +118,20 @@ def robbed(
 ) -> dict[str, Any]:
     """Attack every batch of the holdings; the server's bins come from its own images, the clients' are new to it.
 
-    known: the attacker knows the defense. among: private images among which the original is to be told, 0 for none.
+    known: the attacker knows the defense. among: private images, drawn for each network, among which the original is to
+    be told, 0 for none. What the server draws, it draws for each network.
     Returns "batches", a row a batch, and of the first one the pictures "truth" and "found" [B, C, H, W], where an image
     not recovered is the mean image, and "alone" [B], who was alone in a bin.
     Columns: network, trial, images, and of these the numbers alone (in a bin), exact (within 60 dB of the original),
     strict (within an MSE of 1e-10), precise (strict and alone) and recovered; same, same60: whether those strict, or
     exact, are those alone; worst: the largest MSE of one alone; at least 19, 30 and 40 dB: shares of all images; psnr:
     mean in dB, not capped; rest: median PSNR of those not exact; identified: the share nearest to what was read, NaN
-    without `among`; seconds of reading it off.
+    without `among`; chance: the same of what was read from the network's next batch, NaN where batches are read one by
+    one; seconds of reading it off.
     """
     server = replace(server, surrogate=holdings.servers_own) if isinstance(server, Imprint) else server
     threat = ThreatModel(server=server.kind, observes=observes, defense_known=known)
-    mean, pool = holdings.servers_own.mean_image, holdings.of_clients.images[:among]
+    mean = holdings.servers_own.mean_image
     tables, first, trial = [], None, 0
     for sent, images, labels in _sent(holdings, server, defense):
         streams = [(holdings.seed, trial + t) for t in range(len(images))]
@@ -139,11 +147,16 @@ def robbed(
                 "mse": metrics.mse(shown, images).flatten().numpy(),
                 "alone": single.flatten().numpy(),
                 "identified": math.nan,
+                "chance": math.nan,
             }
         )
         if among:
-            ranks, _ = metrics.identify(shown.flatten(0, 1), images.flatten(0, 1), pool)
-            scores["identified"] = (ranks == 1).double().numpy()
+            pool = holdings.candidates(trial // holdings.each, among)
+            scores["identified"] = _identified(shown, images, pool)
+            if len(images) > 1:
+                others = images.roll(1, 0)
+                told = _placed(found.images, pairing.pair(found.images, others, found.lost), mean.to(images))
+                scores["chance"] = _identified(told, others, pool)
         first = {"truth": images[0], "found": shown[0], "alone": single[0]} if first is None else first
         for t, own in scores.groupby("trial"):
             number = trial + int(t)
@@ -155,21 +168,53 @@ def robbed(
 
 
 def robbed_by_who_knows(
-    holdings: Holdings, server: Imprint, attack: RobbingTheFed, defense: Defense | None, among: int
+    holdings: Holdings, server: Imprint, attack: Attack, defense: Defense | None, among: int
 ) -> dict[str, Any]:
-    """`robbed` by a server that knows the defense, and looks at its own images where noise drowns a row's bias."""
-    return robbed(holdings, server, replace(attack, public=holdings.servers_own), defense, known=True, among=among)
+    """`robbed` by a server that knows the defense; under DP-SGD it looks at its own images (`LikelyImages`)."""
+    if isinstance(defense, DPSGD):
+        attack = LikelyImages(holdings.servers_own, defense.max_norm)
+    return robbed(holdings, server, attack, defense, known=True, among=among)
 
 
-def _sent(holdings: Holdings, server: Honest, defense: Defense | None) -> Iterator[tuple[Victim, Tensor, Tensor]]:
-    """Each network as the clients train it, with as many of its batches as are read together."""
+def guessed(holdings: Holdings, among: int) -> pd.DataFrame:
+    """What guesses identify that have seen no gradient: a row a batch of the holdings, told apart as `robbed` does.
+
+    Columns: network, trial, images, and shares: grey; mean, the mean of the server's images; nearest, for each image
+    the nearest that the server owns, which takes the truth to choose.
+    """
+    own, rows = holdings.servers_own, []
+    for trial, images in enumerate(holdings.batches()[0]):
+        pool = holdings.candidates(trial // holdings.each, among)
+        nearest = torch.cdist(images.flatten(1).float(), own.images.flatten(1)).argmin(1)
+        guesses = {
+            "grey": torch.full_like(images, 0.5),
+            "mean": own.mean_image.to(images).expand_as(images),
+            "nearest": own.images[nearest].to(images),
+        }
+        told = {name: _identified(guess[None], images[None], pool).mean() for name, guess in guesses.items()}
+        rows.append({"network": trial // holdings.each, "trial": trial, "images": len(images)} | told)
+    return pd.DataFrame(rows)
+
+
+def _identified(shown: Tensor, images: Tensor, pool: Tensor) -> np.ndarray:
+    """Which images [T, B, C, H, W] are nearer to what is shown than all of the pool: [T * B], 0 and 1."""
+    ranks, _ = metrics.identify(shown.flatten(0, 1), images.flatten(0, 1), pool)
+    return (ranks == 1).double().numpy()
+
+
+def _sent(holdings: Holdings, server: Imprint | TrapWeights, defense: Defense | None) -> Iterator[Any]:
+    """Each network as the clients train it, with as many of its batches as are read together: images and labels."""
     images, labels = holdings.batches()
-    first = server.broadcast(holdings.network(0))
+    # of a victim the block depends on how it normalises alone: one that draws nothing is measured once
+    fixed = isinstance(server, Imprint) and not server.draws
+    block = getattr(server.broadcast(holdings.network(0)), NAME) if fixed else None
     for k in range(holdings.networks):
-        # of a victim the block depends on how it normalises alone, and the server's images are measured once
-        block = copy.deepcopy(getattr(first, NAME, None))
         network = holdings.network(k)
-        sent = client.extended(server.broadcast(network) if block is None else in_front(network, block), defense)
+        if block is None:
+            first = replace(server, seed=network_seed(holdings.seed, k)).broadcast(network)
+        else:
+            first = in_front(network, copy.deepcopy(block))
+        sent = client.extended(first, defense)
         rows = sent.imprint.rows if hasattr(sent, NAME) else sent.get_submodule(first_linear(sent))
         together = max(1, TOGETHER // rows.weight.numel())
         own = slice(k * holdings.each, (k + 1) * holdings.each)
@@ -202,6 +247,7 @@ def _of_a_batch(scores: pd.DataFrame, seconds: float) -> dict[str, Any]:
         "psnr": float(decibels.mean()),
         "rest": float(rest.median()) if len(rest) else math.nan,
         "identified": float(scores["identified"].mean()),
+        "chance": float(scores["chance"].mean()),
         "seconds": seconds,
     }
 
@@ -271,6 +317,7 @@ def prices(
 def inspected(holdings: Holdings, servers: Mapping[str, Honest], inspection: Inspection) -> pd.DataFrame:
     """What an inspecting client sees of each server's model: a row a (server, network), of its first linear layer.
 
+    What a server draws, it draws for each network.
     Columns: server, network, rank_one, in_order, refused; own, the share of the layer's rows whose update is one of the
     client's own images alone, which it sees when it has computed it.
     """
@@ -279,6 +326,8 @@ def inspected(holdings: Holdings, servers: Mapping[str, Honest], inspection: Ins
     for name, server in servers.items():
         sender = replace(server, surrogate=public) if isinstance(server, Imprint) else server
         for k in range(holdings.networks):
+            if isinstance(sender, Imprint | TrapWeights):
+                sender = replace(sender, seed=network_seed(holdings.seed, k))
             sent = sender.broadcast(holdings.network(k))
             seen = examined(sent).iloc[0]
             row = {"server": name, "network": k, "rank_one": seen.rank_one, "in_order": seen.in_order}

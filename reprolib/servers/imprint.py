@@ -84,6 +84,12 @@ class Imprint(Honest):
             strength=1e3,
         )
 
+    @property
+    def draws(self) -> bool:
+        """Whether anything of the block comes from `seed`: blocks of other seeds are other blocks."""
+        drawn = self.layout == "scattered" or self.query in ("randn", "rand")
+        return drawn or self.shuffled or self.connection == "linear"
+
     def broadcast(self, model: nn.Module) -> Victim:
         require_victim(model)
         size = math.prod(model.image_shape)
