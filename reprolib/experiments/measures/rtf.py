@@ -83,20 +83,21 @@ def laws(own: pd.DataFrame, released: pd.DataFrame, average: Mapping[str, pd.Dat
     }
 
 
-def shots(draws: pd.DataFrame) -> Entries:
-    """How often a target is alone, and whether it comes out then and only then."""
+def shots(draws: pd.DataFrame, batch: int) -> Entries:
+    """How often a target is alone in its batch, and whether it comes out then and only then."""
     read = draws.dropna(subset="exact")
     return {
-        "one_shot": intervals.proportion(draws.alone),
-        "one_shot_read": intervals.proportion(read.exact.astype(bool) == read.alone),
+        "one_shot": Measured(intervals.proportion(draws.alone), {"batch": batch}),
+        "one_shot_read": Measured(intervals.proportion(read.exact.astype(bool) == read.alone), {"batch": batch}),
     }
 
 
 def local(found: Mapping[tuple[int, float], pd.DataFrame]) -> Entries:
     """What 20 local steps cost; found: (steps, rate) -> batches."""
     if not {(1, 0.1), (20, 0.1)} <= found.keys():
-        return {"local_loss": NOT_RUN}
-    return {"local_loss": _gain(found[1, 0.1], found[20, 0.1], "at least 40 dB")}
+        return dict.fromkeys(("local_loss", "local_exact"), NOT_RUN)
+    one, many = (found[steps, 0.1].assign(share=found[steps, 0.1].exact / found[steps, 0.1].images) for steps in (1, 20))
+    return {"local_loss": _gain(one, many, "at least 40 dB"), "local_exact": _gain(one, many, "share")}
 
 
 def prices(accuracy: pd.DataFrame, rate: float) -> Entries:
@@ -104,11 +105,14 @@ def prices(accuracy: pd.DataFrame, rate: float) -> Entries:
     own = accuracy[accuracy.rate == rate].set_index(["server", "network"]).sort_index()
     networks = own.loc["no block"].index
     if len(networks) < 2:
-        return dict.fromkeys(("price_addition", "price_linear", "official_finite"), ONE)
+        names = ("price_addition", "price_linear", "official_finite", "accuracy_addition", "finite_linear")
+        return dict.fromkeys(names, ONE)
     plain, found = own.loc["no block"].accuracy.to_numpy(), {}
     for measure, server in {"price_addition": "addition", "price_linear": "linear"}.items():
         found[measure] = intervals.difference(plain, own.loc[server].accuracy.to_numpy(), networks)
-    return found | {"official_finite": intervals.proportion(own.loc["as released"].finite, networks)}
+    for measure, server in {"official_finite": "as released", "finite_linear": "linear"}.items():
+        found[measure] = intervals.proportion(own.loc[server].finite, networks)
+    return found | {"accuracy_addition": intervals.mean(own.loc["addition"].accuracy.to_numpy(), networks)}
 
 
 def inspected(seen: pd.DataFrame, hidden: pd.DataFrame, wide: pd.DataFrame) -> Entries:
@@ -132,6 +136,19 @@ def traps(block: pd.DataFrame, trap: pd.DataFrame) -> Entries:
 def defended(found: Mapping[tuple[str, str], pd.DataFrame]) -> Entries:
     """Shares of images identified; found: (defense, "static" or "adaptive") -> batches."""
     return {f"robbed_{name}_{attacker}": share(batches, "identified") for (name, attacker), batches in found.items()}
+
+
+def dpsgd(found: Mapping[tuple[str, str], pd.DataFrame], control: pd.DataFrame, guessed: pd.DataFrame) -> Entries:
+    """What the reading of rows under DP-SGD is worth: without much noise, over chance, and beside the mean image.
+
+    found: as `defended`'s; control: the same reading at a small multiplier; guessed: of `rtf.guessed`, the same images.
+    """
+    gained = {}
+    for name in ("dpsgd", "dpsgd_1"):
+        read = found[name, "adaptive"]
+        gained[f"gained_{name}"] = _gain(read, read.assign(identified=read.chance), "identified")
+    told = {"robbed_dpsgd_control": control, "guessed_mean": guessed.assign(identified=guessed["mean"])}
+    return gained | {name: share(batches, "identified") for name, batches in told.items()}
 
 
 def imagenet(batches: pd.DataFrame | None) -> Entries:
