@@ -1,12 +1,14 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from test_report import add_run, page, root, written  # noqa: F401  (a fixture and helpers)
 
 from reprolib.book import claims, figures, matrix, report
+from reprolib.book.criteria import Criterion
 
 PLAN = """
 attacks:
@@ -56,6 +58,30 @@ def test_an_interval_says_a_word_only_beside_its_control(found, control, word):
     assert matrix.zone(found, control) == word
 
 
+@pytest.mark.parametrize(
+    ("word", "at_most", "named", "zone"),
+    [
+        ("reproduced", True, False, "protects"),
+        ("not decided here", True, False, "between"),
+        ("not reproduced", True, False, "between"),
+        ("not reproduced", False, False, "protects"),
+        ("not decided here", False, False, "between"),
+        ("not decided here", True, True, "between"),
+        (None, True, False, "between"),
+    ],
+)
+def test_a_cell_does_not_say_protects_where_the_ledger_does_not(word, at_most, named, zone):
+    bound = Criterion(measure="other" if named else "read", **{"at_most" if at_most else "at_least": 0.1})
+    claim = SimpleNamespace(id="hides", criteria=(bound,), gate=None)
+    paper = SimpleNamespace(claims=[claim], measures={"read": 0, "other": 0, "plain": 0})
+    level = {"defense": "Noise", "level": "std 1", "adaptive": "read", "claim": "hides" if named else None}
+    attack = matrix.Attack(id="a", name="a", paper="p", victims="v", control="plain", levels=[level])
+    verdict = SimpleNamespace(verdict=word, decided=word != "not decided here")
+    measures = {"read": Found(0.05, 0.0, 0.15), "plain": Found(1, 0.9, 1)}
+    (row,) = matrix.rows(attack, paper, measures, {"hides": verdict} if word else {})
+    assert row.cells["adaptive"].zone == zone and row.cells["adaptive"].claim == "hides"
+
+
 def test_an_attacker_who_ignores_the_defense_never_says_that_it_protects():
     cells = [matrix.Cell(who, Found(0.1, 0, 0.2), "protects", None) for who in matrix.WHO]
     assert [cell.words for cell in cells] == ["10 % [0, 20], attack stopped", "10 % [0, 20], protects"]
@@ -100,7 +126,7 @@ def test_the_books_own_matrix_names_measures_that_exist_and_every_defended_share
     attacks = matrix.load(home / "book" / "matrix.yml")
     for attack in attacks:
         paper = claims.load(home / "claims" / f"{attack.paper}.yml")
-        assert matrix.rows(attack, paper, {}), attack.id
+        assert matrix.rows(attack, paper, {}, {}), attack.id
     cells = [(attack.paper, level) for attack in attacks for level in attack.levels]
     names = [(paper, name) for paper, level in cells for name in (level.static, level.adaptive) if name]
     assert len(names) == len(set(names))

@@ -13,6 +13,7 @@ from reprolib.attacks.rtf import RobbingTheFed, TrapRows
 from reprolib.defenses import DPSGD, Inspection
 from reprolib.defenses.inspection import examined
 from reprolib.experiments import rtf as experiment
+from reprolib.experiments.networks import network_seed
 from reprolib.federated import client
 from reprolib.federated.client import LocalTraining, SharedUpdate, ThreatModel
 from reprolib.federated.server import Honest
@@ -509,11 +510,21 @@ def test_batches_are_robbed_of_those_alone_and_counted(layout):
     ).all() and exact.any()
 
 
-def test_the_block_made_once_is_that_which_each_network_would_get():
-    own, server = holdings(), Imprint(num_bins=16, surrogate=holdings().servers_own)
-    sent = [model for model, _, _ in experiment._sent(own, server, None)]
-    for k in range(2):
-        assert models.fingerprint(sent[k]) == models.fingerprint(server.broadcast(own.network(k)))
+def test_a_block_is_measured_once_and_what_the_server_draws_is_drawn_for_each_network():
+    own, surrogate = holdings(), holdings().servers_own
+    for server in (Imprint(num_bins=16), Imprint(num_bins=16, layout="scattered")):
+        known = replace(server, surrogate=surrogate)
+        sent = [model for model, _, _ in experiment._sent(own, known, None)]
+        for k in range(2):
+            drawn = replace(known, seed=network_seed(own.seed, k))
+            assert models.fingerprint(sent[k]) == models.fingerprint(drawn.broadcast(own.network(k)))
+        same = torch.equal(sent[0].imprint.rows.weight, sent[1].imprint.rows.weight)
+        assert same != server.draws
+
+
+def test_each_network_has_candidates_of_its_own():
+    one, other = (holdings().candidates(k, 20) for k in range(2))
+    assert one.shape == (20, *SHAPE) and not torch.equal(one, other)
 
 
 def test_trap_weights_are_robbed_alike_and_secure_aggregation_changes_nothing():
@@ -551,63 +562,84 @@ def test_frames_are_drawn_around_the_chosen_images_alone():
     assert (pictures["truth"][1, 0, 0] > 0.8).all() and (pictures["found"][0] == 0).all()
 
 
-# --- rows under noise -------------------------------------------------------------------------------------------------
+# --- rows under DP-SGD ------------------------------------------------------------------------------------------------
 
 
-def rows_under_noise(deltas, noise_std, seed=0):
-    """Rows of smooth images with these amplitudes, their biases, the images, and others of the same law."""
-    draw = torch.Generator().manual_seed(seed)
-    smooth = torch.randn(6, 48, generator=draw, dtype=torch.float64) * torch.tensor([4, 3, 2, 1, 0.5, 0.2])[:, None]
-    typical, held = (0.3 + torch.randn(n, 6, generator=draw, dtype=torch.float64) @ smooth for n in (400, len(deltas)))
-    deltas = torch.tensor(deltas, dtype=torch.float64)
-    rows = deltas[:, None] * held + noise_std * torch.randn(held.shape, generator=draw, dtype=torch.float64)
-    biases = deltas + noise_std * torch.randn(len(deltas), generator=draw, dtype=torch.float64)
-    return rows, biases, held, typical
+def rows_of(held, noise, bins=8):
+    """Rows [1, bins, d + 1] of which the first hold one image each, at length 1 and of either sign, and noise."""
+    draw = torch.Generator().manual_seed(7)
+    unit = nn.functional.normalize(nn.functional.pad(held, (0, 1), value=1.0))
+    rows = torch.zeros(1, bins, unit.shape[1])
+    rows[0, : len(held)] = unit * torch.tensor([1.0, -1.0]).repeat(len(held))[: len(held), None]
+    return rows + noise * torch.randn(rows.shape, generator=draw)
 
 
-def test_the_likeliest_image_of_a_row_is_nearer_than_the_quotient_and_the_mean():
-    rows, biases, held, typical = rows_under_noise([1.0, -1.0] * 20, 1.0)
-    found, lost = likely.most_likely(rows, biases, 1.0, typical)
-    error, by_bias, by_mean = (
-        (x - held).square().mean() for x in (found, rows / biases[:, None], typical.mean(0).expand_as(held))
-    )
-    assert not lost.any() and error < by_mean / 10 and error < by_bias / 10
+def smooth(count, seed):
+    """Inputs [count, 48] that differ in six directions, and where they lie on eight bins of the first of these."""
+    draw, fixed = (torch.Generator().manual_seed(s) for s in (seed, 0))
+    basis = torch.randn(6, 48, generator=fixed) * torch.tensor([4, 3, 2, 1, 0.5, 0.2])[:, None]
+    along = torch.randn(count, 6, generator=draw)
+    edges = torch.special.ndtri(torch.linspace(0.001, 0.999, 9))
+    places = (along[:, :1] - edges[:-1]) / edges.diff()
+    return 0.3 + along @ basis, places
 
 
-def test_with_little_noise_the_likeliest_image_is_the_one_in_the_row():
-    rows, biases, held, typical = rows_under_noise([1.0, -2.0, 0.5], 0.02)
-    found, lost = likely.most_likely(rows, biases, 0.02, typical)
-    assert not lost.any() and (found - held).abs().max() < 0.1 * held.abs().max()
+def held_in_bins(count):
+    """For each of the first bins an image that lies in it."""
+    images, places = smooth(500, seed=2)
+    inside = (places > 0) & (places < 1)
+    return images[inside[:, :count].int().argmax(0)]
 
 
-def test_rows_of_noise_alone_hold_nothing():
-    rows, biases, _, typical = rows_under_noise([0.0] * 500, 1.0)
-    assert likely.most_likely(rows, biases, 1.0, typical)[1].all()
+def test_the_likeliest_images_are_those_in_the_rows_and_the_batch_says_how_many():
+    images, places = smooth(1200, seed=1)
+    held = held_in_bins(3)
+    found = likely.most_likely(rows_of(held, 0.02), 0.02, images, places, count=3)
+    assert found.shape == (1, 3, 48)
+    away = torch.cdist(found[0], held)
+    assert sorted(away.argmin(1).tolist()) == [0, 1, 2]
+    mean = (held - images.mean(0)).norm(dim=1)
+    assert (away.amin(0) < 0.9 * mean).all()
+
+
+def test_it_guesses_from_rows_of_noise_alone():
+    images, places = smooth(1200, seed=1)
+    found = likely.most_likely(rows_of(images[:0], 1.0), 1.0, images, places, count=5)
+    assert found.shape == (1, 5, 48) and found.isfinite().all()
 
 
 def test_few_images_are_no_law():
-    rows, biases, _, typical = rows_under_noise([1.0], 1.0)
-    with pytest.raises(ValueError, match="7 images do not say what images look like: give 8 or more"):
-        likely.most_likely(rows, biases, 1.0, typical[:7])
+    images, places = smooth(31, seed=1)
+    with pytest.raises(ValueError, match="31 images do not say what images look like: give 32 or more"):
+        likely.most_likely(rows_of(images[:1], 1.0), 1.0, images, places, 1)
 
 
-def test_the_unit_of_the_gradient_does_not_matter():
-    rows, biases, _, typical = rows_under_noise([1.0, 0.2, 0.0], 1.0)
-    one, other = (likely.most_likely(k * rows, k * biases, k, typical) for k in (1.0, 1e-6))
-    torch.testing.assert_close(one[0], other[0])
-    assert torch.equal(one[1], other[1])
+def test_what_is_no_sparse_block_under_known_noise_is_refused():
+    images, labels = batch(6)
+    reader = likely.LikelyImages(PUBLIC, 1.0)
+    for model, says in (
+        (victim(), "no rows that pass one bin each"),
+        (sent(), "no rows that pass one bin each"),
+        (sent(layout="sparse"), "knows of no noise"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            reader(model, client.share(model, images, labels, threat=MALICIOUS))
 
 
-def test_a_server_with_images_of_its_own_reads_on_where_noise_drowns_the_bias():
+def test_a_server_that_knows_the_clip_reads_on_where_noise_drowns_the_bias():
     own = holdings()
-    server = Imprint(num_bins=64, layout="sparse", strength=1e6, gain=1e-6)
-    shared = {"defense": DPSGD(1.0, 0.1), "known": True}
-    plain = experiment.robbed(own, server, RobbingTheFed(), **shared)["batches"]
-    informed = experiment.robbed(own, server, RobbingTheFed(public=own.servers_own), **shared)["batches"]
-    assert informed.psnr.mean() > plain.psnr.mean() + 3 and informed.recovered.sum() > plain.recovered.sum()
-    # without a defense it knows of no noise, and divides as ever
-    one, other = (
-        experiment.robbed(own, server, RobbingTheFed(public=public), known=True)["batches"].drop(columns="seconds")
-        for public in (None, own.servers_own)
-    )
+    server = Imprint(num_bins=32, layout="sparse", strength=1e6, gain=1e-6)
+    plain = experiment.robbed(own, server, RobbingTheFed(), DPSGD(1.0, 0.05), known=True, among=50)["batches"]
+    informed = experiment.robbed_by_who_knows(own, server, RobbingTheFed(), DPSGD(1.0, 0.05), 50)["batches"]
+    assert informed.psnr.mean() > plain.psnr.mean() and informed.recovered.sum() == informed.images.sum()
+    assert informed.identified.mean() > informed.chance.mean() and informed.chance.between(0, 1).all()
+    # without DP-SGD it divides as ever
+    one = experiment.robbed_by_who_knows(own, server, RobbingTheFed(), None, 50)["batches"].drop(columns="seconds")
+    other = experiment.robbed(own, server, RobbingTheFed(), known=True, among=50)["batches"].drop(columns="seconds")
     assert one.equals(other)
+
+
+def test_guesses_of_who_has_seen_nothing():
+    told = experiment.guessed(holdings(), 50)
+    assert told.trial.tolist() == list(range(6)) and (told.nearest >= told.grey).all()
+    assert told[["grey", "mean", "nearest"]].stack().between(0, 1).all()

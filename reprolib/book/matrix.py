@@ -14,15 +14,21 @@ from typing import Any, Protocol
 import pandas as pd
 from pydantic import Field
 
-from reprolib.book.claims import Paper
+from reprolib.book.claims import Claim, Paper
 from reprolib.book.criteria import Strict, read_yaml
+from reprolib.book.verdicts import Verdict
 
 BROKEN, PROTECTED = 0.5, 0.2
-"""A defense is broken if the whole interval lies above the one, and protects if it lies below the other."""
+"""A defense is broken if the whole interval lies above the one, and protects if it lies below the other, and every
+claim that rests on the cell says so."""
 
 ZONES = {
     "broken": ("●", "at least half of the images are identified, by the whole interval"),
-    "between": ("◐", "the interval reaches neither bound, or lies between them"),
+    "between": (
+        "◐",
+        "the interval reaches neither bound, or lies between them; or few are, and a claim that they are hidden, which "
+        "may ask for less than a fifth, is not decided or does not hold",
+    ),
     "protects": ("○", "at most a fifth are, where the same attack without the defense identifies at least half"),
     "no control": (
         "?",
@@ -42,7 +48,8 @@ WHO = {"static": "who ignores the defense", "adaptive": "who knows the defense"}
 class Level(Strict):
     """A defense at one strength, and the measures that say what became of it; None: not measured.
 
-    control: of this row, where it is another than the attack's.
+    control: of this row, where it is another than the attack's. claim: the id of the one that says whether who knows
+    the defense is kept out, where it is judged by another measure than `adaptive`.
     """
 
     defense: str = Field(min_length=1)
@@ -51,6 +58,7 @@ class Level(Strict):
     adaptive: str | None = None
     cost: str | None = None
     control: str | None = None
+    claim: str | None = None
 
 
 class Pair(Strict):
@@ -160,13 +168,18 @@ def load(path: Path) -> tuple[Attack, ...]:
     return plan.attacks
 
 
-def rows(attack: Attack, paper: Paper | None, measures: Mapping[str, Measured]) -> list[Row]:
-    """The rows of an attack. measures: of the reference run, by name.
+def rows(
+    attack: Attack, paper: Paper | None, measures: Mapping[str, Measured], verdicts: Mapping[str, Verdict]
+) -> list[Row]:
+    """The rows of an attack. measures: of the reference run, by name; verdicts: what it says of the claims, by id.
 
-    Raises ValueError naming a measure that the paper's claims do not declare: a misspelt one would read as unmeasured.
+    Raises ValueError naming a measure or claim that the paper's claims do not declare: it would read as unmeasured.
     """
     if paper is not None and (unknown := sorted(attack.measures - paper.measures.keys())):
         raise ValueError(f"matrix.yml: {attack.id}: claims/{attack.paper}.yml has no measures {', '.join(unknown)}")
+    named = {level.claim for level in attack.levels if level.claim}
+    if paper is not None and (unknown := sorted(named - {claim.id for claim in paper.claims})):
+        raise ValueError(f"matrix.yml: {attack.id}: claims/{attack.paper}.yml has no claims {', '.join(unknown)}")
     found = []
     for level in attack.levels:
         control = measures.get(level.control or attack.control or "")
@@ -174,7 +187,14 @@ def rows(attack: Attack, paper: Paper | None, measures: Mapping[str, Measured]) 
         for who in WHO:
             name = getattr(level, who)
             measured = measures.get(name) if name else None
-            cells[who] = Cell(who, measured, zone(measured, control), _claim(paper, name) if measured else None)
+            if measured is None:
+                cells[who] = Cell(who, None, zone(None, control), None)
+                continue
+            resting = _resting(paper, name, level.claim if who == "adaptive" else None)
+            word = zone(measured, control)
+            if word == "protects" and not all(_borne_out(claim, verdicts) for claim in resting):
+                word = "between"
+            cells[who] = Cell(who, measured, word, resting[0].id if resting else _gated(paper, name))
         found.append(Row(level, cells, control, measures.get(level.cost or "")))
     return found
 
@@ -231,9 +251,26 @@ def _protects(row: Row) -> str:
     return f"{row.level.defense} ({row.level.level}) leaves {cell.share} {cell.interval} identified, {cost}"
 
 
-def _claim(paper: Paper | None, measure: str) -> str | None:
-    """The id of the first claim that is judged by a measure, else of one whose control it is; None without any."""
+def _resting(paper: Paper | None, measure: str, named: str | None) -> list[Claim]:
+    """The claims that rest on a cell: the one that its row names, and those that are judged by its measure."""
     every = paper.claims if paper else ()
-    judged = [claim.id for claim in every if any(criterion.measure == measure for criterion in claim.criteria)]
-    gated = [claim.id for claim in every if claim.gate is not None and claim.gate.measure == measure]
-    return next(iter([*judged, *gated]), None)
+    own = [claim for claim in every if claim.id == named]
+    return own + [claim for claim in every if any(criterion.measure == measure for criterion in claim.criteria)]
+
+
+def _gated(paper: Paper | None, measure: str) -> str | None:
+    """The id of the first claim whose control a measure is; None without any."""
+    every = paper.claims if paper else ()
+    return next((claim.id for claim in every if claim.gate is not None and claim.gate.measure == measure), None)
+
+
+def _borne_out(claim: Claim, verdicts: Mapping[str, Verdict]) -> bool:
+    """Whether the ledger lets a cell with few images identified say that the defense protects.
+
+    It does not where it leaves the claim undecided, or denies that at most so many are identified.
+    """
+    verdict = verdicts.get(claim.id)
+    if verdict is None or not verdict.decided:
+        return False
+    hidden = any(criterion.at_most is not None for criterion in claim.criteria)
+    return not hidden or verdict.verdict in ("reproduced", "holds on a substitute", "holds")

@@ -145,7 +145,8 @@ def _attacks(root: Path, papers: list[Paper]) -> list[Met]:
         if attack.paper in by_key:
             paper = by_key[attack.paper]
             measures = paper.reference.stored.measures if paper.reference.stored else {}
-            found.append(Met(attack, paper, matrix.rows(attack, paper.claims, measures)))
+            verdicts = paper.reference.verdicts or {}
+            found.append(Met(attack, paper, matrix.rows(attack, paper.claims, measures, verdicts)))
     return found
 
 

@@ -96,7 +96,9 @@ def local(found: Mapping[tuple[int, float], pd.DataFrame]) -> Entries:
     """What 20 local steps cost; found: (steps, rate) -> batches."""
     if not {(1, 0.1), (20, 0.1)} <= found.keys():
         return dict.fromkeys(("local_loss", "local_exact"), NOT_RUN)
-    one, many = (found[steps, 0.1].assign(share=found[steps, 0.1].exact / found[steps, 0.1].images) for steps in (1, 20))
+    one, many = (
+        found[steps, 0.1].assign(share=found[steps, 0.1].exact / found[steps, 0.1].images) for steps in (1, 20)
+    )
     return {"local_loss": _gain(one, many, "at least 40 dB"), "local_exact": _gain(one, many, "share")}
 
 
