@@ -56,7 +56,8 @@ def record_missing(paper: str, run: str, problem: str, reference: Mapping[str, A
         made = html.escape(reference_run.made_on(reference))
         text += (
             f'What an <a href="#{OLDER}">older run</a> found ({made}) is listed below, and '
-            f'<a href="#{IN_WORDS}">told in words</a> near the page\'s end; its pictures stand before those of this run. '
+            f'<a href="#{IN_WORDS}">told in words</a> near the page\'s end; '
+            f"its pictures stand before those of this run. "
         )
     return markup.box("⚠ Record missing", text + how_to_run(paper, reference), "#D55E00")
 
