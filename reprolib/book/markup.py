@@ -66,13 +66,23 @@ def fold(title: str, body: str) -> str:
     return f"<details><summary>{title}</summary>{body}</details>"
 
 
+METRICS = {
+    "mse": "MSE",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "psnr_whole": "batch PSNR",
+    "psnr_dim0": "released code's PSNR",
+}
+"""How columns that the library names so are headed on a page."""
+
+
 def in_words(table: pd.DataFrame) -> pd.DataFrame:
-    """A table's cells as text; columns `low` and `high` join the one before them."""
+    """A table's headings and cells as text; columns `low` and `high` join the one before them."""
     shown = pd.DataFrame({str(c): [words(v) for v in table[c]] for c in table.columns})
     if "low" in shown and "high" in shown:
         value = shown.columns[shown.columns.get_loc("low") - 1]
         shown[value] += " [" + shown.pop("low") + ", " + shown.pop("high") + "]"
-    return shown
+    return shown.rename(columns=lambda name: METRICS.get(name, name.replace("_", " ")))
 
 
 def table(shown: pd.DataFrame, number: int, caption: str, folded: str, note: str, anchors: Sequence[str] = ()) -> str:
