@@ -356,6 +356,13 @@ def test_an_interval_is_one_cell_and_a_long_table_is_folded(shown):
     assert "images are recovered" in shown[-1] and "<b>Table 2.</b>" in shown[-1]
 
 
+def test_columns_of_a_table_are_headed_in_words(shown):
+    ch = _start()
+    ch.table(pd.DataFrame({"learning_rate": [0.1], "psnr": [20.0], "psnr_dim0": [20.5]}), "Rates.")
+    for heading in ("learning rate", "PSNR", "released code's PSNR"):
+        assert f'<th scope="col">{heading}</th>' in shown[-1]
+
+
 def test_a_part_that_reads_the_chapter_depends_on_its_settings_and_sets(shown, capsys):
     def through(ch):
         print(ch.settings.images)

@@ -4,7 +4,7 @@ import pytest
 
 from reprolib.book.claims import Claim, Paper
 from reprolib.book.criteria import Measure
-from reprolib.book.opening import OLDER, how_to_run, opening, record_missing
+from reprolib.book.opening import IN_WORDS, OLDER, how_to_run, opening, record_missing
 from reprolib.book.verdicts import Verdict
 
 VERDICT = {
@@ -66,7 +66,7 @@ def test_what_stands_beside_a_verdict_is_shown_and_a_missing_record_leads_to_the
     assert "who knows it identifies &lt;62 %&gt;" in opening(paper, [beside], made(), tmp_path)
     made_by = {"device": "cpu: x", "threads": 1, "seconds": 3600.0}
     told = record_missing("toy", "run", "", {"provenance": made_by})
-    assert f'href="#{OLDER}"' in told and "on a GPU it has not been timed" in told
+    assert f'href="#{OLDER}"' in told and f'href="#{IN_WORDS}"' in told and "on a GPU it has not been timed" in told
     assert "reprolib run toy --profile gpu --device cuda --data ROOT" in told
     assert "Expect what the reference run took" in how_to_run("toy", {"provenance": made_by | {"device": "cuda: y"}})
     assert "nobody has measured" in record_missing("toy", "run", "why", None)

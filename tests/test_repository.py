@@ -123,11 +123,23 @@ def test_the_runner_knows_the_profiles_of_the_claims():
     assert notebooks.PROFILES == chapter.PROFILES == ("reference", *criteria.PROFILES)
 
 
+def _heading(path):
+    return nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
+
+
+PAPERS = "The papers"
+"""The part of the table of contents that lists the chapters, numbered and under their headings."""
+
+
 def test_every_chapter_is_in_the_table_of_contents_and_in_the_readme():
     stems = [path.stem for path in NOTEBOOKS]
-    toc = re.findall(r"book/chapters/(\S+)", (ROOT / "_toc.yml").read_text())
-    lines = "\n".join(f"      - file: book/chapters/{stem}" for stem in stems if stem not in toc)
-    assert toc == stems, f"_toc.yml, below `caption: The papers`, lists notebooks/ in its order; add\n{lines or 'none'}"
+    papers = next(
+        part for part in yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"] if part["caption"] == PAPERS
+    )
+    headings = {path.stem: _heading(path) for path in NOTEBOOKS}
+    asked = [{"file": f"book/chapters/{s}", "title": f"{int(s[:2])}. {headings[s]}"} for s in stems]
+    lines = "\n".join(f'      - {{file: {c["file"]}, title: "{c["title"]}"}}' for c in asked)
+    assert papers["chapters"] == asked, f"_toc.yml, below `caption: {PAPERS}`, lists notebooks/ in its order:\n{lines}"
     told = re.findall(r"\(notebooks/(\S+)\.ipynb\)", (ROOT / "README.md").read_text())
     rows = "\n".join(f"| [{s[:2]}](notebooks/{s}.ipynb) | paper, where, year |" for s in stems if s not in told)
     assert told == stems, f"README.md, below `## Chapters`, lists notebooks/ in its order; add\n{rows or 'none'}"
@@ -149,7 +161,7 @@ def test_every_chapter_can_be_cited():
     cited = dict(zip(numbers, titles, strict=True))
     for path in NOTEBOOKS:
         number, name = str(notebooks.Chapter(ROOT, path.stem).number), path.stem.partition("-")[2]
-        title = nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
+        title = _heading(path)
         entry = ENTRY.format(name=name, title=title, number=number, version=PROJECT["version"])
         assert number in cited, f"book/chapters.bib has no entry of notebooks/{path.name}; add\n{entry}"
         assert cited.pop(number) == title, (

@@ -48,7 +48,7 @@ def in_a_minute(verdicts: list[Verdict], made: str) -> str:
         for word, symbol in SYMBOLS.items():
             items = [_in_short(verdict) for verdict in own if verdict.verdict == word]
             if items:
-                title = f"{symbol} <b>{len(items)} {word}</b>"
+                title = f"{symbol} <b>{word}: {len(items)}</b>"
                 lines.append(fold(title, f"<ul>{''.join(items)}</ul>"))
     return "".join(lines)
 
@@ -66,13 +66,23 @@ def fold(title: str, body: str) -> str:
     return f"<details><summary>{title}</summary>{body}</details>"
 
 
+METRICS = {
+    "mse": "MSE",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "psnr_whole": "batch PSNR",
+    "psnr_dim0": "released code's PSNR",
+}
+"""How columns that the library names so are headed on a page."""
+
+
 def in_words(table: pd.DataFrame) -> pd.DataFrame:
-    """A table's cells as text; columns `low` and `high` join the one before them."""
+    """A table's headings and cells as text; columns `low` and `high` join the one before them."""
     shown = pd.DataFrame({str(c): [words(v) for v in table[c]] for c in table.columns})
     if "low" in shown and "high" in shown:
         value = shown.columns[shown.columns.get_loc("low") - 1]
         shown[value] += " [" + shown.pop("low") + ", " + shown.pop("high") + "]"
-    return shown
+    return shown.rename(columns=lambda name: METRICS.get(name, name.replace("_", " ")))
 
 
 def table(shown: pd.DataFrame, number: int, caption: str, folded: str, note: str, anchors: Sequence[str] = ()) -> str:
@@ -91,7 +101,7 @@ def table(shown: pd.DataFrame, number: int, caption: str, folded: str, note: str
 
 
 def words(value: Any) -> str:
-    """A cell of a table: numbers to three digits, intervals with their ends, missing values as a dash."""
+    """A cell of a table: numbers to three digits, intervals with their ends, lists within a list in parentheses."""
     if isinstance(value, Interval):
         return value_words(value)
     if isinstance(value, bool | np.bool_):
@@ -101,7 +111,7 @@ def words(value: Any) -> str:
     if isinstance(value, float | np.floating):
         return "∞" if value == np.inf else digits(float(value))
     if isinstance(value, list | tuple):
-        return ", ".join(words(item) for item in value)
+        return ", ".join(f"({words(item)})" if isinstance(item, list | tuple) else words(item) for item in value)
     return str(value)
 
 

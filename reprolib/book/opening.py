@@ -41,6 +41,9 @@ def opening(paper: Paper, verdicts: Sequence[Verdict], reference: Mapping[str, A
 OLDER = "all-claims"
 """The anchor of the box with all claims of the reference run."""
 
+IN_WORDS = "what-an-older-run-found"
+"""The anchor of the section that tells it in words, as the site makes it of the section's heading."""
+
 
 def record_missing(paper: str, run: str, problem: str, reference: Mapping[str, Any] | None) -> str:
     """The box of a chapter whose reference run is no data yet.
@@ -52,8 +55,9 @@ def record_missing(paper: str, run: str, problem: str, reference: Mapping[str, A
     if reference is not None:
         made = html.escape(reference_run.made_on(reference))
         text += (
-            f'What an <a href="#{OLDER}">older run</a> found ({made}) is listed below, and told in words in a '
-            f"section near the page's end; its pictures stand before those of this run. "
+            f'What an <a href="#{OLDER}">older run</a> found ({made}) is listed below, and '
+            f'<a href="#{IN_WORDS}">told in words</a> near the page\'s end; '
+            f"its pictures stand before those of this run. "
         )
     return markup.box("⚠ Record missing", text + how_to_run(paper, reference), "#D55E00")
 
