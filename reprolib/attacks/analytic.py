@@ -24,7 +24,8 @@ class AnalyticRecovery:
 
     Exact for one image a trial, also after several local steps. Of a batch it gives one picture, the same for all its
     images: their signed mixture in one row or in the average over rows. That is no limit of the proposition: a ReLU
-    row that one image alone switches on holds that image, and `TrapRows` reads every row. layer: the layer's name; the victims' `mlp` calls it hidden1. rows: as in `linear_inputs`.
+    row that one image alone switches on holds that image, and `TrapRows` reads every row. layer: the layer's name; the
+    victims' `mlp` calls it hidden1. rows: as in `linear_inputs`.
     Labels: `labels.of_update`. Source: Geiping et al. 2020, proposition 3.1.
     """
 

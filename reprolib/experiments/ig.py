@@ -112,7 +112,7 @@ def read_rows(
             )
             for trial in own.tolist():
                 found = TrapRows()(model, client.share(model, x[trial : trial + 1], y[trial : trial + 1]))
-                read = found.raw[0][~found.lost[0]].flatten(1).double()
+                read = found.raw[0][~found.lost[0]].flatten(1).double()  # type: ignore[index]  # TrapRows counts the lost
                 kept, truth = _agreeing(read, size, agree), x[trial].flatten(1).double()
                 far = _rms(kept, truth)
                 columns = {"batch": size, "network": network, "trial": trial, "image": range(size)}
@@ -131,6 +131,7 @@ def _rms(one: Tensor, other: Tensor) -> Tensor:
 def _agreeing(read: Tensor, most: int, agree: float) -> Tensor:
     """Of what rows hold, [k, d], the pictures that two or more hold alike, at most `most`, the best supported first."""
     near = _rms(read, read) < agree
+    kept: list[int]
     support, kept = near.sum(1), []
     for row in support.argsort(descending=True, stable=True).tolist():
         if support[row] < 2 or len(kept) == most:
@@ -206,15 +207,14 @@ def guesses(images: ImageSet, auxiliary: ImageSet, count: int, seed: int) -> pd.
     (among all of `images`).
     """
     truth = images.batches(1, count, seed=seed)[0].flatten(0, 1)
-    known, side = auxiliary.images, truth.shape[-1]
+    known = auxiliary.images
     nearest = torch.cdist(truth.flatten(1), known.flatten(1)).argmin(1)
-    blocks = F.avg_pool2d(truth, side // 8)
     made = {
         "constant grey": torch.full_like(truth, 0.5),
         "mean image": known.mean(0, keepdim=True).expand_as(truth),
         "nearest image of the attacker's own (oracle)": known[nearest],
         "truth: its mean colour": truth.mean((2, 3), keepdim=True).expand_as(truth),
-        "truth: 8 x 8 block means": F.interpolate(blocks, size=(side, side)),
+        "truth: means of 4 x 4 pixels": F.interpolate(F.avg_pool2d(truth, 4), scale_factor=4.0),
         "truth: shifted by a pixel": F.pad(truth, (1, 0, 0, 0), mode="replicate")[..., :-1],
         "truth: blurred, 5 x 5": F.avg_pool2d(F.pad(truth, (2, 2, 2, 2), mode="reflect"), 5, stride=1),
     }
