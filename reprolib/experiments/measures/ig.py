@@ -35,15 +35,6 @@ def rows_read(rows: pd.DataFrame, agree: float) -> Entries:
     }
 
 
-def restarted(first: pd.DataFrame, again: pd.DataFrame, budget: int) -> Entries:
-    """Inverting Gradients less the squared distance from several starts, trained LeNet, the same images."""
-    both = first[: len(again)]
-    gap = intervals.difference(both.psnr, again.psnr, metrics.units(again))
-    named = intervals.proportion(again.identified, metrics.units(again))
-    spent = {"budget": budget}
-    return {"ig_minus_restarts": Measured(gap, spent), "restarts_identified": Measured(named, spent)}
-
-
 def crossover(tables: Mapping[tuple[str, str], pd.DataFrame], cards: np.ndarray, budget: Mapping[str, int]) -> Entries:
     """Both attacks' PSNR on four victims, what Inverting Gradients identifies, and the paired differences.
 
