@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from reprolib.attacks import matching, priors
 from reprolib.attacks.labels import infer
 from reprolib.attacks.matching import cosine, dummy_gradients
 from reprolib.experiments import ig
+from reprolib.experiments.measures import ig as measures
 from reprolib.federated import client, gradients
 from reprolib.federated.client import LocalTraining
 from reprolib.federated.observation import Observation
@@ -409,3 +411,45 @@ def test_a_longer_gradient_has_the_same_first_distance_and_grey_is_what_it_score
     truth = x[1:].flatten(0, 1)
     assert cards.psnr.to_numpy() == pytest.approx(metrics.psnr(torch.full_like(truth, 0.5), truth).numpy(), rel=1e-6)
     assert cards.trial.tolist() == [1, 1, 2, 2] and cards.image.tolist() == [0, 1, 0, 1]
+
+
+def test_rows_that_agree_are_the_images_of_a_pair():
+    digits = data.load("digits", "test", 200)
+    rows = ig.read_rows(digits, (1, 2, 4), 4, 2, 0, 1e-3, width=256, activation="relu")
+    assert rows.groupby("batch").size().to_dict() == {1: 4, 2: 4, 4: 4}
+    assert (rows.nearest <= rows.kept + 1e-12).all()
+    few = rows[rows.batch < 3]
+    assert (few.kept < 1e-3).all() and (few.false == 0).all() and (few.pictures == few.batch).all()
+    assert not ig._agreeing(torch.eye(3, dtype=torch.float64), 3, 1e-3).numel()
+
+
+def test_small_local_steps_leave_the_first_gradient_and_large_ones_fit_the_image():
+    digits = data.load("digits", "test", 200)
+    told = ig.local_motion(digits, [0, 1, 2], 2, 0, [(1, 1e-1), (5, 1e-4), (5, 1e-2)])
+    assert told.groupby(["steps", "rate"]).size().eq(3).all() and told.network.tolist() == [0, 0] * 3 + [1] * 3
+    one, small, large = (told[(told.steps == n) & (told.rate == rate)] for n, rate in ((1, 1e-1), (5, 1e-4), (5, 1e-2)))
+    assert one.cosine.to_numpy() == pytest.approx(1) and (one["first"] == one["last"]).all()
+    assert (small.cosine > 0.999).all() and (small.moved.to_numpy() < large.moved.to_numpy()).all()
+    assert (large["last"].to_numpy() > large.before.to_numpy()).all() and told["last"].between(0, 1).all()
+
+
+def test_pictures_that_no_attack_made_are_scored_as_an_attacks():
+    digits = data.load("digits", "test", 200)
+    rows = ig.guesses(digits, data.load("digits", "train", 50), 8, 0)
+    known = rows.groupby("picture").agg(psnr=("psnr", "mean"), identified=("identified", "mean"))
+    assert known.identified["constant grey"] == 0
+    assert known.psnr["truth: means of 4 x 4 pixels"] > known.psnr["truth: its mean colour"]
+    cards = ig.grey_cards(digits, list(range(8)), 0)
+    assert known.psnr["constant grey"] == pytest.approx(cards.psnr.mean(), abs=1e-6)
+
+
+def test_a_repeated_label_is_compared_within_its_batch_over_grey():
+    natural = pd.DataFrame({"network": [0, 0, 0, 1, 1, 1, 2, 2], "trial": [0, 0, 0, 1, 1, 1, 2, 2]})
+    natural["label"], natural["psnr"] = [1, 1, 2, 3, 4, 4, 5, 6], [13.0, 14, 17, 20, 16, 18, 30, 30]
+    alone = pd.DataFrame({"network": [0, 1], "psnr": [20.0, 21], "identified": [True, True]})
+    distinct = alone.assign(identified=False)
+    own = [12.0, 12, 12, 14, 14, 14, 9, 9]
+    found = measures.batches(distinct, natural, alone, [12.0, 12.0], own)
+    assert found["batch_repeated"].value == pytest.approx((4 + 3 + 4 + 2) / 4) and found["batch_repeated"].n == 4
+    few = measures.batches(distinct, natural[:3], alone, [12.0, 12.0], own[:3])["batch_repeated"]
+    assert few.reason == "few"

@@ -22,8 +22,10 @@ from reprolib.models import Victims
 class AnalyticRecovery:
     """Read the image off a network whose first layer is linear with a bias: `linear_inputs` of that layer.
 
-    Exact for one image a trial, also after several local steps. The images of a batch all come out as the same signed
-    mixture of them. layer: the layer's name; the victims' `mlp` calls it hidden1. rows: as in `linear_inputs`.
+    Exact for one image a trial, also after several local steps. Of a batch it gives one picture, the same for all its
+    images: their signed mixture in one row or in the average over rows. That is no limit of the proposition: a ReLU
+    row that one image alone switches on holds that image, and `TrapRows` reads every row. layer: the layer's name; the
+    victims' `mlp` calls it hidden1. rows: as in `linear_inputs`.
     Labels: `labels.of_update`. Source: Geiping et al. 2020, proposition 3.1.
     """
 

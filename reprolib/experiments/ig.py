@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.func import functional_call
 
 from reprolib import models
-from reprolib.attacks import AnalyticRecovery, InvertingGradients
+from reprolib.attacks import AnalyticRecovery, InvertingGradients, TrapRows
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense, Rescale
 from reprolib.experiments.networks import SHOWN, network_seed, shared
@@ -88,6 +90,140 @@ def read_first_layer(
             found[f"batch {size} truth"] = x.flatten(0, 1)[:SHOWN]
             found[f"batch {size} read"] = torch.cat(read)[:SHOWN]
     return found | {"rows": pd.concat(rows, ignore_index=True)}
+
+
+def read_rows(
+    images: ImageSet, sizes: Sequence[int], count: int, networks: int, seed: int, agree: float, **options: Any
+) -> pd.DataFrame:
+    """What single rows of an MLP's first layer hold of a batch: a row that one image alone passes holds that image.
+
+    The attacker, who does not know the images, keeps what two rows or more say alike (`_agreeing`). sizes, count,
+    networks: as `read_first_layer`. agree: the RMS distance below which two pictures are one. options: the MLP's.
+    Columns, a row an image: batch, network, trial, image, nearest and kept (RMS distance to the nearest row, and to the
+    nearest picture that the attacker keeps), pictures (that it keeps of the batch) and false (those that are no image).
+    """
+    rows = []
+    for size in sizes:
+        batches = max(1, count // size)
+        x, y = images.batches(size, batches, seed=seed)
+        for network, own in enumerate(torch.arange(batches).tensor_split(min(networks, batches))):
+            model = models.build(
+                "mlp", images.num_classes, images.image_shape, seed=network_seed(seed, network), **options
+            )
+            for trial in own.tolist():
+                found = TrapRows()(model, client.share(model, x[trial : trial + 1], y[trial : trial + 1]))
+                read = found.raw[0][~found.lost[0]].flatten(1).double()  # type: ignore[index]  # TrapRows counts the lost
+                kept, truth = _agreeing(read, size, agree), x[trial].flatten(1).double()
+                far = _rms(kept, truth)
+                columns = {"batch": size, "network": network, "trial": trial, "image": range(size)}
+                columns |= {"nearest": _rms(read, truth).amin(0).numpy()}
+                columns |= {"kept": far.amin(0).numpy() if len(kept) else np.inf, "pictures": len(kept)}
+                columns |= {"false": int((far.amin(1) >= agree).sum()) if len(kept) else 0}
+                rows.append(pd.DataFrame(columns))
+    return pd.concat(rows, ignore_index=True)
+
+
+def _rms(one: Tensor, other: Tensor) -> Tensor:
+    """The root of the mean squared difference between pictures [n, d] and others [m, d]: [n, m]."""
+    return torch.cdist(one, other) / one.shape[1] ** 0.5
+
+
+def _agreeing(read: Tensor, most: int, agree: float) -> Tensor:
+    """Of what rows hold, [k, d], the pictures that two or more hold alike, at most `most`, the best supported first."""
+    near = _rms(read, read) < agree
+    kept: list[int]
+    support, kept = near.sum(1), []
+    for row in support.argsort(descending=True, stable=True).tolist():
+        if support[row] < 2 or len(kept) == most:
+            break
+        if not near[row, kept].any():
+            kept.append(row)
+    return read[kept]
+
+
+def local_motion(
+    images: ImageSet,
+    trials: Sequence[int],
+    each: int,
+    seed: int,
+    cases: Sequence[tuple[int, float]],
+    model: str = "lenet",
+    **options: Any,
+) -> pd.DataFrame:
+    """How far local steps on one image carry a client from a single gradient; cases: (steps, learning rate).
+
+    Trial t meets the image and the network t // each of `attack_trials`. options: the network's. Columns, a row a
+    (case, trial): network, trial, steps, rate, cosine (of the update and the gradient at the weights that were sent),
+    moved (length of the weights' change over that of the weights), and before, first, last: the probability of the
+    label at the weights that were sent, after one step and after all.
+    """
+    drawn, labels = images.batches(1, max(trials) + 1, seed=seed)
+    rows = []
+    for network in sorted({trial // each for trial in trials}):
+        own = [trial for trial in trials if trial // each == network]
+        x, y = drawn[own], labels[own]
+        victim = models.build(
+            model, images.num_classes, images.image_shape, seed=network_seed(seed, network), **options
+        )
+        sent = {name: value.detach() for name, value in victim.named_parameters()}
+        nothing = {name: value.new_zeros(len(own), *value.shape) for name, value in sent.items()}
+        gradient = _flat(client.share(victim, x, y).gradients)
+        size = _flat({name: value[None] for name, value in sent.items()}).norm()
+        row = {"network": network, "trial": own, "before": _probability(victim, sent, nothing, x, y)}
+        for steps, rate in cases:
+            one, all_of_them = (
+                client.share(victim, x, y, local=LocalTraining(count, 1, rate)).gradients for count in (1, steps)
+            )
+            change = _flat(all_of_them)
+            row |= {"steps": steps, "rate": rate, "moved": (change.norm(dim=1) / size).numpy()}
+            row |= {"cosine": F.cosine_similarity(-change, gradient).numpy()}
+            row |= {"first": _probability(victim, sent, one, x, y)}
+            row |= {"last": _probability(victim, sent, all_of_them, x, y)}
+            rows.append(pd.DataFrame(row))
+    return pd.concat(rows, ignore_index=True)
+
+
+def _flat(gradients: dict[str, Tensor]) -> Tensor:
+    """All parameters of a trial in one row, in float64: [T, P]."""
+    return torch.cat([value.detach().double().flatten(1) for value in gradients.values()], 1)
+
+
+def _probability(
+    victim: torch.nn.Module, sent: dict[str, Tensor], change: dict[str, Tensor], x: Tensor, y: Tensor
+) -> np.ndarray:
+    """The probability of each trial's label under the weights that were sent and its own change of them."""
+    with torch.no_grad():
+        logits = [
+            functional_call(victim, {name: sent[name] + change[name][t] for name in sent}, (x[t],))
+            for t in range(len(x))
+        ]
+    return torch.stack(logits).softmax(-1).gather(2, y[..., None]).flatten().double().numpy()
+
+
+def guesses(images: ImageSet, auxiliary: ImageSet, count: int, seed: int) -> pd.DataFrame:
+    """What pictures score that no attack made: guesses without the gradient, and the truth seen badly.
+
+    auxiliary: images of the attacker's own. Columns, a row a (picture, image): picture, trial, psnr (dB), identified
+    (among all of `images`).
+    """
+    truth = images.batches(1, count, seed=seed)[0].flatten(0, 1)
+    known = auxiliary.images
+    nearest = torch.cdist(truth.flatten(1), known.flatten(1)).argmin(1)
+    made = {
+        "constant grey": torch.full_like(truth, 0.5),
+        "mean image": known.mean(0, keepdim=True).expand_as(truth),
+        "nearest image of the attacker's own (oracle)": known[nearest],
+        "truth: its mean colour": truth.mean((2, 3), keepdim=True).expand_as(truth),
+        "truth: means of 4 x 4 pixels": F.interpolate(F.avg_pool2d(truth, 4), scale_factor=4.0),
+        "truth: shifted by a pixel": F.pad(truth, (1, 0, 0, 0), mode="replicate")[..., :-1],
+        "truth: blurred, 5 x 5": F.avg_pool2d(F.pad(truth, (2, 2, 2, 2), mode="reflect"), 5, stride=1),
+    }
+    rows = []
+    for name, picture in made.items():
+        rank, _ = metrics.identify(picture, truth, images.images)
+        columns = {"picture": name, "trial": range(count), "psnr": metrics.psnr(picture, truth).double().numpy()}
+        rows.append(pd.DataFrame(columns | {"identified": (rank == 1).numpy()}))
+    return pd.concat(rows, ignore_index=True)
 
 
 def grey_cards(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,15 @@ def first_layer(rows: pd.DataFrame) -> Entries:
         own = rows[rows.case == case]
         found[measure] = intervals.below(own[column], limit, own.network)
     return found
+
+
+def rows_read(rows: pd.DataFrame, agree: float) -> Entries:
+    """The share of images that an attacker keeps who reads row by row; rows: `experiments.ig.read_rows`."""
+    sizes = {size: rows[rows.batch == size] for size in (2, 8)}
+    return {
+        f"rows_{name}": intervals.below(sizes[size].kept, agree, sizes[size].network)
+        for name, size in (("pair", 2), ("eight", 8))
+    }
 
 
 def crossover(tables: Mapping[tuple[str, str], pd.DataFrame], cards: np.ndarray, budget: Mapping[str, int]) -> Entries:
@@ -66,12 +75,38 @@ def local_steps(
     return found
 
 
-def local_batches(rows: Mapping[tuple[int, int, int], pd.DataFrame]) -> Entries:
-    """PSNR of one image a client less that of eight; rows: (epochs, images, local batch) -> scores."""
+def turned(motion: pd.DataFrame, moved: pd.DataFrame) -> Entries:
+    """How often local steps turn the update by more than 25 degrees off the first gradient: a cosine below 0.9.
+
+    motion, moved: `experiments.ig.local_motion` of the LeNet and of the ConvNet.
+    """
+    found: dict[str, Entry] = {}
+    for measure, rows, steps, rate in (
+        ("turned_five", motion, 5, 1e-4),
+        ("turned_ten", motion, 10, 1e-4),
+        ("turned_large", motion, 5, 1e-1),
+        ("conv_turned_large", moved, 5, 1e-1),
+    ):
+        own = rows[(rows.steps == steps) & (rows.rate == rate)]
+        found[measure] = (
+            intervals.below(own.cosine, 0.9, own.network)
+            if len(own)
+            else Unmeasured("this profile leaves that cell out", "budget")
+        )
+    least = motion[motion.steps == 5].groupby(["network", "trial"]).cosine.min().reset_index()
+    return found | {"turned_ever": intervals.below(least.cosine, 0.9, least.network)}
+
+
+def local_batches(rows: Mapping[tuple[int, int, int], pd.DataFrame], card: np.ndarray, cards: np.ndarray) -> Entries:
+    """PSNR over grey of one image a client less that of eight; rows: (epochs, images, local batch) -> scores.
+
+    card, cards: PSNR of a grey card on single images and on batches of eight, in their order.
+    """
     if not {(5, 1, 1), (5, 8, 8)} <= set(rows):
         return {"fedavg_batch": Unmeasured("this profile leaves that row out", "budget")}
     a, b = rows[5, 1, 1], rows[5, 8, 8]
-    return {"fedavg_batch": intervals.mean_difference(a.psnr, b.psnr, a.network, b.network)}
+    one, eight = a.psnr - card[: len(a)], b.psnr - cards[: len(b)]
+    return {"fedavg_batch": intervals.mean_difference(one, eight, a.network, b.network)}
 
 
 def moved(name: str, share: Interval, width: int, budget: int) -> Entries:
@@ -79,17 +114,27 @@ def moved(name: str, share: Interval, width: int, budget: int) -> Entries:
     return {f"conv_{name}_rate_identified": Measured(share, {"model": f"ConvNet-{width}", "budget": budget})}
 
 
-def batches(distinct: pd.DataFrame, natural: pd.DataFrame, card: Sequence[float]) -> Entries:
-    """Batches of distinct labels against a grey card, and what an image loses whose label another has."""
-    found = {
+def batches(
+    distinct: pd.DataFrame, natural: pd.DataFrame, alone: pd.DataFrame, card: np.ndarray, own: np.ndarray
+) -> Entries:
+    """Batches of distinct labels against grey and against single images, and what a label that repeats costs.
+
+    alone: single images after as many iterations. card, own: PSNR of a grey card on the images of both kinds of
+    batches. An image whose label repeats is compared with those of its own batch whose label does not, all over grey.
+    """
+    found: dict[str, Entry] = {
         "batch_over_grey": intervals.difference(distinct.psnr, card, distinct.network),
         "batch_identified": intervals.proportion(distinct.identified, distinct.network),
+        "alone_identified": intervals.proportion(alone.identified, alone.network),
     }
-    twice = natural[natural.duplicated(["trial", "network", "label"], keep=False)]
+    over = natural.assign(over=natural.psnr - own)
+    again = over.duplicated(["trial", "network", "label"], keep=False)
+    singles = over[~again].groupby("network").over.mean()
+    twice = over[again & over.network.isin(singles.index)]
     if twice.network.nunique() < 2:
         why = "labels repeat in fewer than two of this profile's batches"
         return found | {"batch_repeated": Unmeasured(why, "few")}
-    loss = intervals.mean_difference(distinct.psnr, twice.psnr, distinct.network, twice.network)
+    loss = intervals.difference(twice.network.map(singles), twice.over, twice.network)
     return found | {"batch_repeated": loss}
 
 
@@ -133,9 +178,10 @@ def slips(tables: Mapping[str, pd.DataFrame], start: pd.DataFrame, cards: np.nda
         found[measure] = intervals.difference(tables[a].psnr, tables[b].psnr, tables[a].network)
     for measure, name in {"whole_loss": "distance", "half_loss": "distance, half the loss"}.items():
         found[f"{measure}_identified"] = intervals.proportion(tables[name].identified, tables[name].network)
-    wrong = tables["cosine, wrong sign"]
-    over = intervals.difference(wrong.psnr, cards[: len(wrong)], wrong.network)
-    return found | {"wrong_sign_over_grey": over}
+    for measure, name in {"wrong_sign": "cosine, wrong sign", "right_sign": "cosine"}.items():
+        own = tables[name]
+        found[f"{measure}_over_grey"] = intervals.difference(own.psnr, cards[: len(own)], own.network)
+    return found
 
 
 def photographs(scores: pd.DataFrame | None, card: pd.DataFrame | None, budget: int) -> Entries:
