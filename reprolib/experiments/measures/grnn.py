@@ -21,7 +21,7 @@ def _pair(better: pd.DataFrame, worse: pd.DataFrame) -> Interval:
 
 def own_images(one: pd.DataFrame, four: pd.DataFrame, eight: pd.DataFrame, dlg: Mapping[int, pd.DataFrame]) -> Entries:
     """What comes back on the paper's own images, and how much better than DLG's; dlg: batch size -> scores."""
-    hits = (table.identified.astype(float) for table in (four, dlg[4]))
+    hits, rival = four.identified.astype(float), dlg[4].identified.astype(float)
     return {
         "single_identified": intervals.proportion(one.identified),
         "single_labels": intervals.proportion(one.label_correct),
@@ -29,7 +29,7 @@ def own_images(one: pd.DataFrame, four: pd.DataFrame, eight: pd.DataFrame, dlg: 
         "eight_identified": intervals.proportion(eight.identified, eight.network),
         "over_dlg_single": _pair(one, dlg[1]),
         "over_dlg_four": _pair(four, dlg[4]),
-        "identified_over_dlg_four": intervals.difference(*hits, four.network),
+        "identified_over_dlg_four": intervals.difference(hits, rival, four.network),
     }
 
 
