@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,12 @@ from reprolib.attacks import matching, priors
 from reprolib.attacks.grnn import TOGETHER
 from reprolib.defenses import GaussianNoise, KeptEntries, NormOfUpdate
 from reprolib.experiments import grnn as experiments
+from reprolib.experiments.measures import grnn as measures
 from reprolib.experiments.networks import network_seed
 from reprolib.federated import client
 from reprolib.federated.client import LocalTraining, SharedUpdate
 from reprolib.federated.threat import ThreatModel
+from reprolib.measure import metrics
 from reprolib.models import Victims
 from reprolib.models.cnn import CNN
 from reprolib.models.grnn import RegressionGenerator
@@ -194,7 +197,7 @@ def test_the_search_is_the_released_loop(victim, size):
         )
         torch.testing.assert_close(found.raw[t], images, rtol=1e-6, atol=1e-8)
         assert torch.equal(found.labels[t], soft.argmax(1))
-    assert (found.evaluations == 7).all() and not found.diverged.any()
+    assert (found.evaluations == 41).all() and not found.diverged.any()
 
 
 def test_only_the_generator_moves(victim):
@@ -418,6 +421,38 @@ def test_null_controls_see_nothing_of_the_image():
         experiments.attack_drawn(SMALL, seen="gradient of another image", **told)
     with pytest.raises(ValueError, match="private images of 'tiny' are also among the public ones"):
         experiments.attack_drawn(SMALL, public=pictures(), train_steps=1, **told)
+
+
+def test_dlg_spends_what_an_early_end_leaves_and_keeps_the_lowest():
+    told = {"images": pictures(), "trials": [0, 1], "seed": 1, "device": torch.device("cpu"), "marks": (0, 2)}
+    dlg = attacks.DLG(iterations=2)
+    once = experiments.attack_drawn(dlg, **told)["scores"]
+    same = experiments.attack_drawn(experiments.Spending(dlg, 40), **told)["scores"]
+    more = experiments.attack_drawn(experiments.Spending(dlg, 81), **told)["scores"]
+    assert (once.evaluations == 41).all() and same.psnr.tolist() == pytest.approx(once.psnr.tolist(), abs=0.1)
+    assert (more.evaluations == 82).all() and (more.objective <= once.objective * (1 + 1e-6)).all()
+    solved = experiments.Spending(replace(dlg, restart_above=1e9), 81)
+    assert (experiments.attack_drawn(solved, **told)["scores"].evaluations == 41).all()
+
+
+def test_only_searches_that_ended_early_and_high_run_again():
+    scores = pd.DataFrame({"trial": [0, 1, 2, 2], "evaluations": [1001, 30, 600, 600], "objective": [1, 1, 1e-6, 1e-6]})
+    assert measures.unspent(scores, 1000, 1e-4) == [1]
+    again = pd.DataFrame({"trial": [1], "evaluations": [990], "objective": [0.5]})
+    assert measures.renewed(scores, again).evaluations.tolist() == [1001, 990, 600, 600]
+
+
+def test_answers_without_an_attack():
+    images, public = pictures(), pictures(30, "train", 1)
+    near = experiments.nearest_public(images, public, 3, 0)
+    truth = images.batches(1, 3, seed=0)[0][:, 0]
+    best = [max(metrics.psnr(other[None], x[None]).item() for other in public.images) for x in truth]
+    assert near.psnr.tolist() == pytest.approx(best, abs=1e-4)
+    card = experiments.grey(images, 2, 3, 0)
+    assert card.trial.tolist() == [0, 0, 1, 1, 2, 2] and card.image.tolist() == [0, 1] * 3
+    same = experiments.without_gradient(images, public, 2, 0)["scores"]
+    alone = experiments.grey(images, 1, 2, 0).psnr.tolist()
+    assert same[same.control == "grey card"].psnr.tolist() == pytest.approx(alone)
 
 
 def test_what_a_sigmoid_cannot_say_of_normalised_images():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -11,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from reprolib import models
+from reprolib.attacks.dlg import DLG
+from reprolib.attacks.reconstruction import Reconstruction, join, keep_better
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense
 from reprolib.experiments import generators, utility
@@ -21,6 +25,7 @@ from reprolib.federated.streams import generator
 from reprolib.federated.threat import ThreatModel
 from reprolib.federated.update import SharedUpdate
 from reprolib.measure import metrics
+from reprolib.models import Victims
 from reprolib.models.cnn import CNN
 from reprolib.models.lenet5 import LeNet5
 from reprolib.models.victim import Normalize
@@ -34,6 +39,47 @@ Seen = Literal["gradient", "Gaussian of equal length", "gradient of another imag
 
 TRAINED_AT = 0.1
 """Learning rate of victims that are trained before they are attacked: 300 steps bring the LeNet to a third right."""
+
+
+@dataclass(frozen=True)
+class Spending:
+    """DLG that spends its budget: while gradients are left and no start has matched, the next one takes the rest.
+
+    Of the starts the one of lowest objective wins, which the attacker sees; one below the attack's `restart_above` ends
+    the search. gradients: of the victim, over all starts of a trial; an outer step that would exceed them is not begun.
+    It is called with a pair (seed, trial) for each trial, and `history` is that of the first start.
+    """
+
+    attack: DLG
+    gradients: int
+
+    @property
+    def iterations(self) -> int:
+        return self.attack.iterations
+
+    def __call__(
+        self,
+        model: nn.Module | Victims,
+        update: SharedUpdate,
+        seed: Sequence[tuple[int, int]],
+        progress: bool | None = None,
+        snapshots: Sequence[int] = (),
+    ) -> Reconstruction:
+        began, victims, runs = time.perf_counter(), Victims.of(model), []
+        for trial, (own, first) in enumerate(seed):
+            network = victims.select(torch.tensor([trial]))
+            alone = network, SharedUpdate.join([update.select(trial)], network)
+            best, start = self.attack(*alone, [(own, first)], progress, snapshots), first
+            while (left := self._outer_steps(best)) and best.objective.item() > self.attack.restart_above:
+                start += 1
+                best = keep_better(best, replace(self.attack, iterations=left)(*alone, [(own, start)], progress))
+            runs.append(best)
+        return join(runs, time.perf_counter() - began)
+
+    def _outer_steps(self, spent: Reconstruction) -> int:
+        """How many the next start may take; the one gradient before its first step is not counted."""
+        left = self.gradients - int(spent.evaluations)
+        return min(self.iterations, max(0, left) // self.attack.max_iter)
 
 
 def victim(
@@ -174,6 +220,31 @@ def without_gradient(images: ImageSet, public: ImageSet, count: int, seed: int) 
         }
         rows.append(pd.DataFrame({"control": name} | {key: value.numpy() for key, value in columns.items()}))
     return {"scores": pd.concat(rows, ignore_index=True)} | {name: p[:SHOWN] for name, p in shown.items()}
+
+
+def nearest_public(images: ImageSet, public: ImageSet, count: int, seed: int) -> pd.DataFrame:
+    """The image of `public` nearest to each of the first `count` single clients': a row a trial, an oracle's answer.
+
+    Nobody without the truth could give it: it says what the best guess of a real image would be worth. Columns: trial,
+    psnr, ssim and identified (among `images`).
+    """
+    generators.check_disjoint(public, images)
+    truth = images.batches(1, count, seed=seed)[0][:, 0]
+    near = public.images[torch.cdist(truth.flatten(1), public.images.flatten(1)).argmin(1)]
+    columns: dict[str, Any] = {"trial": range(count), "psnr": metrics.psnr(near, truth).double().numpy()}
+    columns |= {"ssim": metrics.ssim(near, truth).double().numpy()}
+    return pd.DataFrame(columns | {"identified": (metrics.identify(near, truth, images.images)[0] == 1).numpy()})
+
+
+def grey(images: ImageSet, batch: int, count: int, seed: int) -> pd.DataFrame:
+    """What a grey card is worth to the first `count` batches: a row an image, with trial, image and psnr."""
+    x = images.batches(batch, count, seed=seed)[0]
+    table: Mapping[str, Any] = {
+        "trial": torch.arange(count).repeat_interleave(batch).numpy(),
+        "image": torch.arange(batch).repeat(count).numpy(),
+        "psnr": metrics.psnr(torch.full_like(x, 0.5).flatten(0, 1), x.flatten(0, 1)).double().numpy(),
+    }
+    return pd.DataFrame(dict(table))
 
 
 def out_of_reach(images: ImageSet, count: int, seed: int) -> pd.DataFrame:

@@ -21,6 +21,7 @@ def _pair(better: pd.DataFrame, worse: pd.DataFrame) -> Interval:
 
 def own_images(one: pd.DataFrame, four: pd.DataFrame, eight: pd.DataFrame, dlg: Mapping[int, pd.DataFrame]) -> Entries:
     """What comes back on the paper's own images, and how much better than DLG's; dlg: batch size -> scores."""
+    hits, rival = four.identified.astype(float), dlg[4].identified.astype(float)
     return {
         "single_identified": intervals.proportion(one.identified),
         "single_labels": intervals.proportion(one.label_correct),
@@ -28,27 +29,54 @@ def own_images(one: pd.DataFrame, four: pd.DataFrame, eight: pd.DataFrame, dlg: 
         "eight_identified": intervals.proportion(eight.identified, eight.network),
         "over_dlg_single": _pair(one, dlg[1]),
         "over_dlg_four": _pair(four, dlg[4]),
+        "identified_over_dlg_four": intervals.difference(hits, rival, four.network),
     }
 
 
-def race(runs: Mapping[tuple[str, int], pd.DataFrame]) -> Entries:
-    """GRNN against the searches for pixels and for latents on the same updates; (attack, batch size) -> scores."""
+def unspent(scores: pd.DataFrame, gradients: int, objective: float) -> list[int]:
+    """The trials that ended ten gradients or more before their budget and above this objective."""
+    early = (scores.evaluations <= gradients - 10) & (scores.objective > objective)
+    return sorted(set(scores.trial[early]))
+
+
+def renewed(scores: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
+    """The scores with the rows of the trials that ran again in their places."""
+    kept = scores[~scores.trial.isin(again.trial)]
+    return pd.concat([kept, again]).sort_values("trial", kind="stable", ignore_index=True)
+
+
+RIVALS = {"Inverting Gradients": "ig", "GGL": "ggl"}
+"""The rivals of GRNN that a claim names, and what their measures are called."""
+
+
+def race(runs: Mapping[tuple[str, int], pd.DataFrame], grey: Mapping[int, pd.DataFrame]) -> Entries:
+    """GRNN against the searches for pixels and for latents on the same updates, and these against a grey card.
+
+    runs: (attack, batch size) -> scores. grey: batch size -> what a grey card is worth to the same images.
+    """
     found = {"untrained_identified": intervals.proportion(runs["GRNN", 1].identified)}
-    for name, key in {"Inverting Gradients": "ig", "GGL": "ggl"}.items():
+    for name, key in RIVALS.items():
         for size, word in {1: "single", 4: "four"}.items():
             found[f"over_{key}_{word}"] = _pair(runs["GRNN", size], runs[name, size])
+            found[f"{key}_over_grey_{word}"] = _pair(runs[name, size], grey[size])
     return found
 
 
 def controls(by: Mapping[str, pd.DataFrame], nulls: Sequence[str]) -> Entries:
-    """What the gradient adds to answers that never saw it; by: control -> scores. The best is so on average."""
+    """What the gradient adds to answers that never saw it; by: control -> scores. The best is so on average.
+
+    A null control that is worse than that best answer proves little: each image is compared with the better of both.
+    """
     own = by["gradient"]
-    best = max((name for name in by if name != "gradient"), key=lambda name: by[name].psnr.mean())
-    over = {name: intervals.difference(own.psnr, by[name].psnr) for name in (*nulls, best)}
+    best = by[max((name for name in by if name != "gradient"), key=lambda name: by[name].psnr.mean())].psnr
+    over = {name: intervals.difference(own.psnr, np.maximum(by[name].psnr, best)) for name in nulls}
+    card = {name: intervals.difference(by["grey card"].psnr, by[name].psnr) for name in nulls}
     return {
         "over_gaussian": over[nulls[0]],
         "over_other": over[nulls[1]],
-        "over_best_null": over[best],
+        "over_best_null": intervals.difference(own.psnr, best),
+        "grey_over_gaussian": card[nulls[0]],
+        "grey_over_other": card[nulls[1]],
         "identified_over_other": intervals.difference(
             own.identified.astype(float), by[nulls[1]].identified.astype(float)
         ),
@@ -69,6 +97,7 @@ def units(pixels: pd.DataFrame, normalised: pd.DataFrame, reach: pd.DataFrame) -
         "normalised_loss": _pair(pixels, normalised),
         "pixels_identified": intervals.proportion(pixels.identified, pixels.network),
         "range_lost": intervals.mean(reach.below, within=(0.0, 1.0)),
+        "short_of_reach": intervals.difference(reach.psnr, normalised.psnr),
     }
 
 
