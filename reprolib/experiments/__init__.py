@@ -8,6 +8,10 @@ victims, decoders and priors, and measure what a defense costs. Nothing below im
 from reprolib.experiments.batches import Batches, draw
 from reprolib.experiments.cocktail_party import (
     Room,
+    SingleRoom,
+    Stretched,
+    accuracies,
+    by_chance,
     decoded_features,
     mixtures,
     of_full_rank,
@@ -73,6 +77,10 @@ from reprolib.experiments.soteria import cost_of_the_truth, examine_soteria
 
 __all__ = [
     "unmixed",
+    "by_chance",
+    "accuracies",
+    "SingleRoom",
+    "Stretched",
     "swept",
     "spectra",
     "mixtures",
