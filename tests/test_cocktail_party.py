@@ -203,10 +203,9 @@ def test_experiments(photos):
         "trained": experiments.unmixed(room(photos, training=2), attack)["scores"],
         "one step, in float32": experiments.unmixed(one, attack)["scores"],
     }
-    runs["trained on the clients' images"] = measures.of(runs["trained"], "bands").query("trial == 0")
     same = measures.invariance(runs)
     assert all(entry.interval.value < 0.1 for entry in same.values())
-    assert [same[name].images for name in ("trained_gap", "trained_own_gap")] == [8, 4]
+    assert same["trained_gap"].images == 8
     assert measures.rank_in_single({4: experiments.spectra(one)})["rank_excess_float32"].interval.value == 0
 
 
@@ -227,12 +226,6 @@ def test_guesses_are_recognised_by_chance_alone(photos):
     scores = experiments.unmixed(room(photos), {"bands": DerivativeICA()})["scores"]
     over = measures.over_chance(scores, "bands", guesses)
     assert over.value == pytest.approx(1 - measures.chance(guesses).identified.mean())
-
-
-def test_networks_that_were_trained_are_right_more_often(photos):
-    rows = [experiments.accuracies(room(photos, training=steps), {"own": photos}) for steps in (0, 100)]
-    before, after = (table.accuracy.mean() for table in rows)
-    assert 0 <= before < after <= 1 and rows[0].trial.tolist() == [0, 1]
 
 
 def test_beyond_the_width_as_many_as_the_rank_allows_are_read(photos):

@@ -10,7 +10,6 @@ from reprolib.experiments.cocktail_party import (
     Room,
     SingleRoom,
     Stretched,
-    accuracies,
     by_chance,
     decoded_features,
     mixtures,
@@ -78,7 +77,6 @@ from reprolib.experiments.soteria import cost_of_the_truth, examine_soteria
 __all__ = [
     "unmixed",
     "by_chance",
-    "accuracies",
     "SingleRoom",
     "Stretched",
     "swept",

@@ -183,19 +183,6 @@ def by_chance(room: Room, candidates: int | None = None) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def accuracies(room: Room, sets: Mapping[str, ImageSet]) -> pd.DataFrame:
-    """How often a room's networks are right: a row a (trial, set) with images and accuracy; sets: name -> images."""
-    victims, _, _ = room.shared()
-    rows = []
-    for trial in range(room.count):
-        network = victims.network(trial).float()
-        rows += [
-            {"trial": trial, "images": name, "accuracy": utility.accuracy(network, images)}
-            for name, images in sets.items()
-        ]
-    return pd.DataFrame(rows)
-
-
 def upright(images: Tensor, truth: Tensor) -> Tensor:
     """Images [T, n, C, H, W] whose sign is not known, each turned to where it is nearer to one of the truth's."""
     flat, true = images.flatten(2), truth.flatten(2)

@@ -158,7 +158,6 @@ def invariance(tables: Mapping[str, pd.DataFrame]) -> Entries:
     return {
         "steps_20": farthest(one, *twenty),
         "trained_gap": farthest(one, tables["trained"]),
-        "trained_own_gap": farthest(one, tables["trained on the clients' images"]),
         "float32_gap": farthest(one, tables["one step, in float32"]),
     }
 
