@@ -181,6 +181,7 @@ def room(photos: data.ImageSet, **options: object) -> experiments.Room:
 
 def test_experiments(photos):
     attack = {"bands": DerivativeICA(), "paper": CocktailParty(iterations=3)}
+    five = LocalTraining(5, 2, 0.1)
     found = experiments.unmixed(room(photos), attack)
     scores = found["scores"]
     assert set(scores.attack) == {"bands", "paper", "mean image"} and len(scores) == 3 * 8
@@ -193,12 +194,38 @@ def test_experiments(photos):
     swept = experiments.swept(room(photos), CocktailParty(iterations=2), [{"variation": 1.0}, {"variation": 2.0}])
     assert swept.variation.tolist() == [1, 2] and np.isfinite(swept.psnr).all()
     assert set(experiments.mixtures(room(photos))) >= {"the client's images", "read from it"}
-    both = measures.clients(experiments.unmixed(room(photos, clients=2), attack)["scores"], scores)
-    assert abs(both["clients_gap"].value) < 0.1
-    trained = experiments.unmixed(room(photos, training=2), {"bands": DerivativeICA()})["scores"]
-    steps = experiments.unmixed(room(photos, local=LocalTraining(5, 2, 0.1)), {"bands": DerivativeICA()})["scores"]
-    same = measures.invariance({"one step": scores, "20 steps": steps, "trained": trained})
-    assert abs(same["steps_20"].value) < 0.1 and abs(same["trained_gap"].value) < 0.1
+    means = [experiments.unmixed(room(photos, clients=2, local=local), attack)["scores"] for local in (None, five)]
+    assert measures.clients(scores, *means)["clients_gap"].interval.value < 0.1
+    one = experiments.SingleRoom(photos, 2, 4, 32, 1, photos)
+    runs = {
+        "one step": scores,
+        "20 steps": experiments.unmixed(room(photos, local=five), attack)["scores"],
+        "trained": experiments.unmixed(room(photos, training=2), attack)["scores"],
+        "one step, in float32": experiments.unmixed(one, attack)["scores"],
+    }
+    same = measures.invariance(runs)
+    assert all(entry.interval.value < 0.1 for entry in same.values())
+    assert same["trained_gap"].images == 8
+    assert measures.rank_in_single({4: experiments.spectra(one)})["rank_excess_float32"].interval.value == 0
+
+
+def test_stretched_images_end_at_0_and_1_and_get_their_sign_from_the_truth(photos):
+    attack = DerivativeICA()
+    found = experiments.unmixed(room(photos), {"plain": attack, "stretched": experiments.Stretched(attack)})
+    flat = found["stretched"].flatten(1)
+    assert flat.amin(1).abs().max() < 1e-6 and (flat.amax(1) - 1).abs().max() < 1e-6
+    own = measures.of(found["scores"], "stretched")
+    assert own.identified.all() and own.psnr.mean() > 15
+
+
+def test_guesses_are_recognised_by_chance_alone(photos):
+    guesses = experiments.by_chance(room(photos))
+    assert set(guesses.attack) == {"unrelated", "blends"} and len(guesses) == 2 * 8
+    assert guesses[guesses.attack == "blends"].identified.mean() < 1
+    assert experiments.by_chance(room(photos), 3).recovered.sum() == 2 * 2 * 3
+    scores = experiments.unmixed(room(photos), {"bands": DerivativeICA()})["scores"]
+    over = measures.over_chance(scores, "bands", guesses)
+    assert over.value == pytest.approx(1 - measures.chance(guesses).identified.mean())
 
 
 def test_beyond_the_width_as_many_as_the_rank_allows_are_read(photos):

@@ -8,6 +8,9 @@ victims, decoders and priors, and measure what a defense costs. Nothing below im
 from reprolib.experiments.batches import Batches, draw
 from reprolib.experiments.cocktail_party import (
     Room,
+    SingleRoom,
+    Stretched,
+    by_chance,
     decoded_features,
     mixtures,
     of_full_rank,
@@ -73,6 +76,9 @@ from reprolib.experiments.soteria import cost_of_the_truth, examine_soteria
 
 __all__ = [
     "unmixed",
+    "by_chance",
+    "SingleRoom",
+    "Stretched",
     "swept",
     "spectra",
     "mixtures",

@@ -15,6 +15,7 @@ from reprolib import models
 from reprolib.attacks import CocktailParty, DerivativeICA
 from reprolib.attacks.fgla import FGLA
 from reprolib.attacks.first_layer import FirstLayer
+from reprolib.attacks.reconstruction import Reconstruction
 from reprolib.attacks.separation import separate
 from reprolib.data import ImageSet
 from reprolib.defenses import Defense
@@ -24,6 +25,7 @@ from reprolib.experiments.networks import SHOWN, TRAINED_AT, network_seed, one_h
 from reprolib.experiments.separation import fresh_head
 from reprolib.federated import client
 from reprolib.federated.client import LocalTraining
+from reprolib.federated.streams import Seed, generator
 from reprolib.federated.threat import ThreatModel
 from reprolib.federated.update import SharedUpdate
 from reprolib.measure import metrics, pairing
@@ -31,6 +33,8 @@ from reprolib.models import Victims
 
 AMONG = 500
 """Images of the set, of which the original must be the nearest to what was read."""
+
+CHANCE_STREAM = 0xCA7C  # of the guesses of `by_chance`
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +86,43 @@ class Room:
         return victims, SharedUpdate.join(updates, victims), x
 
 
+@dataclass(frozen=True, eq=False)
+class SingleRoom(Room):
+    """A `Room` of untrained networks that compute in float32, as clients do; those of a plain one have float64.
+
+    One client with one gradient, without a defense.
+    """
+
+    def shared(self) -> tuple[Victims, SharedUpdate, Tensor]:
+        """As `Room.shared`."""
+        x, y = self.batches()
+        networks, updates = [], []
+        for k in range(self.count):
+            own = network_seed(self.seed, self.first + k)
+            networks.append(one_hidden(self.images.image_shape, self.images.num_classes, self.width, own))
+            updates.append(client.share(networks[k], x[k : k + 1].float(), y[k : k + 1], seed=own))
+        victims = Victims.of(networks)
+        return victims, SharedUpdate.join(updates, victims), x
+
+
+@dataclass(frozen=True)
+class Stretched:
+    """FastICA scored as the paper's objective is: each image stretched to [0, 1], the sign from the truth (`unmixed`).
+
+    What the bias gradient says of sign and scale is so thrown away.
+    """
+
+    attack: DerivativeICA
+    reading: str = "range"
+
+    def __call__(
+        self, model: Victims, update: SharedUpdate, seed: Seed = 0, progress: bool | None = None
+    ) -> Reconstruction:
+        """What the attack reads, stretched. Errors: the attack's."""
+        found = self.attack(model, update, seed, progress)
+        return replace(found, raw=_stretched(found.raw.flatten(0, 1)).view_as(found.raw))
+
+
 def unmixed(room: Room, attacks: Mapping[str, Any]) -> dict[str, Any]:
     """What each of several attacks reads out of the same updates: "scores" and pictures of the first batch.
 
@@ -115,6 +156,31 @@ def of_full_rank(room: Room, attack: DerivativeICA) -> dict[str, Any]:
     victims, update, _ = room.shared()
     rank = int(FirstLayer.of(victims, update).rank.rank.min())
     return unmixed(room, {"bands": replace(attack, sources=min(rank, room.size))})
+
+
+def by_chance(room: Room, candidates: int | None = None) -> pd.DataFrame:
+    """What who read nothing would score on a room's batches: a row a (guess, image), columns as `unmixed`'s scores.
+
+    Guesses: "unrelated", as many public images, and "blends", random mixtures of the batch with factors that sum to
+    one, as anybody can take them out of the gradient's rows. Both are paired with the truth as a reconstruction is,
+    which lifts their chance far over one in AMONG in large batches. candidates: how many; None is the batch.
+    """
+    x, _ = room.batches()
+    count, pool, tables = candidates or room.size, room.images.images[:AMONG], []
+    for trial, own in enumerate(x):
+        random = generator(room.seed, trial, CHANCE_STREAM)
+        chosen = torch.randperm(len(room.public), generator=random)[:count]
+        factors = torch.randn(count, room.size, generator=random, dtype=torch.float64) / room.size**0.5
+        factors = factors - factors.mean(1, keepdim=True) + 1 / room.size
+        blends = torch.einsum("nb,bchw->nchw", factors, own).clamp(0, 1)
+        guesses = {"unrelated": room.public.images[chosen].double(), "blends": blends}
+        for name, guess in guesses.items():
+            table = pairing.score(guess[None], own[None], room.public.mean_image.double())
+            order = torch.tensor(table.candidate.tolist())[None]
+            placed = _placed(guess[None], order, room.public.mean_image.double())
+            table["identified"] = _identified(placed[0], own, pool)
+            tables.append(table.assign(trial=trial, attack=name))
+    return pd.concat(tables, ignore_index=True)
 
 
 def upright(images: Tensor, truth: Tensor) -> Tensor:

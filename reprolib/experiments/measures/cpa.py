@@ -52,6 +52,28 @@ def gain(first: pd.DataFrame, a: str, second: pd.DataFrame, b: str) -> Interval:
     return intervals.difference(own.psnr.to_numpy(), other.psnr.to_numpy(), own.trial.to_numpy())
 
 
+def chance(guesses: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the guess that identifies more images; guesses: what `experiments.by_chance` returned."""
+    luckier = guesses.groupby("attack").identified.mean().idxmax()
+    return of(guesses, luckier)
+
+
+def over_chance(scores: pd.DataFrame, attack: str, guesses: pd.DataFrame) -> Interval:
+    """The share of images identified less that of the better guess, paired over the images of the same batches."""
+    own, other = of(scores, attack), chance(guesses)
+    hits, lucky = (t.identified.to_numpy(dtype=float) for t in (own, other))
+    return intervals.difference(hits, lucky, own.trial.to_numpy())
+
+
+def farthest(first: pd.DataFrame, *others: pd.DataFrame) -> Measured:
+    """The largest difference (dB) between the mean PSNR of a batch in one table and in another, of bands."""
+    base = of(first, "bands").groupby("trial").psnr.mean()
+    apart = [abs(of(t, "bands").groupby("trial").psnr.mean() - base).dropna() for t in others]
+    most = float(pd.concat(apart).max())
+    count, images = sum(map(len, apart)), sum(len(of(t, "bands")) for t in others)
+    return Measured(Interval(most, most, most, n=count, method=f"the largest of {count} batches"), images=images)
+
+
 def span(tables: Mapping[int, pd.DataFrame]) -> Entries:
     """What the gradient's rows and rank say of the batch; tables: size of the batch -> `experiments.spectra`."""
     first = {size: table.groupby("trial").first() for size, table in tables.items()}
@@ -66,8 +88,13 @@ def span(tables: Mapping[int, pd.DataFrame]) -> Entries:
     return entries
 
 
-def batches(tables: Mapping[int, pd.DataFrame]) -> Entries:
-    """How well batches are read, by their size; tables: size of the batch -> scores."""
+def rank_in_single(tables: Mapping[int, pd.DataFrame]) -> Entries:
+    """As `span`'s "rank_excess", of clients that compute in float32."""
+    return {"rank_excess_float32": span(tables)["rank_excess"]}
+
+
+def batches(tables: Mapping[int, pd.DataFrame], guesses: Mapping[int, pd.DataFrame]) -> Entries:
+    """How well batches are read, by their size; tables, guesses: size of the batch -> scores, and those of guesses."""
     entries: dict[str, Interval] = {}
     for size, scores in tables.items():
         for attack, name in (("derivatives", "derivative"), ("bands", "bands")):
@@ -82,6 +109,7 @@ def batches(tables: Mapping[int, pd.DataFrame]) -> Entries:
         entries["derivative_over_pixels_16"] = gain(tables[16], "derivatives", tables[16], "pixels")
     if 256 in tables:
         entries["identified_256"] = identified(tables[256], "bands")
+        entries["over_chance_256"] = over_chance(tables[256], "bands", guesses[256])
         entries["bands_256"] = psnr(tables[256], "bands")
     return entries
 
@@ -96,6 +124,8 @@ def searches(scores: pd.DataFrame, size: int, budget: int) -> Entries:
         "variation_gain": ("paper", "without total variation"),
         "derivative_over_released": ("derivatives", "released"),
         "bands_over_swept": ("bands", "swept"),
+        "derivative_over_released_alike": ("derivatives, stretched", "released"),
+        "bands_over_swept_alike": ("bands, stretched", "swept"),
         "variation_over_contrast": ("released", "without total variation"),
         "decorrelation_over_contrast": ("released", "without decorrelation"),
     }
@@ -120,19 +150,30 @@ def matching(scores: pd.DataFrame, size: int, budget: int) -> Entries:
 
 
 def invariance(tables: Mapping[str, pd.DataFrame]) -> Entries:
-    """What local steps and training change; tables: "one step", "20 steps", "trained" -> scores."""
-    pairs = {"steps_20": ("20 steps", "one step"), "trained_gap": ("trained", "one step")}
-    return {name: gain(tables[a], "bands", tables[b], "bands") for name, (a, b) in pairs.items()}
+    """What local steps, training and precision change: the largest difference of a batch from one step in float64.
+
+    tables: row of the chapter's table -> scores.
+    """
+    one, twenty = tables["one step"], [t for name, t in tables.items() if name.startswith("20 steps")]
+    return {
+        "steps_20": farthest(one, *twenty),
+        "trained_gap": farthest(one, tables["trained"]),
+        "float32_gap": farthest(one, tables["one step, in float32"]),
+    }
 
 
-def clients(mean: pd.DataFrame, one: pd.DataFrame) -> Entries:
-    """The mean of 16 clients against one client with all their images."""
-    return {"clients_gap": gain(mean, "bands", one, "bands")}
+def clients(one: pd.DataFrame, *means: pd.DataFrame) -> Entries:
+    """Means of 16 clients, of gradients and of local steps, against one gradient of all their images."""
+    return {"clients_gap": farthest(one, *means)}
 
 
-def wall(below: pd.DataFrame, beyond: pd.DataFrame) -> Entries:
-    """Images recognised on either side of the layer's width."""
-    return {"below_wall": identified(below, "bands"), "beyond_wall": identified(beyond, "bands")}
+def wall(below: pd.DataFrame, beyond: pd.DataFrame, guesses: pd.DataFrame) -> Entries:
+    """Images recognised on either side of the layer's width; guesses: on the batches beyond it."""
+    return {
+        "below_wall": identified(below, "bands"),
+        "beyond_wall": identified(beyond, "bands"),
+        "beyond_wall_over_chance": over_chance(beyond, "bands", guesses),
+    }
 
 
 def defended(tables: Mapping[tuple[str, str], pd.DataFrame]) -> Entries:
