@@ -265,7 +265,7 @@ def test_masks_at_once_stand_between_the_separation_and_the_true_mixing():
     assert (own.exact == own.images).all() and own.certified.all() and not before.certified.any()
     assert (most.psnr >= own.psnr).all() and (own.psnr > before.psnr).all() and (own.identified == 1).all()
     noisy = spear.at_once(clients(), AT_ONCE, defense=defenses.GaussianNoise(1e-2))
-    kinds = dict.fromkeys(("float32", "steps", "plain", "bfloat16"), plain) | dict.fromkeys(("noise", "pruned"), noisy)
+    kinds = dict.fromkeys(("float32", "steps", "plain", "bfloat16"), plain) | {"noise": noisy}
     entries = measures.at_once(kinds)
     assert entries["float32"].interval.value == entries["plain_identified"].interval.value == 1
     assert entries["plain_gain"].interval.value > 5 and entries["noise_ceiling"].interval.value < 60

@@ -15,10 +15,10 @@ from reprolib.measure.intervals import Interval
 WHOLE = ("float32", "steps")
 """Updates of which whole batches are counted: what masks at once are to read."""
 
-BLURRED = ("plain", "noise", "pruned")
-"""Updates on which the gain on the separation counts: noise and pruning leave no mixing that gives exact images."""
+BLURRED = ("plain", "noise")
+"""Updates on which the gain on the separation counts: noise leaves no mixing that gives exact images; and its control."""
 
-HIDING = ("plain", "bfloat16", "noise", "pruned")
+HIDING = ("plain", "bfloat16", "noise")
 """Updates of which the images that are recognised are counted: what should hide them, and its control."""
 
 
