@@ -16,7 +16,7 @@ WHOLE = ("float32", "steps")
 """Updates of which whole batches are counted: what masks at once are to read."""
 
 BLURRED = ("plain", "noise")
-"""Updates on which the gain on the separation counts: noise leaves no mixing that gives exact images; and its control."""
+"""Updates on which the gain on the separation counts: of noise no mixing gives exact images; and its control."""
 
 HIDING = ("plain", "bfloat16", "noise")
 """Updates of which the images that are recognised are counted: what should hide them, and its control."""
