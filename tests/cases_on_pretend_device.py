@@ -448,7 +448,8 @@ def test_closed_forms():
     attacked_twice(attacks.AnalyticRecovery(), victim("mlp"), x, y, snapshots=())
     attacked_twice(attacks.DerivativeICA(iterations=5), victim("mlp"), x, y, snapshots=())
     attacked_twice(attacks.CocktailParty(iterations=3), victim("mlp"), x, y, snapshots=())
-    for attack in (attacks.MaskGuided(passes=2), attacks.SPEAR(max_samples=64, batch_samples=64)):
+    guided = attacks.MaskGuided(passes=2), attacks.MasksAtOnce()
+    for attack in (*guided, attacks.SPEAR(max_samples=64, batch_samples=64)):
         attacked_twice(attack, victim("mlp", activation="relu"), x, y, snapshots=())
     gradients = share(victim("mlp"), x, y).gradients
     head = gradients["head.weight"], gradients["head.bias"]
@@ -497,7 +498,7 @@ def test_learning_to_invert():
 def test_every_attack_has_a_case():
     covered = {type(attack).__name__ for attack in attacks_of_one_image().values()}
     covered |= {"AnalyticRecovery", "CocktailParty", "DerivativeICA", "FGLA", "LearningToInvert", "MaskGuided"}
-    covered |= {"RobbingTheFed", "SPEAR", "TrapRows"}
+    covered |= {"MasksAtOnce", "RobbingTheFed", "SPEAR", "TrapRows"}
     assert covered == set(attacks.__all__) - {"Attack", "History", "Reconstruction", "build", "linear_inputs"}
 
 

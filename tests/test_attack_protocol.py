@@ -56,6 +56,7 @@ ATTACKS = {
     "DerivativeICA": attacks.DerivativeICA(iterations=5),
     "LearningToInvert": attacks.LearningToInvert(images(20), hidden=4, epochs=1, minibatch=4),
     "MaskGuided": attacks.MaskGuided(),
+    "MasksAtOnce": attacks.MasksAtOnce(),
     "PlainDLG": attacks.PlainDLG(iterations=1),
     "Rereading": attacks.Rereading(attacks.DLG(iterations=2, max_iter=3)),
     "RobbingTheFed": attacks.RobbingTheFed(),
@@ -65,13 +66,13 @@ ATTACKS = {
 REREADABLE = GradDefense(images(4), slices=4, perturbed=2, std=1e-3)
 BELONGS_TO_ONE = {"FGLA": "decoder", "HCGLA": "generator"}
 KEEP_NONE = {"AnalyticRecovery", "CocktailParty", "DerivativeICA", "FGLA", "LearningToInvert", "MaskGuided", "PlainDLG"}
-KEEP_NONE |= {"RobbingTheFed", "SPEAR", "TrapRows"}
+KEEP_NONE |= {"MasksAtOnce", "RobbingTheFed", "SPEAR", "TrapRows"}
 FOUND = {"RobbingTheFed": HIDDEN, "TrapRows": HIDDEN}
 """Images that an attack returns for a batch of one, where it returns one for each row of a layer."""
 
 
 def victim(seed, name=""):
-    activation = "relu" if name in ("MaskGuided", "SPEAR") else "sigmoid"
+    activation = "relu" if name in ("MaskGuided", "MasksAtOnce", "SPEAR") else "sigmoid"
     network = models.build("mlp", CLASSES, SHAPE, seed=seed, width=HIDDEN, activation=activation).double()
     return Imprint(num_bins=HIDDEN, cdf="gaussian").broadcast(network) if name == "RobbingTheFed" else network
 

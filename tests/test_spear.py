@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from reprolib import attacks, data, defenses, models
 from reprolib.attacks.columns import Mixture, completed, null_vector, true_column
 from reprolib.attacks.first_layer import FirstLayer
+from reprolib.attacks.masks_at_once import leak
 from reprolib.experiments import networks, spear
 from reprolib.experiments.measures import spear as measures
 from reprolib.federated import client
@@ -22,6 +23,7 @@ from reprolib.models import Victims
 from reprolib.models.victim import Victim
 
 MASKS, SAMPLING = attacks.MaskGuided(), attacks.SPEAR(max_samples=40_960)
+AT_ONCE = attacks.MasksAtOnce()
 
 
 def photos(size: int, trials: int = 1) -> tuple[Tensor, Tensor]:
@@ -82,7 +84,7 @@ def test_a_zero_that_was_asked_for_is_not_taken_for_a_unit_left_off():
     assert true_column(mixture, forced) is None
 
 
-@pytest.mark.parametrize("attack", [MASKS, SAMPLING])
+@pytest.mark.parametrize("attack", [MASKS, SAMPLING, AT_ONCE])
 def test_a_batch_comes_out_exactly_whatever_its_order(attack):
     victim, update, images = shared()
     found = attack(victim, update, seed=1)
@@ -113,6 +115,21 @@ def test_single_precision_and_normalised_victims(options):
     assert all(exact(found, x)) and not found.diverged.any()
 
 
+@pytest.mark.parametrize("options", [{"defense": defenses.CastPrecision("bf16")}, {"local": LocalTraining(4, 8, 0.01)}])
+def test_masks_at_once_read_what_is_rounded_and_what_crosses_zero(options):
+    victim, update, images = shared(8, 256, **options)
+    found = AT_ONCE(victim, update, seed=1)
+    assert all(exact(found, images)) and found.evaluations.max() <= len(AT_ONCE.margins)
+
+
+def test_the_truth_leaks_nothing_and_a_mixture_does():
+    mixture, columns, _ = truth()
+    assert leak(mixture, completed(mixture, columns)) < 1e-20
+    mixed = columns.clone()
+    mixed[:, 0] = columns[:, 0] + 0.5 * columns[:, 1]
+    assert leak(mixture, completed(mixture, mixed)) > 1e-3
+
+
 def test_deeper_networks_and_clients_and_steps():
     deep = models.build("mlp", 10, (3, 32, 32), seed=0, width=128, activation="relu").double()
     x, y = photos(6)
@@ -139,7 +156,7 @@ def test_a_layer_behind_a_trunk_is_read_as_features():
 # --- what cannot be read, and is said
 
 
-@pytest.mark.parametrize("attack", [MASKS, SAMPLING])
+@pytest.mark.parametrize("attack", [MASKS, SAMPLING, AT_ONCE])
 def test_batches_that_the_layer_cannot_tell_apart(attack):
     victim, update, _ = shared(size=20, width=16)
     with pytest.raises(ValueError, match="20 images are mixed in the layer .* at most 1"):
@@ -175,7 +192,7 @@ def test_two_images_with_one_mask_are_not_certified(attack):
 
 
 @pytest.mark.parametrize("activation", ["leaky", "gelu", "sigmoid"])
-@pytest.mark.parametrize("attack", [MASKS, SAMPLING])
+@pytest.mark.parametrize("attack", [MASKS, SAMPLING, AT_ONCE])
 def test_activations_without_zeros_are_refused(attack, activation):
     victim = networks.one_hidden((3, 32, 32), 10, 128, seed=0, activation=activation).double()
     update = client.share(victim, *photos(4))
@@ -183,7 +200,7 @@ def test_activations_without_zeros_are_refused(attack, activation):
         attack(victim, update)
 
 
-@pytest.mark.parametrize("attack", [MASKS, SAMPLING])
+@pytest.mark.parametrize("attack", [MASKS, SAMPLING, AT_ONCE])
 def test_what_the_first_layer_refuses(attack):
     x, y = photos(4)
     victim, _, _ = shared()
@@ -207,7 +224,7 @@ def test_what_the_first_layer_refuses(attack):
 @pytest.mark.parametrize("defense", [defenses.GaussianNoise(1e-2), defenses.TopK(0.5)])
 def test_noise_and_pruning_are_never_certified(defense):
     victim, update, x = shared(defense=defense)
-    for attack in (replace(MASKS, passes=2), replace(SAMPLING, max_samples=8192)):
+    for attack in (replace(MASKS, passes=2), replace(SAMPLING, max_samples=8192), AT_ONCE):
         found = attack(victim, update, seed=1)
         assert found.diverged.all() and not any(exact(found, x))
 
@@ -236,12 +253,36 @@ def test_the_chapters_table_has_every_batch_and_never_calls_exact_what_failed():
     assert not blurred.certified.any() and not blurred.exact.any()
     refused = spear.compared(clients(activation="gelu"), {"mask-guided": MASKS})["batches"]
     assert refused.refused.str.contains("gradients are zero").all() and not refused.exact.any()
-    tables = dict.fromkeys(("trained", "float32", "steps", "plain"), own)
-    entries = measures.variants(tables | dict.fromkeys(("bfloat16", "noise", "pruned"), blurred), refused)
+    entries = measures.variants({"plain": own, "trained": own})
     assert entries["plain"].interval.value == entries["trained"].interval.value == 1
-    assert entries["noise"].interval.value == entries["noisy_certificate"].interval.value == 0
-    assert entries["leaky"].interval.value == 1
-    assert measures.certificate(plain["batches"])["certificate"].interval.value == 1
+
+
+def test_masks_at_once_stand_between_the_separation_and_the_true_mixing():
+    plain = spear.at_once(clients(), AT_ONCE)
+    own, before, most = (
+        measures.of(plain, name).reset_index() for name in ("masks at once", "separation", "true mixing")
+    )
+    assert (own.exact == own.images).all() and own.certified.all() and not before.certified.any()
+    assert (most.psnr >= own.psnr).all() and (own.psnr > before.psnr).all() and (own.identified == 1).all()
+    noisy = spear.at_once(clients(), AT_ONCE, defense=defenses.GaussianNoise(1e-2))
+    kinds = dict.fromkeys(("float32", "steps", "plain", "bfloat16"), plain) | {"noise": noisy}
+    entries = measures.at_once(kinds)
+    assert entries["float32"].interval.value == entries["plain_identified"].interval.value == 1
+    assert entries["plain_gain"].interval.value > 5 and entries["noise_ceiling"].interval.value < 60
+    one = plain[plain.network == 0]
+    assert set(measures.at_once(dict.fromkeys(kinds, one)).values()) == {measures.NOT_RUN}
+    assert measures.at_once(dict.fromkeys(kinds, one)).keys() == entries.keys()
+
+
+def test_a_false_certificate_is_counted_among_those_given():
+    row = {"attack": "SPEAR", "network": 0, "images": 4, "exact": 4, "certified": True}
+    double = pd.DataFrame(
+        [row, row | {"network": 1, "certified": False}, row | {"attack": "derivative ICA", "certified": False}]
+    )
+    rounded = pd.DataFrame([row | {"network": 2, "exact": 3}, row | {"network": 3, "exact": 0, "certified": False}])
+    entries = measures.certificate(double, rounded)
+    assert entries["false_certificate"].interval.value == entries["certified_spear"].interval.value == 0.5
+    assert entries["certified_masks"] == measures.NOT_RUN
 
 
 def test_a_batch_counts_once_and_is_whole_or_not():
@@ -254,6 +295,8 @@ def test_samples_are_counted_and_the_largest_batch_is_looked_for():
     assert set(counted.images) == {3, 4} and (counted.tried % 64 == 0).all() and counted.certified.all()
     grown = counted.assign(images=counted.images.map({3: 8, 4: 12}), tried=counted.images.map({3: 64, 4: 1024}))
     assert measures.growth(grown)["samples_growth"].interval.value == pytest.approx(2)
+    censored = pd.concat([grown, grown.assign(network=grown.network + 2, tried=40_000, certified=False)])
+    assert measures.growth(censored) == measures.growth(grown)
     assert measures.growth(counted) == {"samples_growth": measures.NOT_RUN}
     reached = spear.largest(clients(), [4, 5, 400], MASKS)
     assert reached.images.tolist() == [4, 4, 5, 5] and (reached.width == 128).all()

@@ -38,6 +38,7 @@ from reprolib.attacks.idlg import IDLG
 from reprolib.attacks.ig import InvertingGradients
 from reprolib.attacks.lti import LearningToInvert
 from reprolib.attacks.mask_guided import MaskGuided
+from reprolib.attacks.masks_at_once import MasksAtOnce
 from reprolib.attacks.plain import PlainDLG
 from reprolib.attacks.reconstruction import Attack, History, Reconstruction
 from reprolib.attacks.rereading import Rereading
@@ -61,6 +62,7 @@ __all__ = [
     "InvertingGradients",
     "LearningToInvert",
     "MaskGuided",
+    "MasksAtOnce",
     "PlainDLG",
     "Reconstruction",
     "Rereading",

@@ -35,6 +35,9 @@ LADDER = (1.15, 1.3, 1.6, 2.0, 2.5, 3.0, 4.0, 5.0, 6.5, 8.0)
 class MaskGuided:
     """All images of a batch, exactly, from the gradient of a linear layer in front of a ReLU: no search over images.
 
+    A column is believed where its zeros are sharp. Those of rounded updates and of several steps are not: there it may
+    lose a batch that is exact, and `MasksAtOnce` goes further.
+
     passes: how often separation and columns follow each other at most, each time on the images that are left.
     subspace: the most images that may be off together in all rows tried; within their null space `draws` sets of rows
     are sampled as SPEAR does. ica_iterations, tolerance: of FastICA on bands in each pass (`separation.fast_ica`).

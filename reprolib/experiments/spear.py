@@ -16,6 +16,8 @@ from reprolib.attacks.columns import Mixture, completed
 from reprolib.attacks.fgla import FGLA
 from reprolib.attacks.first_layer import FirstLayer
 from reprolib.attacks.mask_guided import MaskGuided
+from reprolib.attacks.masks_at_once import MasksAtOnce
+from reprolib.attacks.reading import started
 from reprolib.attacks.reconstruction import Attack
 from reprolib.attacks.separation import separate
 from reprolib.attacks.spear import SPEAR
@@ -29,6 +31,9 @@ from reprolib.federated.threat import ThreatModel
 from reprolib.federated.update import SharedUpdate
 from reprolib.measure import metrics, pairing
 from reprolib.models.victim import Victim
+
+AMONG = 500
+"""Images of the set, of which the original must be the nearest to what was read."""
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -132,6 +137,51 @@ def _attacked(
     row: dict[str, Any] = {"images": x.shape[1], "exact": int(scores.exact.sum()), "certified": certified}
     row |= {"psnr": scores.psnr.mean(), "share19": (scores.psnr > 19).mean(), "tried": tried, "cpu": seconds}
     return row | {"refused": refused}, shown
+
+
+def at_once(
+    clients: Clients, attack: MasksAtOnce, local: LocalTraining | None = None, defense: Defense | None = None
+) -> pd.DataFrame:
+    """Batches of the set's last images by masks at once, with what it starts from and the most it could reach.
+
+    Three rows a batch, `attack`: "masks at once", "separation", and "true mixing": what the leading directions of
+    the update hold at most, with columns made from the truth. Columns: network, trial, images, exact (number
+    of images within 60 dB), certified, psnr (mean in dB, at most 60), identified (share of images that are the
+    nearest to what was read among AMONG of the set).
+    """
+    last = clients.images.subset(slice(-clients.size * clients.networks * clients.each, None))
+    images, labels = replace(clients, images=last).batches()
+    rows = []
+    for trial in range(len(images)):
+        victim, x = clients.network(trial // clients.each), images[trial : trial + 1]
+        stream = [(clients.seed, trial)]
+        update = client.share(victim, x, labels[trial : trial + 1], local=local, defense=defense, seed=stream)
+        layer, ((_, mixture),) = started(attack, victim, update, (), None, None)
+        blurred = separate(layer, seed=stream).inputs[0]
+        read = attack.followed(layer, mixture, blurred).batch
+        true = torch.linalg.lstsq(layer.of_pixels(x.double())[0].T, mixture.right.T).solution.T
+        found = {
+            "masks at once": read.inputs,
+            "separation": blurred,
+            "true mixing": torch.linalg.solve(true, mixture.right),
+        }
+        for name, inputs in found.items():
+            row = {"attack": name, "network": trial // clients.each, "trial": trial, "images": clients.size}
+            row |= _scored(layer.to_pixels(inputs[None]).clamp(0, 1), x.double(), clients.images.images[:AMONG])
+            rows.append(row | {"certified": name == "masks at once" and read.certified})
+    return pd.DataFrame(rows)
+
+
+def _scored(found: Tensor, x: Tensor, pool: Tensor) -> dict[str, Any]:
+    """How many of the images x [1, B, C, H, W] are exact, and identified; and their mean PSNR."""
+    scores = pairing.score(found, x, torch.full(x.shape[2:], 0.5, dtype=x.dtype))
+    shown = found[0, torch.tensor(scores.candidate.to_numpy())]
+    identified = metrics.identify(shown.float(), x[0].float(), pool)[0] == 1
+    return {
+        "exact": int(scores.exact.sum()),
+        "psnr": scores.psnr.mean(),
+        "identified": float(identified.double().mean()),
+    }
 
 
 def anatomy(clients: Clients, attack: MaskGuided) -> pd.DataFrame:

@@ -12,11 +12,14 @@ from reprolib.measure import intervals
 from reprolib.measure.entries import Entries, Entry, Measured
 from reprolib.measure.intervals import Interval
 
-READ = ("trained", "float32", "steps")
-"""Variants of which whole batches are counted: what is read."""
+WHOLE = ("float32", "steps")
+"""Updates of which whole batches are counted: what masks at once are to read."""
 
-HIDDEN = ("plain", "bfloat16", "noise", "pruned")
-"""Variants of which images are counted: what a defense must hide, and its control."""
+BLURRED = ("plain", "noise")
+"""Updates on which the gain on the separation counts: of noise no mixing gives exact images; and its control."""
+
+HIDING = ("plain", "bfloat16", "noise")
+"""Updates of which the images that are recognised are counted: what should hide them, and its control."""
 
 
 def of(batches: pd.DataFrame, attack: str) -> pd.DataFrame:
@@ -56,21 +59,25 @@ def _counted(values: pd.Series | np.ndarray, batches: pd.DataFrame) -> Measured:
 
 def main(batches: pd.DataFrame) -> Entries:
     """Batches of 64."""
-    own, ica = of(batches, "mask-guided"), of(batches, "derivative ICA")
+    own = of(batches, "mask-guided")
     if int(own.images.iloc[0]) != 64 or own.network.nunique() < 2:
-        return dict.fromkeys(("exact_64", "whole_64", "seconds_64", "over_ica"), NOT_RUN)
-    gain = intervals.difference(own.psnr.to_numpy(), ica.psnr.to_numpy(), own.network.to_numpy())
+        return dict.fromkeys(("exact_64", "whole_64", "seconds_64"), NOT_RUN)
+    return {"exact_64": _share(own), "whole_64": _whole(own), "seconds_64": _seconds(own)}
+
+
+def certificate(double: pd.DataFrame, others: pd.DataFrame) -> Entries:
+    """How often a certificate is wrong, and how often one is missing; double: batches of the two attacks that give it.
+
+    Rounded, noisy and pruned updates and those of several steps, the others, count for the first alone.
+    """
+    every, exact = pd.concat([double, others]), double[double.exact == double.images]
+    found = {"false_certificate": (every[every.certified.astype(bool)], lambda t: t.exact < t.images)}
+    for name, attack in {"certified_masks": "mask-guided", "certified_spear": "SPEAR"}.items():
+        found[name] = (exact[exact.attack == attack], lambda t: t.certified.astype(bool))
     return {
-        "exact_64": _share(own),
-        "whole_64": _whole(own),
-        "seconds_64": _seconds(own),
-        "over_ica": _over(gain, own),
+        name: _over(intervals.proportion(hit(t).to_numpy(), t.network.to_numpy()), t) if len(t) else NOT_RUN
+        for name, (t, hit) in found.items()
     }
-
-
-def certificate(every: pd.DataFrame) -> Entries:
-    """Whether exact batches are certified, and no others; every: batches of both attacks in double precision."""
-    return {"certificate": _counted(every.certified.astype(bool) == (every.exact == every.images), every)}
 
 
 def large(tables: Mapping[int, pd.DataFrame]) -> Entries:
@@ -91,13 +98,17 @@ def sampled(batches: pd.DataFrame, guided: pd.DataFrame) -> Entries:
 
 
 def growth(batches: pd.DataFrame) -> Entries:
-    """How many more submatrices one image more costs, from batches of 8 and of 12 of the same networks."""
-    by_size = dict(iter(batches.groupby("images")))
-    if not {8, 12} <= by_size.keys() or by_size[8].network.nunique() < 2:
+    """How many more submatrices one image more costs, from batches of 8 and of 12 of the same networks.
+
+    A batch that was not certified was sampled to the end: its number is none, and its network is left out.
+    """
+    certified = batches[batches.certified.astype(bool)].set_index("network")
+    few, many = (certified.tried[certified.images == size] for size in (8, 12))
+    both = few.index.intersection(many.index)
+    if len(both) < 2:
         return {"samples_growth": NOT_RUN}
-    few, many = by_size[8].tried.to_numpy(float), by_size[12].tried.to_numpy(float)
-    ratio = intervals.log_mean((many / few) ** 0.25, by_size[8].network.to_numpy())
-    return {"samples_growth": _over(ratio, batches[batches.images.isin([8, 12])])}
+    ratio = intervals.log_mean((many[both] / few[both]) ** 0.25, both.to_numpy())
+    return {"samples_growth": Measured(ratio, images=20 * len(both))}
 
 
 def stages(both: pd.DataFrame, one: pd.DataFrame) -> Entries:
@@ -108,14 +119,27 @@ def stages(both: pd.DataFrame, one: pd.DataFrame) -> Entries:
     return {"second_stage": _over(gain, both)}
 
 
-def variants(tables: Mapping[str, pd.DataFrame], refused: pd.DataFrame) -> Entries:
-    """Batches of 32 whose update or network is another; refused: those under activations without zeros."""
-    every = pd.concat(tables.values())
-    false = every.certified.astype(bool) & (every.exact < every.images)
-    entries: dict[str, Entry] = {name: _whole(tables[name]) for name in READ}
-    entries |= {name: _share(tables[name]) for name in HIDDEN}
-    entries["noisy_certificate"] = _counted(false, every)
-    return entries | {"leaky": _counted(refused.refused.str.contains("gradients are zero"), refused)}
+def variants(tables: Mapping[str, pd.DataFrame]) -> Entries:
+    """Batches of 32 under other networks, by columns that are tested."""
+    return {"plain": _share(tables["plain"]), "trained": _whole(tables["trained"])}
+
+
+def at_once(tables: Mapping[str, pd.DataFrame]) -> Entries:
+    """Batches of 32 by masks at once, whose update is another."""
+    if any(table.network.nunique() < 2 for table in tables.values()):
+        names = [*WHOLE, "bfloat16", *(f"{name}_gain" for name in BLURRED), *(f"{name}_ceiling" for name in BLURRED)]
+        return dict.fromkeys([*names, *(f"{name}_identified" for name in HIDING)], NOT_RUN)
+    own, before, most = (
+        {name: of(table, attack) for name, table in tables.items()}
+        for attack in ("masks at once", "separation", "true mixing")
+    )
+    entries: dict[str, Entry] = {name: _whole(own[name]) for name in WHOLE}
+    entries["bfloat16"] = _share(own["bfloat16"])
+    for name in BLURRED:
+        mine, theirs = (table[name].psnr.to_numpy() for table in (own, before))
+        entries[f"{name}_gain"] = _over(intervals.difference(mine, theirs, own[name].network.to_numpy()), own[name])
+        entries[f"{name}_ceiling"] = _over(intervals.mean(most[name].psnr, most[name].network), own[name])
+    return entries | {f"{name}_identified": _over(share(own[name], "identified"), own[name]) for name in HIDING}
 
 
 def other(tables: Mapping[str, pd.DataFrame]) -> dict[str, Measured]:
