@@ -197,7 +197,7 @@ def test_the_search_is_the_released_loop(victim, size):
         )
         torch.testing.assert_close(found.raw[t], images, rtol=1e-6, atol=1e-8)
         assert torch.equal(found.labels[t], soft.argmax(1))
-    assert (found.evaluations == 41).all() and not found.diverged.any()
+    assert (found.evaluations == 7).all() and not found.diverged.any()
 
 
 def test_only_the_generator_moves(victim):

@@ -27,7 +27,7 @@ NEEDED = {
     **{"std": 0.1, "max_norm": 1.0, "noise_multiplier": 1.0, "prune_ratio": 0.5, "factor": 2.0, "dtype": "bf16"},
     **{"pruning_rate": 10.0, "observation": Observation({}), "decoder": nn.Linear(2, 2), "generator": GENERATOR},
     **{"auxiliary": PHOTOS, "attack": DLG(), "epochs": 2, "batch_size": 1, "learning_rate": 0.1},
-    **{"make": TopK, "images": PHOTOS, "label": "pruned"},
+    **{"make": TopK, "images": PHOTOS, "label": "pruned", "public": PHOTOS},
 }
 
 
