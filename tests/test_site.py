@@ -72,8 +72,9 @@ def test_code_keeps_its_text_and_loses_the_tags_that_have_no_look():
 
 def test_parameters_of_a_signature_are_blocks_of_text_and_no_list_without_terms():
     word = '<span class="n"><span class="pre">size</span></span>'
-    page = f'<dt class="sig py" id="a"><dl>\n<dd><em>{word}</em>,</dd>\n</dl></dt><dd><p>b</p></dd>'
-    blocks = '<span class="parameters">\n<span class="parameter"><em>size</em>,</span>\n</span>'
+    name = f'<em class="sig-param">{word}</em>'
+    page = f'<dt class="sig py" id="a"><dl>\n<dd>{name},</dd>\n</dl></dt><dd><p>b</p></dd>'
+    blocks = '<span class="parameters">\n<span class="parameter">size,</span>\n</span>'
     assert site.plain_signatures(page) == f'<dt class="sig py" id="a">{blocks}</dt><dd><p>b</p></dd>'
 
 
@@ -84,7 +85,17 @@ def test_a_citation_is_an_item_of_its_list():
 
 def test_the_buttons_that_fold_the_contents_have_a_name():
     page = '<summary><span class="toctree-toggle" role="presentation"></span></summary><summary>more</summary>'
-    assert site.named_summaries(page) == page.replace("<summary><span", '<summary aria-label="The pages below"><span')
+    assert site.named_buttons(page) == page.replace("<summary><span", '<summary aria-label="The pages below"><span')
+
+
+def test_a_button_with_words_has_no_other_name_than_these():
+    search = '<button class="btn search-button-field a" title="Search"{} data-b="c"><i></i><span>Search</span></button>'
+    folded = "<summary{}>\n<p>Show code cell source</p></summary>"
+    labels = (' aria-label="Search"', ' aria-label="Toggle hidden content"')
+    page = "".join(button.format(label) for button, label in zip((search, folded), labels, strict=True))
+    assert site.named_buttons(page) == search.format("") + folded.format("")
+    icon = '<button class="btn search-button" aria-label="Search"><i></i></button>'
+    assert site.named_buttons(icon) == icon
 
 
 def test_datatables_of_another_form_is_refused(tmp_path, monkeypatch):

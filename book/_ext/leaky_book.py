@@ -48,10 +48,10 @@ def lighten(app, pagename, templatename, context, doctree):
 
 
 def name_buttons(app, exception):
-    """Name the buttons of the table of contents, which the theme writes outside of a page's body."""
+    """Name the buttons, most of which the theme writes outside of a page's body."""
     for path in Path(app.outdir).rglob("*.html") if exception is None and app.builder.format == "html" else ():
         page = path.read_text(encoding="utf-8")
-        if (named := site.named_summaries(page)) != page:
+        if (named := site.named_buttons(page)) != page:
             path.write_text(named, encoding="utf-8")
 
 

@@ -30,6 +30,10 @@ _HIGHLIGHTED = re.compile(r'<div class="highlight">.*?</div>', re.DOTALL)
 _WORD = re.compile(r'<span class="pre">([^<]*)</span>')
 _PART = re.compile(r'<span class="(?:[a-z][a-z0-9]?|sig-paren|default_value)">([^<]*)</span>')
 _SIGNATURE = re.compile(r'<dt class="sig .*?</dt>', re.DOTALL)
+_LABELLED = re.compile(
+    r'(<summary|<button class="btn search-button-field [^>]*?) aria-label="(?:Toggle hidden content|Search)"'
+)
+_PARAMETER = re.compile(r'(<span class="parameter">)<em class="sig-param">(.*?)</em>')
 _EXPORTS = re.compile(r"\bexport\s*\{([^}]*)\}\s*;?")
 
 
@@ -64,7 +68,7 @@ def lighter(page: str) -> str:
 
 
 def plain_signatures(page: str) -> str:
-    """The page with the parameters of the library's signatures as blocks of text, a third of their nodes.
+    """The page with the parameters of the library's signatures as blocks of text, a quarter of their nodes.
 
     Sphinx writes them as a list of definitions without terms, which a screen reader cannot tell, and every word of
     them in two tags.
@@ -75,7 +79,7 @@ def plain_signatures(page: str) -> str:
         text = _PART.sub(r"\1", signature[0])
         for tag, name in (("dl", "parameters"), ("dd", "parameter")):
             text = text.replace(f"<{tag}>", f'<span class="{name}">').replace(f"</{tag}>", "</span>")
-        return text
+        return _PARAMETER.sub(r"\1\2", text)
 
     return _SIGNATURE.sub(plain, page)
 
@@ -85,10 +89,15 @@ def citations_in_lists(page: str) -> str:
     return page.replace('role="doc-biblioentry"', 'role="listitem"')
 
 
-def named_summaries(page: str) -> str:
-    """The page with a name for the buttons that fold the table of contents: the theme gives them an icon alone."""
+def named_buttons(page: str) -> str:
+    """The page with a name for each button that is what it shows, as who speaks to the browser would say it.
+
+    The theme gives those that fold the table of contents an icon alone; the search and the folded cells get a label
+    beside their own words.
+    """
     bare = '<summary><span class="toctree-toggle"'
-    return page.replace(bare, bare.replace("<summary>", '<summary aria-label="The pages below">'))
+    page = page.replace(bare, bare.replace("<summary>", '<summary aria-label="The pages below">'))
+    return _LABELLED.sub(r"\1", page)
 
 
 def datatables(folder: Path) -> None:
