@@ -235,6 +235,21 @@ def attack_encoded(
     return scores
 
 
+def encoded_mean_guess(
+    images: ImageSet, auxiliary: ImageSet, defense: Defense | None, networks: int, seed: int
+) -> pd.DataFrame:
+    """The PSNR of `auxiliary`'s mean image for what the clients of `attack_encoded` trained on: a row a trial.
+
+    Images that a defense alters are nearer to the mean or further off than others, whatever an attack finds.
+    """
+    x, y = images.batches(1, networks, seed=seed)
+    if defense is not None:
+        seeds = (network_seed(seed, k) for k in range(networks))
+        x = torch.stack([_encoded(defense, x[k], y[k], images.num_classes, own) for k, own in enumerate(seeds)])
+    psnr = metrics.psnr(auxiliary.mean_image.expand_as(x[:, 0]), x[:, 0]).double()
+    return pd.DataFrame({"trial": range(networks), "psnr": psnr.numpy()})
+
+
 def _encoded(defense: Defense, images: Tensor, labels: Tensor, classes: int, seed: int, number: int = 0) -> Tensor:
     """What a client trains on in place of images [B, C, H, W]; number 0: as the first trial of `share` does."""
     random = generator(seed, 0, client.DEFENSE_STREAM, number)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from reprolib.defenses import reconstruction_bound
 from reprolib.measure import intervals
 from reprolib.measure.entries import Entries, Entry, Measured, Unmeasured
 from reprolib.measure.intervals import Interval
@@ -37,10 +38,10 @@ def paired(a: pd.Series, b: pd.Series) -> Interval:
     return intervals.difference(a[:least], b[:least])
 
 
-def both_attackers(both: Mapping[str, Mapping[str, Attacked]], bound: float, declared: Collection[str]) -> Entries:
+def both_attackers(both: Mapping[str, Mapping[str, Attacked]], declared: Collection[str]) -> Entries:
     """What is identified under each defense by who ignores it and who knows it; attacker -> defense -> run.
 
-    bound: the share that DP-SGD of multiplier 1 lets be identified at most. declared: the measures of the claims.
+    declared: the measures of the claims.
     """
     static, adaptive = both["static"], both["adaptive"]
     found = {f"{name}_{who}": run for who, runs in both.items() for name, run in runs.items()}
@@ -48,7 +49,19 @@ def both_attackers(both: Mapping[str, Mapping[str, Attacked]], bound: float, dec
         "map_minus_static": paired(
             adaptive["gaussian_1e-1"].scores.identified, static["gaussian_1e-1"].scores.identified
         ),
-        "dpsgd_over_bound": intervals.over_chance(adaptive["dpsgd_1"].scores.identified, bound),
+    }
+
+
+def weighed(table: pd.DataFrame) -> Entries:
+    """What who weighs all candidates names under DP-SGD, and how far that is above the bound of `reconstruction_bound`.
+
+    table: `experiments.rivals.weighed_candidates`, with multipliers of 0.1 and 1 among others.
+    """
+    at = dict(list(table.groupby("multiplier")))
+    bounds = [reconstruction_bound(chance, 1.0) for chance in at[1.0].chance]
+    return {
+        "dpsgd_weighed": intervals.proportion(at[0.1].identified),
+        "dpsgd_over_bound": intervals.over_chance(at[1.0].identified, bounds),
     }
 
 
@@ -98,24 +111,43 @@ def feedback(residual: Mapping[str, Interval]) -> Entries:
     return {"feedback_static": residual["nothing"], "feedback_adaptive": residual["feedback"]}
 
 
-def mixtures(single: Mapping[str, Interval], together: Mapping[str, Interval]) -> Entries:
-    """What one update of mixtures identifies, and what all of them do together."""
-    found: dict[str, Entry] = {}
+def mixtures(single: Mapping[str, Interval], together: Mapping[str, Interval], plain: Attacked) -> Entries:
+    """What one update of mixtures identifies and what all do together, and `plain` updates to who has no labels."""
+    found: dict[str, Entry] = {"none_blind": identified(plain)}
     for name in ("mixup", "instahide"):
         found |= {f"{name}_static": single[name], f"{name}_decoded": together[name]}
     return found
 
 
-def altered(clients: Mapping[str, pd.DataFrame], plain: pd.DataFrame) -> Entries:
-    """Clients that alter their data: what it costs the attack, and what of the original comes back."""
-    ats, alone = clients["ATS"], clients["pruned"].original_identified
-    found = {"ats_psnr": paired(plain.psnr, ats.psnr)}
+def pruned_mixtures(alone: Attacked, joined: pd.DataFrame) -> Entries:
+    """What pruning alone leaves, what it leaves of Intra-InstaHide's mixtures over all rounds, and the difference.
+
+    joined: rows of `decode_client`; the images are the first ones of `alone`, in the same order. A client is a cluster;
+    nothing is said of a single one.
+    """
+    found: dict[str, Entry] = {"prune_90_adaptive": identified(alone)}
+    if joined.client.nunique() < 2:
+        return found
+    pruned, size = alone.scores.identified, min(len(alone.scores), len(joined))
+    own, clients = joined.identified[:size], joined.client[:size]
+    return found | {
+        "instahide_pruned_decoded": intervals.proportion(joined.identified, joined.client),
+        "instahide_prune": intervals.difference(pruned[:size], own, clients),
+    }
+
+
+def altered(ats: pd.DataFrame, plain: pd.DataFrame, guessed: Sequence[pd.DataFrame]) -> Entries:
+    """Clients that transform their images: what it costs the attack, and what of the original comes back.
+
+    guessed: `encoded_mean_guess` of the images as they are and of those transformed.
+    """
+    found: dict[str, Entry] = {
+        "ats_psnr": paired(plain.psnr, ats.psnr),
+        "ats_gain": paired(plain.psnr - guessed[0].psnr, ats.psnr - guessed[1].psnr),
+    }
     for key, column in (("identified", "original"), ("undone", "altered"), ("transformed_identified", "transformed")):
         found[f"ats_{key}"] = intervals.proportion(ats[f"{column}_identified"])
-    return found | {
-        "prune_90_blind": intervals.proportion(alone),
-        "instahide_prune": paired(alone, clients["Intra-InstaHide, pruned"].original_identified),
-    }
+    return found
 
 
 def means_of_4(known: pd.DataFrame, joint: pd.DataFrame) -> Entries:
@@ -126,23 +158,12 @@ def means_of_4(known: pd.DataFrame, joint: pd.DataFrame) -> Entries:
     }
 
 
-def blind(unseen: Mapping[str, Attacked], joined: pd.DataFrame, mixers: int) -> Entries:
-    """What attackers without labels identify: no defense, and the hardest of five against pruned mixtures."""
-    found = {"none_blind": identified(unseen["none"])}
-    others = [run for name, run in unseen.items() if name != "none"]
-    least = min(others, key=lambda run: run.scores.identified.mean()).scores
-    size = min(len(least), len(joined))
-    if mixers > 1:
-        gap = intervals.difference(least.identified[:size], joined.identified[:size], joined.client[:size])
-        found["instahide_prune_others"] = gap
-    return found
-
-
-def searched(found: Mapping[str, pd.DataFrame]) -> Entries:
-    """Policies at both ends of a search, attacked on the network of the search."""
+def searched(found: Mapping[str, pd.DataFrame], means: Mapping[str, pd.DataFrame]) -> Entries:
+    """Policies at both ends of a search, attacked on the network of the search; means: the mean image's PSNR there."""
+    gain = {which: run.psnr - means[which].psnr for which, run in found.items()}
     return {
         "direction_searched": intervals.proportion(found["unaltered"].identified),
-        "ats_search": paired(found["least private"].psnr, found["most private"].psnr),
+        "ats_search": paired(gain["least private"], gain["most private"]),
     }
 
 
