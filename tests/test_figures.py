@@ -234,3 +234,26 @@ def test_dumbbells_show_a_few_images_at_the_left(images):
     table = pd.DataFrame([row | {"adaptive": 0.9, "adaptive_low": 0.8, "adaptive_high": 1.0}])
     drawn = figures.dumbbells(table, pictures={"the client's": images[0], "found": images[1]})
     assert sum(bool(axes.images) for axes in drawn.axes) == 2
+
+
+def test_many_images_stand_in_blocks_with_their_names_and_captions(images):
+    many = torch.cat([images] * 3)[:11]
+    texts = [str(i) for i in range(11)]
+    figure = figures.reconstruction_grid({"truth": many, "found": many}, texts, {"found": texts})
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(figure.axes) == 4 * 8 and len(shown) == 2 * 11
+    assert [axes.get_title() for axes in shown if axes.get_title()] == texts
+    assert [axes.get_xlabel() for axes in shown if axes.get_xlabel()] == texts
+    assert [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()] == ["truth", "found"] * 2
+
+
+def test_a_single_value_has_a_range_on_a_logarithmic_axis():
+    table = pd.DataFrame({"x": [3.0, 3.0], "y": [1.0, 2.0], "of": ["a", "b"]})
+    low, high = figures.curves(table, "x", "y", "of", xscale="log").axes[0].get_xlim()
+    assert low < 3 < high
+
+
+def test_a_line_below_another_is_the_wider_one():
+    table = pd.DataFrame({"x": [1, 2, 1, 2], "y": [1.0, 2.0, 1.0, 2.0], "of": ["a", "a", "b", "b"]})
+    first, second = figures.curves(table, "x", "y", "of").axes[0].lines
+    assert first.get_linewidth() > second.get_linewidth()

@@ -57,11 +57,9 @@ def curves(
     figure, axes = plain_axes(3.6)
     groups = groups_of(table, hue)
     looks = looks_of([name for name, _ in groups])
-    for name, group in groups:
-        group = group.sort_values(x, kind="stable")
-        colour, marker = looks[name]
-        axes.plot(group[x], group[y], color=colour, marker=marker if len(group) <= 40 else None, label=name)
-        _band(axes, group, x, low, high, colour)
+    for place, (name, group) in enumerate(groups):
+        _line(axes, group.sort_values(x, kind="stable"), x, y, looks[name], name, len(groups) - 1 - place)
+        _band(axes, group.sort_values(x, kind="stable"), x, low, high, looks[name][0])
     axes.set(xscale=xscale, yscale=yscale, xlabel=xlabel or x, ylabel=ylabel or y)
     _ticks(axes, table[x], xscale, yscale)
     if level is not None:  # after the scale: a line across fixes the limits of the other axis
@@ -71,6 +69,16 @@ def curves(
     else:
         legend_below(figure, hue or (level and level[1]))
     return figure
+
+
+def _line(axes: Axes, group: pd.DataFrame, x: str, y: str, look: tuple[Any, str], name: str, above: int) -> None:
+    """A line with its markers. above: how many are drawn on it later: it is wider, to be seen below them."""
+    colour, marker = look
+    more = min(0.6 * above, 3.0)
+    axes.plot(
+        group[x], group[y], color=colour, marker=marker if len(group) <= 40 else None, markersize=4 + more,
+        linewidth=1.4 + more, label=name,
+    )  # fmt: skip
 
 
 def _band(axes: Axes, group: pd.DataFrame, x: str, low: str | None, high: str | None, colour: Any) -> None:
@@ -107,14 +115,9 @@ def facets(
     row = figure.subplots(len(titles), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, (title, shown) in zip(row, titles, strict=True):
         for name, group in groups_of(shown, hue):
-            colour, marker = looks[name]
             group = group.sort_values(x, kind="stable")
-            # the first are wider: a line that lies on another leaves it to be seen
-            more = 0.6 * (len(order) - 1 - order.index(name))
-            axes.plot(
-                group[x], group[y], color=colour, marker=marker, markersize=4 + more, linewidth=1.4 + more, label=name
-            )
-            _band(axes, group, x, low, high, colour)
+            _line(axes, group, x, y, looks[name], name, len(order) - 1 - order.index(name))
+            _band(axes, group, x, low, high, looks[name][0])
         if marks is not None and title in marks:
             axes.axvline(marks[title], color="0.25", linestyle=":", linewidth=1.2)
         axes.set(xscale=xscale, yscale=yscale)
@@ -136,6 +139,9 @@ def _ticks(axes: Axes, values: pd.Series, xscale: Scale, yscale: Scale) -> None:
     """
     for axis, scale in ((axes.xaxis, xscale), (axes.yaxis, yscale)):
         low, high = axis.get_view_interval()
+        if scale == "log" and high == low:  # a single value has no range of its own
+            (axes.set_xlim if axis is axes.xaxis else axes.set_ylim)(low / 2, 2 * high)
+            low, high = low / 2, 2 * high
         if scale == "log" and high < 20 * low:
             axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if high > 3 * low else MaxNLocator(5))
             axis.set_major_formatter(FuncFormatter(lambda value, _: digits(value)))

@@ -8,6 +8,7 @@ import io
 import textwrap
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -16,13 +17,16 @@ from torch import Tensor
 
 from reprolib.book.figures.look import CHART, SMALL, WIDTH, check_length, show_image, shown_image
 
+ACROSS = 8
+"""Images beside each other at most: more would be smaller on a phone than their own pixels."""
+
 
 def reconstruction_grid(
     rows: Mapping[str, Tensor],
     titles: Sequence[str] | None = None,
     captions: Mapping[str, Sequence[str]] | None = None,
 ) -> Figure:
-    """Images in rows with a name each: truth, then one row an attack or defense.
+    """Images in rows with a name each: truth, then one row an attack or defense; beyond ACROSS columns in blocks.
 
     rows: name -> [n, C, H, W], the same n in all; clamped to [0, 1] for display. titles: over the n columns.
     captions: row name -> n short texts below its images, for instance the MSE.
@@ -39,23 +43,30 @@ def reconstruction_grid(
         labels = [textwrap.wrap(name, letters) for name in rows]
         beside = 0.08 * letters
         # many rows must not make an endless figure
-        side = min(1.0, (CHART - beside) / columns, max(8 / len(rows), 0.6))
+        side = min(1.0, (CHART - beside) / min(columns, ACROSS), max(8 / len(rows), 0.6))
         if 0.16 * max(map(len, labels)) <= side + 0.03:
             break
-    heights = [side + (0.2 if name in captions else 0.04) for name in rows]
-    figure = Figure(figsize=(beside + columns * side, sum(heights) + (0.25 if titles else 0.05)))
+    across = min(columns, ACROSS)
+    blocks = range(0, columns, across)
+    heights = [side + (0.2 if name in captions else 0.04) for name in rows] * len(blocks)
+    figure = Figure(figsize=(beside + across * side, sum(heights) + (0.25 if titles else 0.05) * len(blocks)))
     figure.set_layout_engine("compressed", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    grid = figure.subplots(len(rows), columns, squeeze=False)
+    grid = figure.subplots(len(rows) * len(blocks), across, squeeze=False)
     longest = max((len(text) for texts in captions.values() for text in texts), default=0)
     small = max(6.5, min(SMALL, 72 * side / (0.62 * max(1, longest))))  # a character is 0.62 of its size wide
-    for line, label, (name, images) in zip(grid, labels, rows.items(), strict=True):
-        for i, (axes, image) in enumerate(zip(line, images, strict=True)):
-            show_image(axes, image)
+    for line, (first, (label, (name, images))) in zip(
+        grid, product(blocks, zip(labels, rows.items(), strict=True)), strict=True
+    ):
+        for i, axes in enumerate(line, first):
+            if i >= columns:
+                axes.set_axis_off()
+                continue
+            show_image(axes, images[i])
             if name in captions:
                 axes.set_xlabel(captions[name][i], fontsize=small, labelpad=1)
+            if titles and name == next(iter(rows)):
+                axes.set_title(titles[i], fontsize=SMALL, pad=2)
         line[0].set_ylabel("\n".join(label), rotation=0, ha="right", va="center", labelpad=4, fontsize=SMALL)
-    for axes, title in zip(grid[0], titles or [], strict=False):
-        axes.set_title(title, fontsize=SMALL, pad=2)
     return figure
 
 
@@ -70,7 +81,7 @@ def strip(images: Tensor, iterations: Sequence[int], captions: Sequence[str] | N
     columns = -(-len(images) // lines)
     side = CHART / 5
     figure = Figure(figsize=(columns * side, lines * (side + (0.42 if captions else 0.25))))
-    figure.set_layout_engine("compressed", w_pad=0.02, h_pad=0.03, wspace=0, hspace=0)
+    figure.set_layout_engine("compressed", w_pad=0.02, h_pad=0.06, wspace=0, hspace=0)
     every = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes in every[len(images) :]:
         axes.set_axis_off()
