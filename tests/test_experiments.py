@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from reprolib.attacks import History, labels
 from reprolib.book import chapter
 from reprolib.experiments import training
 from reprolib.experiments.defenses import OnPublic, graddefense
+from reprolib.experiments.measures import dlg as dlg_measures
 from reprolib.federated import client
 from reprolib.measure import intervals, metrics
 
@@ -339,3 +341,19 @@ def test_policies_are_ranked_by_privacy_on_a_trained_network():
     assert not torch.equal(found["head.weight"], fresh.head.weight)
     fresh.load_state_dict({name: v for name, v in found.items() if name != "table"}, strict=False)
     assert torch.equal(found["head.weight"], fresh.head.weight)
+
+
+def test_dlg_counts_named_pictures_nearer_than_the_mean_image_and_a_collapse_as_skewed():
+    named = pd.DataFrame({"network": range(6), "identified": [True] * 5 + [False], "psnr": [9, 9, 9, 9, 15, 20]})
+    found = dlg_measures.nearer({("prune_30", "official", "static"): named}, 12.6)
+    assert found.keys() == {"prune_30_nearer"} and found["prune_30_nearer"].value == pytest.approx(0.2)
+    trained = {
+        name: pd.DataFrame({"accuracy": shares}) for name, shares in {"none": [0.5, 0.5], "n": [0.4, 0.1]}.items()
+    }
+    lost = dlg_measures.costs(trained, 800)["utility_drop_n"].interval
+    assert lost.value == pytest.approx(0.25) and lost.skewed
+
+
+def test_dlg_correlates_each_run_apart():
+    layers = pd.DataFrame({"trial": [0] * 3 + [1] * 3, "image": [3, 2, 1] * 2, "conv1.weight": [3, 2, 1, 1, 2, 3]})
+    assert dlg_measures.correlations(layers) == pytest.approx([1, -1])

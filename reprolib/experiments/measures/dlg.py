@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,13 +20,18 @@ SETS = ("mnist", "cifar100", "svhn", "lfw")
 """The image sets besides CIFAR-10 that the paper attacks."""
 
 
+def correlations(layers: pd.DataFrame) -> list[float]:
+    """Of each image's run, the rank correlation of its error and the layers' distances, a mean over the layers."""
+    weights = [name for name in layers if name.endswith("weight")]
+    return [run[weights].corrwith(run.image, method="spearman").mean() for _, run in layers.groupby("trial")]
+
+
 def layer_correlation(layers: pd.DataFrame, outers: int) -> Entries:
     """Rank correlation over a run of the image's error and the layers' distances, a mean over the images."""
     if layers.outer.nunique() <= 4 or layers.trial.nunique() <= 1:
         return {"layer_correlation": Unmeasured("too few iterations or images for a correlation")}
-    weights = [name for name in layers if name.endswith("weight")]
-    together = [run[weights].corrwith(run.image, method="spearman").mean() for _, run in layers.groupby("trial")]
-    return {"layer_correlation": Measured(intervals.mean(together, within=(-1, 1)), outer_steps(outers))}
+    together = intervals.mean(correlations(layers), within=(-1, 1))
+    return {"layer_correlation": Measured(together, outer_steps(outers))}
 
 
 def success(runs: Mapping[str, Attacked], presets: Mapping[str, Any]) -> Entries:
@@ -147,11 +153,25 @@ def defended(
     return found
 
 
+def nearer(rows: Mapping[tuple[str, str, str], pd.DataFrame], bar: float) -> Entries:
+    """How many pictures that name their image at 30 % pruning are nearer to it than the mean image, of bar dB."""
+    found: dict[str, Entry] = {}
+    for name in ("prune_30", "prune_30_global"):
+        t = rows.get((name, "official", "static"))
+        if t is not None and (back := t[t.identified]).network.nunique() > 1:
+            found[f"{name}_nearer"] = intervals.proportion(back.psnr > bar, back.network)
+    return found
+
+
 def costs(trained: Mapping[str, pd.DataFrame], images: int) -> Entries:
-    """Test accuracy that training with each defense loses, a pair a seed; images: size of the test set."""
+    """Test accuracy that training with each defense loses, a pair a seed; images: size of the test set.
+
+    A training that collapses loses many times what the others lose, so that the measure is skewed.
+    """
     plain = trained["none"].accuracy.to_numpy()
     lost = {name: plain - np.asarray(t.accuracy) for name, t in trained.items() if name != "none" and len(t) > 1}
-    return {f"utility_drop_{name}": Measured(intervals.mean(drop), images=images) for name, drop in lost.items()}
+    means = {name: replace(intervals.mean(drop), skewed=True) for name, drop in lost.items()}
+    return {f"utility_drop_{name}": Measured(mean, images=images) for name, mean in means.items()}
 
 
 def left_out(missing: Sequence[str], defenses: Sequence[str]) -> Entries:

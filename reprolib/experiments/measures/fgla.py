@@ -22,9 +22,11 @@ RECOGNISED = {
     "large_dense": ("trained", 64, "whole"),
     "large_tensor": ("trained", 64, "each"),
     "large_weights": ("trained", 64, "weights"),
+    "large_joint": ("trained", 64, "joint"),
     "large_imputed": ("trained", 64, "filled"),
     "large_untrained": ("untrained", 64, "whole"),
     "large_untrained_weights": ("untrained", 64, "weights"),
+    "large_untrained_joint": ("untrained", 64, "joint"),
 }
 """End of a measure's name -> trunk, size of the batch, what is left of the gradient."""
 
@@ -227,8 +229,4 @@ def masked(found: Found, budget: str) -> Entries:
 def left_out(missing: Sequence[str]) -> Entries:
     """Why this run lacks the measures that are missing."""
     small = Unmeasured("this profile leaves that cell out", "budget")
-    joint = (
-        "compressed all together, no batch was put to recognition: the record has two, in decibels, "
-        "on the untrained trunk"
-    )
-    return {name: Unmeasured(joint) if name == "identified_large_joint" else small for name in missing}
+    return dict.fromkeys(missing, small)
