@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,17 @@ def test_the_objective_is_what_the_paper_writes(case):
         variation = images.diff(dim=-1).abs().mean() + images.diff(dim=-2).abs().mean()
         expected = -contrast + 1.47 * apart + 3.1 * variation
         torch.testing.assert_close(found[t].double(), expected.double(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_contrast_is_the_mean_of_squares_over_sources(case):
+    model, update, _ = case
+    layer = FirstLayer.of(model, update)
+    party = Party.of(layer, 6)
+    unmixing = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(0))
+    found = CocktailParty(decorrelation=0.0, variation=0.0).objective(unmixing, party, layer.shape)
+    sources = unmixing / unmixing.norm(dim=2, keepdim=True) @ party.white
+    expected = -sources.double().cosh().log().mean(2).square().mean(1)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
 
 
 def test_whitening_keeps_the_mixture(case):
@@ -226,6 +238,14 @@ def test_guesses_are_recognised_by_chance_alone(photos):
     scores = experiments.unmixed(room(photos), {"bands": DerivativeICA()})["scores"]
     over = measures.over_chance(scores, "bands", guesses)
     assert over.value == pytest.approx(1 - measures.chance(guesses).identified.mean())
+
+
+def test_chance_is_the_guess_that_recognises_more():
+    guesses = pd.DataFrame({"attack": ["blends"] * 2 + ["unrelated"] * 2, "trial": [0, 1] * 2, "image": 0})
+    guesses["identified"] = [True, False, True, True]
+    assert set(measures.chance(guesses).attack) == {"unrelated"}
+    scores = pd.DataFrame({"attack": "bands", "trial": [0, 1], "image": 0, "identified": [True, True]})
+    assert measures.over_chance(scores, "bands", guesses).value == 0
 
 
 def test_beyond_the_width_as_many_as_the_rank_allows_are_read(photos):

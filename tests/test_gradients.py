@@ -1,5 +1,6 @@
 """The engine that client and attacker share, over the product of its options, against plain `torch.optim` loops."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -187,6 +188,17 @@ def test_second_derivatives_are_right(norm, mode, trials):
     step = 1e-5
     differences = (own(at + step * along, rows)[0] - own(at - step * along, rows)[0]) / (2 * step)
     torch.testing.assert_close(slope, differences, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_worker_computes_what_torchs_own_layers_do(norm, mode):
+    model, (x, _) = net(norm), batch(3, 1)
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            nn.init.uniform_(buffer, 0.5, 1.5)  # running statistics that are not those of this batch
+    found = client.worker(model, mode)(x[0])
+    torch.testing.assert_close(found, copy.deepcopy(model).train(mode == "train")(x[0]), rtol=1e-10, atol=1e-10)
 
 
 class Attending(models.Victim):

@@ -251,6 +251,20 @@ def test_noise_has_the_size_of_the_rate_times_its_weight():
     assert minimum.last.abs().median().item() == pytest.approx(0.1, rel=0.02)  # Adam has rescaled it
 
 
+def test_noise_is_drawn_behind_the_start(monkeypatch):
+    model, (x, y) = victim(torch.float32), batch(dtype=torch.float32)
+    update, told = client.share(model, x, y, threat=known()), []
+
+    def spy(objective, start, iterations, rate, noise, *rest, **more):
+        told.append((start, noise()))
+        return langevin_adam(objective, start, iterations, rate, noise, *rest, **more)
+
+    monkeypatch.setattr(attacks.gradinversion, "langevin_adam", spy)
+    SHORT(model, update)
+    pair = torch.stack([part.flatten() for part in told[0]])
+    assert torch.corrcoef(pair)[0, 1].abs() < 0.2, "another draw than the start's"
+
+
 def test_seeds_are_refreshed_on_their_dates_and_only_then(monkeypatch):
     model, (x, y) = victim(torch.float32), batch(dtype=torch.float32)
     update, calls, plain = client.share(model, x, y, threat=known()), [], priors.consensus

@@ -423,6 +423,17 @@ def test_null_controls_see_nothing_of_the_image():
         experiments.attack_drawn(SMALL, public=pictures(), train_steps=1, **told)
 
 
+def test_a_null_control_is_never_below_the_best_answer_without_a_gradient():
+    psnr = {"gradient": [20.0, 21.0], "noise": [5.0, 18.0], "other": [4.0, 3.0], "grey card": [12.0, 14.0]}
+    by = {name: pd.DataFrame({"psnr": values, "identified": False}) for name, values in psnr.items()}
+    found = measures.controls(by, ("noise", "other"))
+    assert found["over_best_null"].value == pytest.approx((8 + 7) / 2)
+    assert found["over_gaussian"].value == pytest.approx((8 + 3) / 2) and found["over_other"].value == pytest.approx(
+        7.5
+    )
+    assert found["grey_over_gaussian"].value == pytest.approx((7 - 4) / 2)
+
+
 def test_dlg_spends_what_an_early_end_leaves_and_keeps_the_lowest():
     told = {"images": pictures(), "trials": [0, 1], "seed": 1, "device": torch.device("cpu"), "marks": (0, 2)}
     dlg = attacks.DLG(iterations=2)

@@ -72,6 +72,15 @@ def test_the_mask_of_the_head_is_of_its_weight_alone(victim):
     assert cost["all"].max() < 1e-10
 
 
+def test_the_mask_is_of_all_that_was_shared_whatever_its_sign(victim):
+    x, y = batch()
+    update = client.share(victim, x, y, threat=KNOWN)
+    for sign in (1, -1):
+        gradients = {name: sign * g.abs() for name, g in update.gradients.items()}
+        seen = attacks.HCGLA(start="random").observed(victim, replace(update, gradients=gradients))
+        assert all(torch.equal(seen.weight[name], (g != 0).float()) for name, g in gradients.items())
+
+
 def test_without_compression_and_generator_it_is_dlg_with_the_label_given(victim):
     x, y = batch()
     update = client.share(victim, x, y, threat=KNOWN)

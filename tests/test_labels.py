@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch.func import functional_call, grad, vmap
 
 from reprolib import models
 from reprolib.attacks import labels
+from reprolib.experiments.measures import idlg as measures
 from reprolib.federated.client import LocalTraining, share
 
 NETS, CLASSES = 1000, 10
@@ -262,3 +264,11 @@ def test_the_ceiling_of_distinct_labels_is_the_expected_number_of_classes():
     draws = torch.randint(10, (20_000, 8), generator=torch.Generator().manual_seed(0))
     found = torch.nn.functional.one_hot(draws, 10).amax(1).sum(1).double().mean() / 8
     assert found.item() == pytest.approx(labels.distinct_ceiling(10, 8), abs=3e-3)
+
+
+def test_labels_of_a_batch_count_from_blind_naming_to_all():
+    blind = 1 - (1 - 1 / 100) ** 8  # of 8 labels of 100 classes, by naming 8 different ones
+    for right, restored in (([1.0, 1.0], 1), ([blind, blind], 0), ([blind, 1.0], 0.5)):
+        counted = pd.DataFrame({"batch": 8, "rule": "bias_corrected", "right": right})
+        found = measures.batch_labels(counted, 100)["batch_labels_8"]
+        assert found.interval.value == pytest.approx(restored, abs=1e-12) and found.images == 16

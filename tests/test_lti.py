@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reprolib import data, models
-from reprolib.attacks import LearningToInvert
+from reprolib.attacks import LearningToInvert, lti
 from reprolib.defenses import GaussianNoise, SignCompression
 from reprolib.federated.client import share
 from reprolib.federated.threat import ThreatModel
@@ -54,6 +54,15 @@ def test_batches_are_matched_before_the_loss(digits, model):
     x, y = victims.batches(2, 3, seed=0)
     found = attack(auxiliary, epochs=1, coordinates=100)(model, share(model, x, y))
     assert found.images.shape == x.shape and found.evaluations[0] == 180
+
+
+def test_images_of_a_batch_find_their_own_in_whatever_order(digits, model):
+    auxiliary, victims = digits
+    x, y = victims.batches(3, 2, seed=0)
+    inverter = lti._Inverter(attack(auxiliary), model, share(model, x, y), 0)
+    for order in ([1, 2, 0], [2, 0, 1], [0, 2, 1]):
+        inverter._images = lambda entries, order=order: x[:, order]
+        assert inverter._loss(torch.empty(2, 0), x) == 0, order
 
 
 def test_the_held_out_error_is_a_mean_over_images_however_they_are_split(digits, model):

@@ -10,7 +10,7 @@ from torch import nn
 from reprolib import data, models, servers
 from reprolib.attacks import likely, rtf
 from reprolib.attacks.rtf import RobbingTheFed, TrapRows
-from reprolib.defenses import DPSGD, Inspection
+from reprolib.defenses import DPSGD, GaussianNoise, Inspection
 from reprolib.defenses.inspection import examined
 from reprolib.experiments import rtf as experiment
 from reprolib.experiments.networks import network_seed
@@ -134,6 +134,16 @@ def test_read_upward_as_the_released_code_does_the_topmost_bin_is_never_alone():
     assert (up <= down).all() and (down & ~up == down & top).all() and (down & top).any()
 
 
+@pytest.mark.parametrize(("deviations", "empty"), [(4.0, True), (4.5, False)])
+def test_a_difference_of_rows_has_the_noise_of_both(deviations, empty):
+    model, (images, labels) = sent(), batch(6)
+    threat = replace(MALICIOUS, defense_known=True)
+    update = client.share(model, images, labels, threat=threat, defense=GaussianNoise(0.01))
+    steps = 0.01 * deviations * torch.arange(32, 0, -1.0)[None]  # each bin holds as much as the next
+    found = RobbingTheFed()(model, replace(update, gradients=update.gradients | {"imprint.rows.bias": steps}))
+    assert (found.lost == empty).all(), "three deviations of a difference are 4.24 of a row"
+
+
 def test_an_update_is_left_as_it_was():
     model, (images, labels) = sent(), batch(6)
     update = client.share(model, images, labels, threat=MALICIOUS)
@@ -213,6 +223,20 @@ def test_addition_and_the_linear_way_back_agree_and_the_others_fail():
     assert exact["cat"].sum() < singles.sum() / 2, "its rows count differently in what follows"
     gradient = client.share(models_["softmax"], images, labels, threat=MALICIOUS).gradients["imprint.rows.bias"]
     assert gradient.abs().max() < 1e-15, "its weights sum to one, so the block changes nothing"
+
+
+def test_the_ways_back_by_hand():
+    weight, bias = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]), torch.tensor([-0.5, 1.0])
+    x = torch.tensor([1.0, 2.0, 3.0]).view(1, 1, 1, 3)  # the rows give 0.5 and 6
+    for connection, layout, expected in (
+        ("addition", "cumulative", [7.5, 8.5, 9.5]),  # 2 x the mean of the rows
+        ("addition", "sparse", [2.5, 3.5, 4.5]),  # clamped to 1
+        ("linear", "cumulative", [13.0, 13.0, 13.0]),  # 2 x their sum
+        ("cat", "cumulative", [0.5, 6.0, 3.0]),
+        ("softmax", "cumulative", [1.0, 2.0, 3.0]),
+    ):
+        block = ImprintBlock(weight, bias, layout, connection, top=1.0, strength=2.0)
+        assert block(x).flatten().tolist() == pytest.approx(expected)
 
 
 def test_strength_scales_the_gradient_and_gain_takes_it_back_from_the_output():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reprolib import attacks, data, defenses, models
+from reprolib.attacks import mask_guided, masks_at_once
 from reprolib.attacks.columns import Mixture, completed, null_vector, true_column
 from reprolib.attacks.first_layer import FirstLayer
 from reprolib.attacks.masks_at_once import leak
@@ -82,6 +83,35 @@ def test_a_zero_that_was_asked_for_is_not_taken_for_a_unit_left_off():
     alive = ((units[:, 0].abs() > 1e-3) & (units[:, 1].abs() > 1e-3)).nonzero()[0, 0]
     forced = units[alive, 1] * columns[:, 0] - units[alive, 0] * columns[:, 1]  # zero there, and where both are off
     assert true_column(mixture, forced) is None
+
+
+def test_a_faint_image_is_explained_as_well_as_a_strong_one():
+    mixture, columns, inputs = truth()
+    mixture = replace(mixture, zero=1e-4)
+    strong = completed(mixture, columns)
+    strength = torch.tensor([1e-3, 1, 1, 1, 1, 1], dtype=torch.float64)
+    mixing = mixture.left.T @ strong.mixing * strength
+    faint = replace(mixture, right=mixing @ inputs, bias=mixture.left @ mixing.sum(1))
+    torch.testing.assert_close(completed(faint, columns).explained, strong.explained)
+
+
+def test_rows_that_fit_a_column_worst_are_left_out():
+    mixture, columns, inputs = truth()
+    off = mixture.units(inputs)[:, 0] < 0
+    rows = mixture.left[off]
+    false = mixture.left[~off][:1]  # a unit that is on, taken for one that is off
+    assert (masks_at_once._column(torch.cat([rows, false])) @ columns[:, 0]).abs() > 1 - 1e-10
+
+
+def test_what_is_separated_lies_within_the_range_of_pixels():
+    victim, update, _ = shared()
+    layer = FirstLayer.of(victim, update)
+    mixture = Mixture.of(layer, 0, Victims.of(victim), 6, None)
+    search = mask_guided._Search(MASKS, layer, mixture, client.generator(0, 0))
+    mixing = torch.eye(6, dtype=torch.float64)
+    inputs = layer.of_pixels(torch.linspace(-1, 2, 6 * 3072, dtype=torch.float64).view(1, 6, 3, 32, 32))[0]
+    found = layer.to_pixels(search._scaled(inputs, mixing, mixing.sum(1))[None])
+    torch.testing.assert_close(found, layer.to_pixels(inputs[None]).clamp(0, 1))
 
 
 @pytest.mark.parametrize("attack", [MASKS, SAMPLING, AT_ONCE])

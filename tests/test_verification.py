@@ -892,6 +892,12 @@ def test_a_second_verification_draws_other_parts_first(book, verify):
     assert sorted(seen) == ["measure", "whole"] and len(_logged(book)) == 2
 
 
+def test_of_parts_of_one_code_the_least_recently_verified_comes_first():
+    found = {name: types.SimpleNamespace(code="same", made={"seconds": 1.0}, inputs={}) for name in "abc"}
+    log = [{"part": name, "time": f"2026-11-{day}"} for name, day in (("a", 12), ("b", 10), ("c", 11))]
+    assert list(verification._drawn(found, log, 30.0)) == ["b", "c", "a"]
+
+
 def test_parts_run_with_the_threads_that_made_their_records(book, monkeypatch):
     for name in ("measure", "whole", "live"):
         rewrite(book.record(name), lambda payload: payload["made"].update(threads=7))
