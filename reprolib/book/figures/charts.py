@@ -310,7 +310,11 @@ def dumbbells(
     signs = {"static": "○", "adaptive": "●"}
     names = []  # beside them, off the scale, whom nobody measured
     for _, row in table.iterrows():
-        unknown = [f" ({sign} not measured)" for who, sign in signs.items() if np.isnan(row[who])]
+        unknown = [
+            f" ({sign}\N{NO-BREAK SPACE}not\N{NO-BREAK SPACE}measured)"
+            for who, sign in signs.items()
+            if np.isnan(row[who])
+        ]
         names.append(textwrap.wrap(f"{row.defense}{''.join(unknown)}", 24 if unknown else 22))
     height = 1.35 + max(0.4, 0.05 + 0.16 * max(map(len, names))) * len(names)
     figure = Figure(figsize=(CHART, height + (1.6 if pictures else 0.0)), layout="constrained")
