@@ -14,12 +14,13 @@ PLAN = """
 attacks:
   - id: search
     name: A search
+    against: a search by value
     paper: dlg
     victims: one image
     control: undefended
     figure: true
     levels:
-      - {defense: Noise, level: std 1, static: protected, adaptive: label_accuracy, cost: undefended}
+      - {defense: Noise, level: std 1, static: protected, adaptive: label_accuracy, cost: undefended, of: 38}
       - {defense: Noise, level: std 2}
   - id: absent
     name: Of a chapter that is not there
@@ -79,7 +80,10 @@ def test_a_cell_does_not_say_protects_where_the_ledger_does_not(word, at_most, n
     verdict = SimpleNamespace(verdict=word, decided=word != "not decided here")
     measures = {"read": Found(0.05, 0.0, 0.15), "plain": Found(1, 0.9, 1)}
     (row,) = matrix.rows(attack, paper, measures, {"hides": verdict} if word else {})
-    assert row.cells["adaptive"].zone == zone and row.cells["adaptive"].claim == "hides"
+    cell = row.cells["adaptive"]
+    assert cell.zone == zone and cell.claim == "hides"
+    undecided = word in (None, "not decided here")
+    assert cell.undecided == undecided == cell.sign.endswith("*") == cell.words.endswith("not decided")
 
 
 def test_an_attacker_who_ignores_the_defense_never_says_that_it_protects():
@@ -92,11 +96,14 @@ def test_the_page_shows_numbers_and_says_what_was_not_measured(root):  # noqa: F
     assert "Without a defense it identifies\na share that was not measured." in page(root, "matrix")
     add_run(root, "dlg", "gpu", "reference")
     text = page(root, "matrix")
-    cell = 'href="scoreboard.html#dlg-label-accuracy">● 99 %</a> [96, 100]<br><span class="note">broken</span>'
+    cell = 'href="scoreboard.html#dlg-label-accuracy">● 99.2 %</a> [95.7, 100]<br><span class="note">broken</span>'
     assert cell in text and 'href="scoreboard.html#dlg-noise">○ 0 %</a>' in text and "attack stopped" in text
-    assert text.count("not measured</span></td>") >= 2 and "99.2 [95.7, 100.0]</td>" in text
+    assert text.count("not measured</span></td>") >= 2 and "99.2 [95.7, 100] of 38</td>" in text
     assert "Of a chapter that is not there" not in text
-    assert "Of 1 defense 1 is broken" in text and (root / "book/_generated/dumbbells.png").exists()
+    assert (
+        "Against a search by value \\(an older run, provisional\\)\\: of 1 defense 1 is broken" in text
+        and (root / "book/_generated/dumbbells.png").exists()
+    )
     assert 'class="drawn"' in written(root)
 
 
@@ -144,6 +151,18 @@ def test_dumbbells_leave_out_what_nobody_measured():
     assert table.defense.tolist() == ["Noise, std 0", "Noise, std 1"]
     drawn = figures.dumbbells(table.assign(cost=["7.6 [1.0, 14.1]", ""]))
     words = [text.get_text() for text in drawn.axes[0].texts]
-    assert "7.6 [1.0, 14.1]" in words and "not measured" in words and "○ not measured" in words
+    assert "7.6 [1.0, 14.1]" in words and "not measured" in words
+    labels = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
+    assert any("○\N{NO-BREAK SPACE}not" in label for label in labels), "off the scale, where no point is meant"
+    named = figures.dumbbells(table.assign(cost=""), attack="a search by value").axes[0].get_xlabel()
+    assert "a search by value" in named
     with pytest.raises(ValueError, match="the table has no columns"):
         figures.dumbbells(table.drop(columns="adaptive_low"))
+
+
+def test_an_accuracy_out_of_a_runs_prose_is_dropped_once_the_run_has_records():
+    home = Path(__file__).parents[1]
+    for attack in matrix.load(home / "book" / "matrix.yml"):
+        if (home / "results" / "reference" / attack.paper / "records").exists():
+            told = [level.level for level in attack.levels if level.of is not None]
+            assert not told, f"book/matrix.yml, {attack.id}: drop `of` of {told}, or take it from the records"

@@ -3,9 +3,9 @@
 import pytest
 
 from reprolib.book.claims import Claim, Paper
-from reprolib.book.criteria import Measure
-from reprolib.book.opening import IN_WORDS, OLDER, how_to_run, opening, record_missing
-from reprolib.book.verdicts import Verdict
+from reprolib.book.criteria import Criterion, Measure, Needs
+from reprolib.book.opening import HOW, IN_WORDS, OLDER, how_to_run, opening, record_missing, sets_needed
+from reprolib.book.verdicts import Verdict, standing
 
 VERDICT = {
     "id": "a", "says": "x <b>", "where": "x", "origin": "paper", "kind": "result", "central": True, "published": "90 %",
@@ -68,5 +68,35 @@ def test_what_stands_beside_a_verdict_is_shown_and_a_missing_record_leads_to_the
     told = record_missing("toy", "run", "", {"provenance": made_by})
     assert f'href="#{OLDER}"' in told and f'href="#{IN_WORDS}"' in told and "on a GPU it has not been timed" in told
     assert "reprolib run toy --profile gpu --device cuda --data ROOT" in told
-    assert "Expect what the reference run took" in how_to_run("toy", {"provenance": made_by | {"device": "cuda: y"}})
+    assert "By today's criteria its claims stand so: none decided" in told
+    on_gpu = {"provenance": made_by | {"device": "cuda: y"}}
+    assert "Expect for the whole chapter what the older run took" in how_to_run("toy", on_gpu)
+    assert "what the reference run took" in how_to_run("toy", on_gpu | {"records": {"part": {}}})
     assert "nobody has measured" in record_missing("toy", "run", "why", None)
+
+
+def test_how_to_run_names_the_sets_the_page_that_helps_and_what_a_gpu_needs(paper):
+    needing = paper.claims[0].model_copy(update={"needs": Needs(data=("mnist",), profile="gpu", images=1)})
+    needed = sets_needed(
+        [needing, *paper.claims], {"provenance": {"data": {"cifar10 (test)": "0", "mnist (test)": "1"}}}
+    )
+    assert needed == ["cifar10", "mnist"] and sets_needed(paper.claims, None) == []
+    told = how_to_run("toy", None, needed)
+    assert f'<a href="{HOW}">' in told and "<code>cifar10</code>, <code>mnist</code>" in told
+    assert "CUDA build of PyTorch" in told and "this chapter's" not in how_to_run("toy", None)
+
+
+def test_what_stands_today_is_said_of_the_paper_and_of_the_book():
+    own = Verdict(**VERDICT | {"id": "b", "origin": "book"})
+    told = standing([Verdict(**VERDICT | OPEN), own])
+    assert told == "decided of the paper's claims: none; of the book's own: 1 reproduced"
+    assert standing([Verdict(**VERDICT | OPEN)]) == "none decided"
+
+
+def test_a_number_of_the_finding_whose_claims_are_open_is_marked(paper):
+    judged = paper.claims[0].model_copy(update={"criterion": Criterion(measure="share", at_least=0.5)})
+    paper = paper.model_copy(update={"claims": (judged,)})
+    assert paper.found({"share": 0.55}, {"a"}) == "<55\N{NO-BREAK SPACE}%*> come back. * measured, not decided."
+    assert paper.found({"share": 0.55}) == "<55\N{NO-BREAK SPACE}%> come back."
+    said = paper.model_copy(update={"finding": "{share} (not decided) come back."})
+    assert said.found({"share": 0.55}, {"a"}) == "55\N{NO-BREAK SPACE}% (not decided) come back."

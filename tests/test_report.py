@@ -299,7 +299,7 @@ def test_counts_keep_apart_what_is_not_alike(root):
     total = words(re.search(r"<table.*?</table>", page(root, "summary"), re.DOTALL)[0])
     assert total.startswith("reference run, all chapters the papers' 9 claims the book's own 2 claims")
     assert "on a substitute none none identities = 1 identity holds none open" in total
-    assert "○ 3 not decided here 1 imprecise, 2 out of scope" in total
+    assert "○ 3 not decided here 2 about what this book does not measure, 1 measured too coarsely" in total
     assert "of 5 decided results 1 on one network only, 5 the same at 99 %" in total
     assert "of 3 decided results 1 on one network only" in words(written(root))
 
@@ -350,6 +350,9 @@ def test_counts_in_words():
         "3 reproduced, 2 not decided here (2 data), 2 identities hold; of 3 decided results 1 on one network only, "
         "1 the same at 99 %, 1 without a 99 % interval; 2 provisional"
     )
+    assert counts.open_in_words() == "2 whose image set is not here"
+    assert counts.open_in_words(codes=True) == "2 whose image set is not here (data)"
+    assert set(wording.OPEN_BECAUSE) == set(REASONS)
     assert rendering.counted("holds on a substitute", 2) == "2 hold on a substitute"
     assert rendering.counted("fails", 1) == "1 identity fails"
 
@@ -849,7 +852,15 @@ def test_the_index_shows_each_paper_with_its_finding_and_what_was_contradicted(r
     path.write_text(path.read_text().replace("measures:", 'finding: "<{label_accuracy}> of the labels."\nmeasures:', 1))
     add_run(root, "dlg", "gpu", "reference", right=10)
     glance = page(root, "glance")
-    assert glance.startswith("Of the ") and "1 not reproduced" in glance and "Why those are open: " in glance
+    assert glance.startswith("Of the ") and "1 not reproduced" in glance and "not decided, by reason: " in glance
+    assert "In the bars:" in glance and '<span class="bar key" aria-hidden="true">' in glance
     assert "&lt;7.81\N{NO-BREAK SPACE}%&gt; of the labels." in glance
     assert 'Contradicted: <a href="scoreboard.html#dlg-label-accuracy">the label of one sample &amp; its' in glance
     assert '<span class="not-reproduced" style="flex:1" title="1 not reproduced"></span>' in glance
+
+
+def test_the_scoreboard_says_why_it_has_more_rows_than_there_are_claims(root):
+    write_claims(root, "dlg", "DLG", further=FURTHER)
+    assert "<p>12 rows: 9 claims of the papers; 2 of the book; 1 setting, shown and not counted.</p>" in page(
+        root, "scoreboard"
+    )

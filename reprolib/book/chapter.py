@@ -283,7 +283,8 @@ class Chapter:
         kept = self._kept_figure(name)
         if not self.replays and kept is not None:
             picture, old = kept
-            said = f"<b>Figure {number}.</b> {html.escape(old)} <i>(reference run, {html.escape(self._made)})</i>"
+            whose = reference_run.name(self._reference)
+            said = f"<b>Figure {number}.</b> {html.escape(old)} <i>({whose}, {html.escape(self._made)})</i>"
             front = figures.captioned(figures.picture(picture, old), said, f"fig-{name}")
             again = figures.captioned(figures.picture(drawn, caption), title)
             body = front + markup.fold("The same figure from this run", again)
@@ -320,7 +321,7 @@ class Chapter:
         stored = [] if self._reference is None else self._reference.get("shown", [])
         if not self.replays and number <= len(stored):
             old = stored[number - 1]
-            note = f"<i>(reference run, {html.escape(self._made)})</i>"
+            note = f"<i>({reference_run.name(self._reference)}, {html.escape(self._made)})</i>"
             front = markup.table(old["table"], number, old["caption"], folded, note)
             body = front + markup.fold(
                 "The same table from this run", markup.table(shown, number, caption, "", "", anchors)
@@ -391,25 +392,27 @@ class Chapter:
         if now and self._reference:
             folder = clone.reference_root() / self.paper
             self.show(opening.opening(self.ledger.paper, now, self._reference, folder))
+        needed = opening.sets_needed(self.ledger.paper.claims, self._reference)
         if self.replays:
             text = (
                 f"This page shows the <b>reference run</b> from its committed records ({html.escape(self._made)}). "
                 f"Every table and figure says whether it comes from the record or ran here. "
-                f"{opening.how_to_run(self.paper, self._reference)}"
+                f"{opening.how_to_run(self.paper, self._reference, needed)}"
             )
             self.show(markup.box("The reference run", text))
         else:
             run = f"profile <b>{self.profile}</b>, device <b>{self.device.type}</b>, seed <b>{self.seed}</b>"
             if self._folder_of_run == REPLAY:
-                self.show(opening.record_missing(self.paper, run, problem, self._reference))
+                self.show(opening.record_missing(self.paper, run, problem, self._reference, now, needed))
             else:
                 self.show(markup.box("This run", run))
                 if problem:
                     self.show(markup.box("⚠ The reference run cannot be shown", html.escape(problem), "#D55E00"))
         if now:
+            older = reference_run.name(self._reference) == "older run"
             self.show(
                 markup.box(
-                    "All claims in the reference run",
+                    "All claims, by the older run" if older else "All claims in the reference run",
                     markup.in_a_minute(now, self._made),
                     "#009E73",
                     opening.OLDER,

@@ -37,7 +37,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -241,11 +241,24 @@ class Paper(Strict):
         names = [f"{part.name}: " for part in claim.parts] or [""] * len(words)
         return "; ".join(name + told for name, told in zip(names, words, strict=True))
 
-    def found(self, measured: Mapping[str, float]) -> str:
-        """The finding with the measured values in their places; "" where a run did not measure one of them."""
+    def found(self, measured: Mapping[str, float], undecided: Collection[str] = ()) -> str:
+        """The finding with the measured values in their places; "" where a run did not measure one of them.
+
+        undecided: ids of claims. A number has a mark, which the finding's end explains, where all claims that are
+        judged by it are among them.
+        """
         if not _PLACES.findall(self.finding) or not measured.keys() >= set(_PLACES.findall(self.finding)):
             return ""
-        return self.filled(self.finding, measured)
+        judged: dict[bool, set[str]] = {True: set(), False: set()}
+        for claim in self.claims:
+            judged[claim.id in undecided] |= {criterion.measure for criterion in claim.criteria}
+        still_open = judged[True] - judged[False]
+
+        def marked(place: re.Match[str]) -> str:
+            return place[0] + ("*" if place[1] in still_open else "")
+
+        text = re.sub(_PLACES.pattern + r"(?! \(not decided\))", marked, self.finding)
+        return self.filled(text, measured) + (" * measured, not decided." if text != self.finding else "")
 
     def filled(self, text: str, measured: Mapping[str, Interval | float]) -> str:
         """A text with what was measured in the places of its {measures}: "61 % [50, 71]"; a dash where it was not.

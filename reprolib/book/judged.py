@@ -20,8 +20,8 @@ from markupsafe import Markup
 from reprolib.book import checked, claims, criteria, judge, notebooks, results
 from reprolib.book.checked import Stored
 from reprolib.book.claims import Claim
-from reprolib.book.verdicts import REASONS, UNDECIDED, Verdict, count, count_at_99, once
-from reprolib.book.wording import FAILURES, FAILURES_FIRST, many
+from reprolib.book.verdicts import REASONS, UNDECIDED, Verdict, count, count_at_99, once, standing
+from reprolib.book.wording import FAILURES, FAILURES_FIRST, OPEN_BECAUSE, many
 
 REPLAY = notebooks.PROFILES[0]
 """The profile whose run shows the reference run from its records, and the folder of such runs."""
@@ -90,6 +90,16 @@ class Counts:
         """The undecided ones by reason: "3 data, 1 few"."""
         return ", ".join(f"{number} {reason}" for reason, number in self.reasons.items())
 
+    def open_in_words(self, codes: bool = False) -> str:
+        """The same told: "3 whose image set is not here, 1 with too few images or networks", the most frequent first.
+
+        codes: with the code behind each, as lists and filters have it.
+        """
+        told = sorted(self.reasons.items(), key=lambda entry: -entry[1])
+        return ", ".join(
+            f"{number} {OPEN_BECAUSE[reason]}" + (f" ({reason})" if codes else "") for reason, number in told
+        )
+
     @property
     def limits(self) -> list[str]:
         """What must be said beside the numbers of decided verdicts, in sentences without a full stop."""
@@ -119,6 +129,11 @@ class Run:
 
     def counts(self, origin: str) -> Counts:
         return Counts.of((self.verdicts or {}).values(), origin)
+
+    @property
+    def standing(self) -> str:
+        """Which of its claims are decided today."""
+        return standing((self.verdicts or {}).values())
 
     @property
     def tiny(self) -> bool:
@@ -277,7 +292,8 @@ class Paper:
         stored = self.reference.stored
         if self.claims is None or stored is None:
             return ""
-        return self.claims.found({name: measure.value for name, measure in stored.measures.items()})
+        undecided = {name for name, verdict in (self.reference.verdicts or {}).items() if not verdict.decided}
+        return self.claims.found({name: measure.value for name, measure in stored.measures.items()}, undecided)
 
     @property
     def failure(self) -> Claim | None:

@@ -15,7 +15,8 @@ import pandas as pd
 from pydantic import Field
 
 from reprolib.book.claims import Claim, Paper
-from reprolib.book.criteria import Strict, read_yaml
+from reprolib.book.criteria import Strict, ends_words, number_words, read_yaml
+from reprolib.book.numbers import digits
 from reprolib.book.verdicts import Verdict
 
 BROKEN, PROTECTED = 0.5, 0.2
@@ -38,6 +39,9 @@ ZONES = {
 }
 """Every word of a cell: its sign and what it means."""
 
+OPEN = ("*", "a claim that rests on the cell is not decided: its number is no verdict")
+"""The mark of such a cell, and what it means."""
+
 STATIC = {"broken": "leaks anyway", "protects": "attack stopped"}
 """Zone -> what it means where the attacker ignores the defense: no defense is judged by him."""
 
@@ -49,7 +53,8 @@ class Level(Strict):
     """A defense at one strength, and the measures that say what became of it; None: not measured.
 
     control: of this row, where it is another than the attack's. claim: the id of the one that says whether who knows
-    the defense is kept out, where it is judged by another measure than `adaptive`.
+    the defense is kept out, where it is judged by another measure than `adaptive`. of: the accuracy without the
+    defense, in points, of a run that has told it in its prose alone.
     """
 
     defense: str = Field(min_length=1)
@@ -57,6 +62,7 @@ class Level(Strict):
     static: str | None = None
     adaptive: str | None = None
     cost: str | None = None
+    of: float | None = None
     control: str | None = None
     claim: str | None = None
 
@@ -73,11 +79,13 @@ class Pair(Strict):
 class Attack(Strict):
     """An attack on one kind of victim. paper: the chapter that measures it. figure: whether the dumbbells show it.
 
-    pair: the images beside the dumbbells.
+    against: the attack and its victims in a few words, where the name alone says too little in a sentence. pair: the
+    images beside the dumbbells.
     """
 
     id: str = Field(pattern=r"^[a-z0-9-]+$")
     name: str
+    against: str = ""
     paper: str
     victims: str
     control: str | None = None
@@ -109,16 +117,20 @@ class Measured(Protocol):
 
 @dataclass(frozen=True)
 class Cell:
-    """What one attacker makes of one defense. zone: a word of `ZONES`. claim: the id of one that rests on it."""
+    """What one attacker makes of one defense. zone: a word of `ZONES`. claim: the id of one that rests on it.
+
+    undecided: whether a claim that rests on it is not decided.
+    """
 
     who: str
     found: Measured | None
     zone: str
     claim: str | None
+    undecided: bool = False
 
     @property
     def sign(self) -> str:
-        return ZONES[self.zone][0]
+        return ZONES[self.zone][0] + (OPEN[0] if self.undecided else "")
 
     @property
     def word(self) -> str:
@@ -127,17 +139,18 @@ class Cell:
 
     @property
     def words(self) -> str:
-        """ "72 % [55, 84], broken"."""
-        return f"{self.share} {self.interval}, {self.word}" if self.found else self.word
+        """ "71.9 % [54.8, 84.2], broken"; that no claim rests on it which is decided."""
+        told = f"{self.share} {self.interval}, {self.word}" if self.found else self.word
+        return told + (", its claim not decided" if self.undecided else "")
 
     @property
     def share(self) -> str:
-        """ "72 %"; "" where nothing was measured."""
-        return "" if self.found is None else f"{100 * self.found.value:.0f} %"
+        """ "71.9 %", to the digits of the scoreboard; "" where nothing was measured."""
+        return "" if self.found is None else number_words(self.found.value, True)
 
     @property
     def interval(self) -> str:
-        return "" if self.found is None else f"[{100 * self.found.low:.0f}, {100 * self.found.high:.0f}]"
+        return "" if self.found is None else ends_words(self.found.low, self.found.high, True)
 
 
 @dataclass(frozen=True)
@@ -151,10 +164,11 @@ class Row:
 
     @property
     def price(self) -> str:
-        """Points of accuracy lost by training with the defense: "7.6 [1.0, 14.1]"; "" where it was not measured."""
+        """Points of accuracy lost by training with the defense: "7.57 [1.02, 14.1] of 38"; "" for none measured."""
         if self.cost is None:
             return ""
-        return f"{100 * self.cost.value:.1f} [{100 * self.cost.low:.1f}, {100 * self.cost.high:.1f}]"
+        told = f"{digits(100 * self.cost.value)} {ends_words(self.cost.low, self.cost.high, True)}"
+        return told + (f" of {digits(self.level.of)}" if self.level.of is not None else "")
 
 
 def load(path: Path) -> tuple[Attack, ...]:
@@ -194,7 +208,9 @@ def rows(
             word = zone(measured, control)
             if word == "protects" and not all(_borne_out(claim, verdicts) for claim in resting):
                 word = "between"
-            cells[who] = Cell(who, measured, word, resting[0].id if resting else _gated(paper, name))
+            judged = [verdicts.get(claim.id) for claim in resting]
+            undecided = any(verdict is None or not verdict.decided for verdict in judged)
+            cells[who] = Cell(who, measured, word, resting[0].id if resting else _gated(paper, name), undecided)
         found.append(Row(level, cells, control, measures.get(level.cost or "")))
     return found
 
@@ -214,7 +230,8 @@ def table(attack_rows: list[Row]) -> pd.DataFrame:
     """The rows that were measured, as `figures.dumbbells` reads them; what is not known is NaN or ""."""
     lines = []
     for row in attack_rows:
-        line: dict[str, Any] = {"defense": f"{row.level.defense}, {row.level.level}", "cost": row.price}
+        cost = row.price.replace(" of ", "\nof ")
+        line: dict[str, Any] = {"defense": f"{row.level.defense}, {row.level.level}", "cost": cost}
         for who, cell in row.cells.items():
             ends = (cell.found.value, cell.found.low, cell.found.high) if cell.found else (float("nan"),) * 3
             line |= dict(zip((who, f"{who}_low", f"{who}_high"), ends, strict=True))
@@ -225,13 +242,16 @@ def table(attack_rows: list[Row]) -> pd.DataFrame:
     return every[every[list(WHO)].notna().any(axis=1)].sort_values(["adaptive", "static"], ascending=False)
 
 
-def sentence(attack_rows: list[Row], others: Mapping[str, list[Row]] | None = None) -> str:
-    """What the rows show, with its numbers. others: name of an attack -> its rows; those that protect are told."""
+def sentence(against: str, attack_rows: list[Row], others: Mapping[str, list[Row]] | None = None) -> str:
+    """What the rows show, with its numbers, against an attack that is named first.
+
+    others: name of an attack -> its rows; those that protect are told.
+    """
     met = [row for row in attack_rows if row.cells["adaptive"].found]
     by_zone = {word: [row for row in met if row.cells["adaptive"].zone == word] for word in ZONES}
     stopped = [row for row in by_zone["broken"] if row.cells["static"].zone == "protects"]
     told = [
-        f"Of {len(met)} {'defense' if len(met) == 1 else 'defenses'} {len(by_zone['broken'])} "
+        f"Against {against}: of {len(met)} {'defense' if len(met) == 1 else 'defenses'} {len(by_zone['broken'])} "
         f"{'is' if len(by_zone['broken']) == 1 else 'are'} broken by an attacker who knows them "
         f"({len(stopped)} of these stop one who does not), {len(by_zone['between'])} lie between, and "
         f"{len(by_zone['protects'])} {'protects' if len(by_zone['protects']) == 1 else 'protect'}"

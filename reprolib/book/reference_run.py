@@ -45,6 +45,11 @@ def made_on(reference: Mapping[str, Any]) -> str:
     return f"{made['device']}, {threads}, {results.duration(made['seconds'])}"
 
 
+def name(reference: Mapping[str, Any] | None) -> str:
+    """What pages call it: "reference run", or "older run" where it left no records and a new one is to replace it."""
+    return "older run" if reference is not None and not reference.get("records") else "reference run"
+
+
 def fault(error: ValueError | OSError) -> str:
     """What is wrong with a file, without a path of this machine: it stands on the page."""
     if isinstance(error, OSError) and error.filename:

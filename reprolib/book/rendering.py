@@ -10,12 +10,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from reprolib.book import audit, matrix
-from reprolib.book.judged import Counts
-from reprolib.book.verdicts import REASONS, SYMBOLS, UNDECIDED
+from reprolib.book.criteria import ends_words, number_words
+from reprolib.book.judged import Counts, Paper
+from reprolib.book.verdicts import REASONS, SYMBOLS, UNDECIDED, counted
 from reprolib.book.wording import (
     CLASSES,
     FAILURES,
-    IDENTITIES,
     KINDS,
     MEANINGS,
     REASON_MEANINGS,
@@ -37,14 +37,6 @@ def _badge(verdict: str, number: int | None = None) -> Markup:
     return Markup('<span class="verdict {}">{} {}</span>').format(CLASSES[verdict], SYMBOLS[verdict], word)
 
 
-def counted(verdict: str, number: int) -> str:
-    """ "3 reproduced", "2 hold on a substitute", "2 identities hold": in a count an identity is named as one."""
-    word = verdict if number == 1 else verdict.replace("holds", "hold").replace("fails", "fail")
-    if verdict in IDENTITIES:
-        return f"{number} {'identity' if number == 1 else 'identities'} {word}"
-    return f"{number} {word}"
-
-
 def _in_words(counts: Counts) -> str:
     """Counts in one line: "3 reproduced, 2 not decided here"."""
     return ", ".join(counted(word, number) for word, number in counts.words.items())
@@ -55,6 +47,19 @@ def listed(counts: Counts) -> str:
     told = [counted(word, number) for word, number in counts.words.items()]
     told = [f"{line} ({counts.why_open})" if line.endswith(UNDECIDED) else line for line in told]
     return ", ".join(told) + "".join(f"; {line}" for line in counts.limits)
+
+
+def board_words(papers: Iterable[Paper]) -> str:
+    """How the scoreboard's rows come to be more than the claims that the first page counts."""
+    known = [paper for paper in papers if paper.claims is not None]
+    count = {name: sum(paper.numbers[name] for paper in known) for name in ("paper", "book", "settings")}
+    rows = sum(len(paper.claims.claims) for paper in known if paper.claims is not None)
+    told = [f"{many(count['paper'], 'claim')} of the papers", f"{count['book']} of the book"]
+    told += [f"{many(count['settings'], 'setting')}, shown and not counted"] * bool(count["settings"])
+    further = rows - sum(count.values())
+    if further:
+        told += [f"{many(further, 'further reading')} of statements that can be read in several ways and count once"]
+    return f"{many(rows, 'row')}: {'; '.join(told)}."
 
 
 def _linked(text: str, address: str | None) -> Markup:
@@ -107,6 +112,9 @@ TEMPLATES.globals |= {
     "NOTES": _NOTES,
     "WHO": matrix.WHO,
     "ZONES": matrix.ZONES,
+    "OPEN": matrix.OPEN,
+    "number_words": number_words,
+    "ends_words": ends_words,
     "WHOSE": WHOSE,
     "KINDS": KINDS,
     "TURNS": audit.TURNS,
@@ -115,6 +123,7 @@ TEMPLATES.globals |= {
     "MEANINGS": MEANINGS,
     "REASON_MEANINGS": REASON_MEANINGS,
     "badge": _badge,
+    "board_words": board_words,
     "cause": cause,
     "basis": basis,
     "criterion_lines": criterion_lines,

@@ -130,6 +130,12 @@ class Met:
         return stored.measures.get(self.attack.control or "") if stored else None
 
     @property
+    def against(self) -> str:
+        """The attack in a sentence, and whether its numbers may stand: "GGL (an older run, provisional)"."""
+        named = self.attack.against or self.attack.name
+        return f"{named} (an older run, provisional)" if self.older else named
+
+    @property
     def older(self) -> bool:
         """Whether the numbers come from a run without records, which the chapter is to replace."""
         return self.paper.reference.stored is not None and not self.paper.reference.recorded
@@ -152,10 +158,11 @@ def _attacks(root: Path, papers: list[Paper]) -> list[Met]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The dumbbells, with the sentence that they show. run: of which run they are."""
+    """The dumbbells, with the sentence that they show. attack: which they are of. run: of which run they are."""
 
     png: bytes
     sentence: str
+    attack: str
     run: str
 
     @property
@@ -185,12 +192,12 @@ def dumbbells(root: Path, attacks: list[Met]) -> Drawn | None:
             with mpl.rc_context():
                 figures.style()
                 pictures = _pair(root, met.attack.pair)
-                drawn = figures.png(figures.dumbbells(table, matrix.BROKEN, matrix.PROTECTED, pictures))
-            others = {other.attack.name: other.rows for other in attacks if other is not met}
-            sentence = matrix.sentence(met.rows, others)
-            older = f" The {len(table)} are an older run's numbers, which are to be measured again."
-            sentence += older if met.older else ""
-            return Drawn(drawn, sentence, f"reference run, {met.paper.reference.made}")
+                chart = figures.dumbbells(table, matrix.BROKEN, matrix.PROTECTED, pictures, met.against)
+                drawn = figures.png(chart)
+            others = {other.against: other.rows for other in attacks if other is not met}
+            sentence = matrix.sentence(met.against, met.rows, others)
+            run = "older run" if met.older else "reference run"
+            return Drawn(drawn, sentence, met.against, f"{run}, {met.paper.reference.made}")
     return None
 
 

@@ -251,6 +251,27 @@ def count(verdicts: Iterable[Verdict], origin: str, scope: str | None = None) ->
     return {word: found[word] for word in SYMBOLS if found[word] and word != "setting"}
 
 
+def standing(verdicts: Iterable[Verdict]) -> str:
+    """What is decided today, the papers' claims and the book's own: "decided: none of the paper's claims; of the book's
+    own 6 reproduced"."""
+    every = list(verdicts)
+    told = {}
+    for origin in ("paper", "book"):
+        found = {word: number for word, number in count(every, origin).items() if word != UNDECIDED}
+        told[origin] = ", ".join(counted(word, number) for word, number in found.items()) or "none"
+    if set(told.values()) == {"none"}:
+        return "none decided"
+    return f"decided of the paper's claims: {told['paper']}; of the book's own: {told['book']}"
+
+
+def counted(verdict: str, number: int) -> str:
+    """ "3 reproduced", "2 hold on a substitute", "2 identities hold": in a count an identity is named as one."""
+    word = verdict if number == 1 else verdict.replace("holds", "hold").replace("fails", "fail")
+    if verdict in _WORDS["identity"][:2]:
+        return f"{number} {'identity' if number == 1 else 'identities'} {word}"
+    return f"{number} {word}"
+
+
 def count_at_99(verdicts: Iterable[Verdict], origin: str, scope: str | None = None) -> int:
     """How many of the decided results that `count` counts would be the same by their 99 % intervals."""
     return sum(verdict.stands_at_99 is True for verdict in _of(verdicts, origin, scope))

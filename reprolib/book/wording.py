@@ -37,6 +37,21 @@ REASON_MEANINGS = {
 }
 """Every reason code of a verdict that is not decided, and what it means."""
 
+OPEN_BECAUSE = {
+    "data": "whose image set is not here",
+    "weights": "that need trained weights which are not at hand",
+    "compute": "that need more computing than this book has",
+    "budget": "for which the run is too small",
+    "unreadable": "whose published numbers or settings could not be read",
+    "imprecise": "measured too coarsely",
+    "gate": "whose control fell short",
+    "few": "with too few images or networks",
+    "out of scope": "about what this book does not measure",
+    "stale": "whose record answers another experiment",
+    "missing": "that wait for a new run",
+}
+"""Every reason code, as it follows a number of claims: "60 whose published numbers or settings could not be read"."""
+
 CLASSES = {word: "undecided" if word == UNDECIDED else word.replace(" ", "-") for word in SYMBOLS}
 """Verdict -> class in book/_static/leaky.css and in the report."""
 

@@ -297,18 +297,31 @@ def forest(
 
 
 def dumbbells(
-    table: pd.DataFrame, broken: float = 0.5, protects: float = 0.2, pictures: Mapping[str, Tensor] | None = None
+    table: pd.DataFrame,
+    broken: float = 0.5,
+    protects: float = 0.2,
+    pictures: Mapping[str, Tensor] | None = None,
+    attack: str = "",
 ) -> Figure:
     """A line a row from the attacker who ignores a defense to the one who knows it, and its cost at the right.
 
     pictures: text -> [C, H, W], a few images beside each other at the top: what an attacker sees of one image.
 
     table: columns defense; static and adaptive, shares in [0, 1], each with _low and _high (NaN: not measured); cost, a
-    text ("" for none measured). broken, protects: where the two zones begin that say what an interval means.
+    text ("" for none measured). attack: what identifies them, below the axis.
+    broken, protects: where the two zones begin that say what an interval means.
     """
     ends = [f"{who}{end}" for who in ("static", "adaptive") for end in ("", "_low", "_high")]
     check_columns(table, "defense", "cost", *ends)
-    names = [textwrap.wrap(str(name), 22) for name in table.defense]
+    signs = {"static": "○", "adaptive": "●"}
+    names = []  # beside them, off the scale, whom nobody measured
+    for _, row in table.iterrows():
+        unknown = [
+            f" ({sign}\N{NO-BREAK SPACE}not\N{NO-BREAK SPACE}measured)"
+            for who, sign in signs.items()
+            if np.isnan(row[who])
+        ]
+        names.append(textwrap.wrap(f"{row.defense}{''.join(unknown)}", 24 if unknown else 22))
     height = 1.35 + max(0.4, 0.05 + 0.16 * max(map(len, names))) * len(names)
     figure = Figure(figsize=(CHART, height + (1.6 if pictures else 0.0)), layout="constrained")
     chart: Figure | SubFigure = figure
@@ -334,10 +347,6 @@ def dumbbells(
                 continue
             axes.plot([row[f"{who}_low"], row[f"{who}_high"]], [line + shift] * 2, color="0.3", linewidth=1, zorder=2)
             axes.plot(row[who], line, "o", color="0.15", markerfacecolor=fill, markersize=8, zorder=3, clip_on=False)
-        if np.isnan(row[["static", "adaptive"]].astype(float)).any():
-            mark, there = ("○", row.adaptive) if np.isnan(row.static) else ("●", row.static)
-            at, side = (1.0, "right") if there < 0.5 else (0.0, "left")  # where the other marker leaves room
-            axes.annotate(f"{mark} not measured", (at, line), ha=side, va="center", fontsize=SMALL, color="0.35")
         axes.annotate(row.cost or "not measured", (1.04, line), xycoords=("axes fraction", "data"), va="center",
                       fontsize=SMALL, color="0.1" if row.cost else "0.35", annotation_clip=False)  # fmt: skip
     axes.annotate("accuracy lost\n(points)", (1.04, 1.0), xycoords="axes fraction", xytext=(0, 3), va="bottom",
@@ -345,7 +354,8 @@ def dumbbells(
     for label, fill, _ in looks.values():
         axes.plot([], [], "o", color="0.15", markerfacecolor=fill, markersize=8, label=label)
     axes.set_yticks(range(len(names)), ["\n".join(name) for name in names])
-    axes.set(xlim=(-0.02, 1.02), ylim=(len(table) - 0.5, -0.5), xlabel="share of images identified")
+    axes.set(xlim=(-0.02, 1.02), ylim=(len(table) - 0.5, -0.5))
+    axes.set_xlabel("share of images identified" + (f" by\n{textwrap.fill(attack, 48)}" if attack else ""))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(False, axis="y")
     legend_below(chart, "attacker")
