@@ -152,3 +152,11 @@ def test_without_git_there_is_no_commit(monkeypatch):
     results.commit.cache_clear()
     assert results.provenance()["commit"] is None
     results.commit.cache_clear()
+
+
+def test_a_processor_is_named_with_what_decides_how_its_sums_are_rounded(monkeypatch):
+    told = "processor: 0\nvendor_id : AuthenticAMD\ncpu family : 25\nmodel\t: 1\nmodel name : AMD EPYC\n\nprocessor: 1\nmodel : 7\n"
+    monkeypatch.setattr(Path, "read_text", lambda path: told)
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert results.device_name("cpu") == "cpu: AMD EPYC, family 25, model 1, AVX512"

@@ -121,16 +121,23 @@ def duration(seconds: float) -> str:
 
 
 def device_name(device: torch.device | str) -> str:
-    """The device's model as its maker calls it, for example "cpu: AMD EPYC 9354"."""
+    """The device's model as its maker calls it, for example "cpu: AMD EPYC 9354, family 25, model 17, AVX512".
+
+    A virtual machine may say "AMD EPYC" of each of them, and sums come out otherwise on another: so family, model and
+    the vector instructions that torch uses belong to it. Records of before 2026-11-30 lack them, and are of no kind
+    that can be named again.
+    """
     device = torch.device(device)
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
-    name = platform.processor() or platform.machine()
+    told: dict[str, str] = {}
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
-    return f"{device.type}: {name}"
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        key, _, value = line.partition(":")
+        told.setdefault(key.strip(), value.strip())
+    words = [told.get("model name") or platform.processor() or platform.machine()]
+    words += [f"{word} {told[key]}" for key, word in (("cpu family", "family"), ("model", "model")) if told.get(key)]
+    return f"{device.type}: {', '.join([*words, torch.backends.cpu.get_cpu_capability()])}"
 
 
 def versions() -> dict[str, str | None]:
