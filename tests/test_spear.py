@@ -310,9 +310,11 @@ def test_a_false_certificate_is_counted_among_those_given():
         [row, row | {"network": 1, "certified": False}, row | {"attack": "derivative ICA", "certified": False}]
     )
     rounded = pd.DataFrame([row | {"network": 2, "exact": 3}, row | {"network": 3, "exact": 0, "certified": False}])
-    entries = measures.certificate(double, rounded)
+    guided = pd.DataFrame([row | {"network": 4, "certified": False}, row | {"network": 5, "certified": False}])
+    entries = measures.certificate(double, guided, rounded)
     assert entries["false_certificate"].interval.value == entries["certified_spear"].interval.value == 0.5
-    assert entries["certified_masks"] == measures.NOT_RUN
+    assert entries["certified_masks"].interval.value == 0  # they are called SPEAR in their table
+    assert measures.certificate(double, guided.iloc[:0], rounded)["certified_masks"] == measures.NOT_RUN
 
 
 def test_a_batch_counts_once_and_is_whole_or_not():

@@ -65,11 +65,13 @@ def main(batches: pd.DataFrame) -> Entries:
     return {"exact_64": _share(own), "whole_64": _whole(own), "seconds_64": _seconds(own)}
 
 
-def certificate(double: pd.DataFrame, others: pd.DataFrame) -> Entries:
+def certificate(double: pd.DataFrame, guided: pd.DataFrame, others: pd.DataFrame) -> Entries:
     """How often a certificate is wrong, and how often one is missing; double: batches of the two attacks that give it.
 
-    Rounded, noisy and pruned updates and those of several steps, the others, count for the first alone.
+    guided: batches by masks of `experiments.spear.samples`, which calls every attack SPEAR. Rounded, noisy and pruned
+    updates and those of several steps, the others, count for the first alone.
     """
+    double = pd.concat([double, guided.assign(attack="mask-guided")])
     every, exact = pd.concat([double, others]), double[double.exact == double.images]
     found = {"false_certificate": (every[every.certified.astype(bool)], lambda t: t.exact < t.images)}
     for name, attack in {"certified_masks": "mask-guided", "certified_spear": "SPEAR"}.items():
