@@ -47,9 +47,7 @@ PICTURE_LIMIT = 150_000
 
 REPLAY = "reference"
 """The profile that shows the committed reference run: its parts are read from records, the rest is executed."""
-
 PROFILES = (REPLAY, *SIZES)
-
 UNRECORDED = "smoke"
 """The sizes at which that profile runs a chapter without records: a book of many chapters is replayed in minutes."""
 
@@ -283,8 +281,8 @@ class Chapter:
         kept = self._kept_figure(name)
         if not self.replays and kept is not None:
             picture, old = kept
-            whose = reference_run.name(self._reference)
-            said = f"<b>Figure {number}.</b> {html.escape(old)} <i>({whose}, {html.escape(self._made)})</i>"
+            note = f"{reference_run.name(self._reference)}, {html.escape(self._made)}"
+            said = f"<b>Figure {number}.</b> {html.escape(old)} <i>({note})</i>"
             front = figures.captioned(figures.picture(picture, old), said, f"fig-{name}")
             again = figures.captioned(figures.picture(drawn, caption), title)
             body = front + markup.fold("The same figure from this run", again)
@@ -409,10 +407,9 @@ class Chapter:
                 if problem:
                     self.show(markup.box("⚠ The reference run cannot be shown", html.escape(problem), "#D55E00"))
         if now:
-            older = reference_run.name(self._reference) == "older run"
             self.show(
                 markup.box(
-                    "All claims, by the older run" if older else "All claims in the reference run",
+                    f"All claims in the {reference_run.name(self._reference)}",
                     markup.in_a_minute(now, self._made),
                     "#009E73",
                     opening.OLDER,
