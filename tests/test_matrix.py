@@ -7,7 +7,7 @@ import pytest
 import yaml
 from test_report import add_run, page, root, written  # noqa: F401  (a fixture and helpers)
 
-from reprolib.book import claims, figures, matrix, report
+from reprolib.book import claims, figures, matrix, report, verification
 from reprolib.book.criteria import Criterion
 
 PLAN = """
@@ -163,6 +163,6 @@ def test_dumbbells_leave_out_what_nobody_measured():
 def test_an_accuracy_out_of_a_runs_prose_is_dropped_once_the_run_has_records():
     home = Path(__file__).parents[1]
     for attack in matrix.load(home / "book" / "matrix.yml"):
-        if (home / "results" / "reference" / attack.paper / "records").exists():
+        if verification.has_records(attack.paper):
             told = [level.level for level in attack.levels if level.of is not None]
             assert not told, f"book/matrix.yml, {attack.id}: drop `of` of {told}, or take it from the records"

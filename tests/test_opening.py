@@ -77,11 +77,11 @@ def test_what_stands_beside_a_verdict_is_shown_and_a_missing_record_leads_to_the
 
 def test_how_to_run_names_the_sets_the_page_that_helps_and_what_a_gpu_needs(paper):
     needing = paper.claims[0].model_copy(update={"needs": Needs(data=("mnist",), profile="gpu", images=1)})
-    needed = sets_needed(
-        [needing, *paper.claims], {"provenance": {"data": {"cifar10 (test)": "0", "mnist (test)": "1"}}}
-    )
+    made_by = {"device": "cpu: x", "threads": 1, "seconds": 3600.0}
+    on_sets = {"provenance": made_by | {"data": {"cifar10 (test)": "0", "mnist (test)": "1"}}}
+    needed = sets_needed([needing, *paper.claims], on_sets)
     assert needed == ["cifar10", "mnist"] and sets_needed(paper.claims, None) == []
-    told = how_to_run("toy", None, needed)
+    told = how_to_run("toy", on_sets, [needing, *paper.claims])
     assert f'<a href="{HOW}">' in told and "<code>cifar10</code>, <code>mnist</code>" in told
     assert "CUDA build of PyTorch" in told and "this chapter's" not in how_to_run("toy", None)
 

@@ -47,7 +47,9 @@ PICTURE_LIMIT = 150_000
 
 REPLAY = "reference"
 """The profile that shows the committed reference run: its parts are read from records, the rest is executed."""
+
 PROFILES = (REPLAY, *SIZES)
+
 UNRECORDED = "smoke"
 """The sizes at which that profile runs a chapter without records: a book of many chapters is replayed in minutes."""
 
@@ -139,6 +141,7 @@ class Chapter:
         self._threat: Any = None
         self._reference = reference
         self._made = "" if reference is None else reference_run.made_on(reference)
+        self._whose = f"{reference_run.name(reference)}, {html.escape(self._made)}"
         self._folder_of_run = REPLAY if replaying else profile
         self._parts = Parts(
             paper, profile, seed, device, reference, replaying, self._folder("runs") / "records", self.show
@@ -281,8 +284,7 @@ class Chapter:
         kept = self._kept_figure(name)
         if not self.replays and kept is not None:
             picture, old = kept
-            note = f"{reference_run.name(self._reference)}, {html.escape(self._made)}"
-            said = f"<b>Figure {number}.</b> {html.escape(old)} <i>({note})</i>"
+            said = f"<b>Figure {number}.</b> {html.escape(old)} <i>({self._whose})</i>"
             front = figures.captioned(figures.picture(picture, old), said, f"fig-{name}")
             again = figures.captioned(figures.picture(drawn, caption), title)
             body = front + markup.fold("The same figure from this run", again)
@@ -319,8 +321,7 @@ class Chapter:
         stored = [] if self._reference is None else self._reference.get("shown", [])
         if not self.replays and number <= len(stored):
             old = stored[number - 1]
-            note = f"<i>({reference_run.name(self._reference)}, {html.escape(self._made)})</i>"
-            front = markup.table(old["table"], number, old["caption"], folded, note)
+            front = markup.table(old["table"], number, old["caption"], folded, f"<i>({self._whose})</i>")
             body = front + markup.fold(
                 "The same table from this run", markup.table(shown, number, caption, "", "", anchors)
             )
@@ -388,20 +389,19 @@ class Chapter:
     def _open(self, now: list[Verdict], problem: str) -> None:
         """The top: the reference run's finding, central claims and picture; what this page shows; all its verdicts."""
         if now and self._reference:
-            folder = clone.reference_root() / self.paper
-            self.show(opening.opening(self.ledger.paper, now, self._reference, folder))
-        needed = opening.sets_needed(self.ledger.paper.claims, self._reference)
+            self.show(opening.opening(self.ledger.paper, now, self._reference, clone.reference_root() / self.paper))
+        claimed = self.ledger.paper.claims
         if self.replays:
             text = (
                 f"This page shows the <b>reference run</b> from its committed records ({html.escape(self._made)}). "
                 f"Every table and figure says whether it comes from the record or ran here. "
-                f"{opening.how_to_run(self.paper, self._reference, needed)}"
+                f"{opening.how_to_run(self.paper, self._reference, claimed)}"
             )
             self.show(markup.box("The reference run", text))
         else:
             run = f"profile <b>{self.profile}</b>, device <b>{self.device.type}</b>, seed <b>{self.seed}</b>"
             if self._folder_of_run == REPLAY:
-                self.show(opening.record_missing(self.paper, run, problem, self._reference, now, needed))
+                self.show(opening.record_missing(self.paper, run, problem, self._reference, now, claimed))
             else:
                 self.show(markup.box("This run", run))
                 if problem:

@@ -52,12 +52,12 @@ def record_missing(
     problem: str,
     reference: Mapping[str, Any] | None,
     verdicts: Sequence[Verdict] = (),
-    needed: Sequence[str] = (),
+    claimed: Sequence[Claim] = (),
 ) -> str:
     """The box of a chapter whose reference run is no data yet.
 
     run: what ran instead, as HTML. problem: why, or "". reference: the older run's results file, if there is one, and
-    its verdicts. needed: as for `how_to_run`.
+    its verdicts. claimed: the chapter's claims.
     """
     why = html.escape(problem) if problem else "It has not been computed yet as data"
     text = f"{why}. What follows ran here at the sizes of a test ({run}): its numbers mean little. "
@@ -69,7 +69,7 @@ def record_missing(
             f"its pictures stand before those of this run. By today's criteria its claims stand so: "
             f"{html.escape(standing(verdicts))}. "
         )
-    return markup.box("⚠ Record missing", text + how_to_run(paper, reference, needed), "#D55E00")
+    return markup.box("⚠ Record missing", text + how_to_run(paper, reference, claimed), "#D55E00")
 
 
 HOW = "../how-to-read.html"
@@ -83,16 +83,16 @@ def sets_needed(claims: Iterable[Claim], reference: Mapping[str, Any] | None) ->
     return sorted(needed | {name.partition(" (")[0] for name in measured})
 
 
-def how_to_run(paper: str, reference: Mapping[str, Any] | None, needed: Sequence[str] = ()) -> str:
+def how_to_run(paper: str, reference: Mapping[str, Any] | None, claimed: Sequence[Claim] = ()) -> str:
     """Which commands run the chapter, and how long that takes as far as anybody has measured it, as HTML.
 
-    needed: the image sets of `sets_needed`.
+    claimed: the chapter's claims, which need image sets.
     """
     command = f"reprolib run {html.escape(paper)} --profile"
     text = (
         f"<code>{command} gpu --device cuda --data ROOT</code> runs the chapter in full on your GPU and makes its "
         f"records, <code>{command} cpu</code> small on a laptop, in minutes. A GPU needs a CUDA build of PyTorch; "
-        f"ROOT is the folder of the papers' image sets{_named(needed)}. "
+        f"ROOT is the folder of the papers' image sets{_named(sets_needed(claimed, reference))}. "
         f'<a href="{HOW}">How to read</a> says how to set up both. '
     )
     if reference is None:

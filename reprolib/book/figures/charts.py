@@ -58,8 +58,9 @@ def curves(
     groups = groups_of(table, hue)
     looks = looks_of([name for name, _ in groups])
     for place, (name, group) in enumerate(groups):
-        _line(axes, group.sort_values(x, kind="stable"), x, y, looks[name], name, len(groups) - 1 - place)
-        _band(axes, group.sort_values(x, kind="stable"), x, low, high, looks[name][0])
+        group = group.sort_values(x, kind="stable")
+        _line(axes, group, x, y, looks[name], name, len(groups) - 1 - place)
+        _band(axes, group, x, low, high, looks[name][0])
     axes.set(xscale=xscale, yscale=yscale, xlabel=xlabel or x, ylabel=ylabel or y)
     _ticks(axes, table[x], xscale, yscale)
     if level is not None:  # after the scale: a line across fixes the limits of the other axis
