@@ -353,7 +353,7 @@ def _site(root: str) -> None:
     """What `jupyter-book build ROOT` does, in a process of its own: Sphinx changes the one that it runs in."""
     from jupyter_book.cli.main import main
 
-    # of the kernels of the pages that execute their cells: as a chapter's, and the pages' numbers are the same everywhere
+    # for the kernels of pages that execute their cells: as a chapter's, and their numbers are the same everywhere
     os.environ.update(OMP_NUM_THREADS="1", GOMP_SPINCOUNT=runner.SPINS)
     main(["build", root])
 
