@@ -50,13 +50,19 @@ def hundred_classes(shares: Mapping[tuple[str, str], Interval]) -> Entries:
 
 
 def singles(scores: pd.DataFrame, budget: Mapping[str, Any]) -> Entries:
-    """The strong attack on single images, against the paper's loss and without statistics: the order of `scores`."""
-    alone, withheld, loss = (of(scores, name) for name in scores.attack.unique())
-    named, without = (t.identified.astype(float) for t in (alone, withheld))
+    """The strong attack on single images, against other losses and without statistics.
+
+    scores: of the attacks "strong", "strong, no statistics", "norms for the cosine" and "the paper's recipe"; the
+    last attacked the first of the images.
+    """
+    alone, norm, paper = (of(scores, name) for name in ("strong", "norms for the cosine", "the paper's recipe"))
+    named, without = (t.identified.astype(float) for t in (alone, of(scores, "strong, no statistics")))
+    first = alone[: len(paper)]
     found = {
         "strong_identified": intervals.proportion(alone.identified, alone.network),
         "strong_psnr": intervals.mean(alone.psnr, alone.network),
-        "strong_minus_paper": intervals.difference(alone.psnr, loss.psnr, alone.network),
+        "strong_minus_norm": intervals.difference(alone.psnr, norm.psnr, alone.network),
+        "strong_minus_paper": intervals.difference(first.psnr, paper.psnr, first.network),
         "withheld_identified_loss": intervals.difference(named, without, alone.network),
     }
     return {measure: Measured(interval, budget) for measure, interval in found.items()}
