@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from reprolib import models
 from reprolib.attacks import matching
@@ -82,7 +83,7 @@ def guesses(images: ImageSet, trials: Sequence[int], seed: int, batch: int = 1) 
 
 
 def statistics_from_buffers(
-    victim: torch.nn.Module, images: ImageSet, size: int, batches: int, seed: int
+    victim: nn.Module, images: ImageSet, size: int, batches: int, seed: int
 ) -> pd.DataFrame:
     """How far the statistics computed from a client's buffers are from its batch's own: a row a (batch, layer).
 
@@ -131,7 +132,38 @@ def labels_after_training(
     return pd.concat(rows, ignore_index=True)
 
 
-def mode_mismatch(victim: torch.nn.Module, images: ImageSet, size: int, batches: int, seed: int) -> pd.DataFrame:
+def labels_by_activation(
+    images: ImageSet,
+    trials: Sequence[int],
+    size: int,
+    seed: int,
+    *,
+    activations: Sequence[str] = ("relu", "leaky_relu", "tanh"),
+    **options: Any,
+) -> pd.DataFrame:
+    """Labels of a batch of distinct labels under each drawn, untrained ResNetBN8, by its activation, in train mode.
+
+    trials: the networks' numbers; network t meets batch t, and no image occurs twice. activations: those of
+    `models.build`, or "tanh", put in place of every ReLU. Rows of `count_labels`, and the columns activation, trial
+    and negative, the share of the batch's features at the head that are below zero. Source: this book.
+    """
+    x, y = images.batches(size, max(trials) + 1, seed=seed, distinct_labels=True)
+    rows = []
+    for trial in trials:
+        drawn, batch = network_seed(seed, trial), replace(images, images=x[trial], labels=y[trial])
+        for activation in activations:
+            built = options | {"activation": "relu" if activation == "tanh" else activation}
+            victim = models.build("resnetbn8", images.num_classes, images.image_shape, seed=drawn, **built)
+            for name, module in list(victim.named_modules()) if activation == "tanh" else ():
+                if isinstance(module, nn.ReLU):
+                    victim.set_submodule(name, nn.Tanh())
+            found = count_labels(batch, (size,), 1, drawn, distinct=True, mode="train", shipped=victim)
+            below = models.penultimate(client.worker(victim, "train"), x[trial]) < 0
+            rows.append(found.assign(activation=activation, trial=trial, negative=below.double().mean().item()))
+    return pd.concat(rows, ignore_index=True)
+
+
+def mode_mismatch(victim: nn.Module, images: ImageSet, size: int, batches: int, seed: int) -> pd.DataFrame:
     """How far the attacker's gradient at the true batch is from the shared one, by the batch-norm modes of both sides.
 
     Columns: client, attacker, mismatch (|g' - g| / |g| over all parameters); a row a batch and case. An attacker in

@@ -30,7 +30,6 @@ def restored_labels(restored: pd.DataFrame, classes: int) -> Entries:
         return t.right.to_numpy()
 
     minimum, total, uniform = shares("yin"), shares("yin_sum"), shares("yin", drawing="uniform")
-    relu, leaky = (shares("yin", state) for state in ("untrained", "untrained-leaky"))
     gap = distinct_ceiling(classes, 8) - shares("yin", "untrained", drawing="uniform")
     by_mode = intervals.mean_difference(minimum, shares("yin", mode="eval"))
     return {
@@ -39,9 +38,18 @@ def restored_labels(restored: pd.DataFrame, classes: int) -> Entries:
         "labels_minimum_uniform": intervals.pooled(uniform, 8),
         "labels_minimum_minus_sum": Measured(intervals.difference(minimum, total), images=8 * len(total)),
         "labels_mode_gap": Measured(by_mode, images=16 * len(total)),
-        "labels_leaky_loss": Measured(intervals.difference(relu, leaky), images=8 * len(relu)),
         "labels_ceiling_gap": Measured(intervals.mean(gap), images=8 * len(gap)),
     }
+
+
+def negative_features(read: pd.DataFrame) -> Entries:
+    """Labels that row minimum and row sum lose where the head's features can be negative."""
+    found = {}
+    for rule, measure in (("yin", "labels_tanh_loss"), ("yin_sum", "labels_tanh_loss_sum")):
+        relu, tanh = (read[(read.rule == rule) & (read.activation == name)] for name in ("relu", "tanh"))
+        lost = intervals.difference(relu.right.to_numpy(), tanh.right.to_numpy())
+        found[measure] = Measured(lost, images=int(relu.batch.sum()))
+    return found
 
 
 def hundred_classes(shares: Mapping[tuple[str, str], Interval]) -> Entries:
