@@ -22,6 +22,9 @@ from reprolib.federated import client
 from reprolib.federated.threat import ThreatModel
 from reprolib.measure import metrics
 
+SHOWN_RULES = ("yin", "yin_sum", "bias_corrected")
+"""The rules of `labels.COUNT_RULES` that the chapter compares: row minimum, row sum, and one that counts."""
+
 
 def attack_apart(
     attacks: Mapping[str, tuple[Any, ThreatModel]],
@@ -129,6 +132,22 @@ def labels_after_training(
         found = count_labels(images, (size,), batches, drawn, distinct=True, mode="train", shipped=victim.cpu())
         found["case"] = found.groupby("rule").cumcount()
         rows.append(found.assign(network=network, trial=network, accuracy=utility.accuracy(victim, images)))
+    return pd.concat(rows, ignore_index=True)
+
+
+def labels_apart(
+    victim: nn.Module, images: ImageSet, size: int, trials: Sequence[int], seed: int, mode: client.Mode = "train"
+) -> pd.DataFrame:
+    """Labels of disjoint batches of distinct labels under one network: rows of `count_labels`, and the column trial.
+
+    trials: the batches' numbers. Batches that share no image are what an interval for one network rests on.
+    """
+    x, y = images.batches(size, max(trials) + 1, seed=seed, distinct_labels=True)
+    rows = []
+    for trial in trials:
+        batch = replace(images, images=x[trial], labels=y[trial])
+        found = count_labels(batch, (size,), 1, seed, distinct=True, mode=mode, shipped=victim)
+        rows.append(found[found.rule.isin(SHOWN_RULES)].assign(trial=trial))
     return pd.concat(rows, ignore_index=True)
 
 

@@ -31,13 +31,13 @@ def restored_labels(restored: pd.DataFrame, classes: int) -> Entries:
 
     minimum, total, uniform = shares("yin"), shares("yin_sum"), shares("yin", drawing="uniform")
     gap = distinct_ceiling(classes, 8) - shares("yin", "untrained", drawing="uniform")
-    by_mode = intervals.mean_difference(minimum, shares("yin", mode="eval"))
+    by_mode = intervals.difference(minimum, shares("yin", mode="eval"))
     return {
         "labels_minimum_distinct": intervals.pooled(minimum, 8),
         "labels_sum_distinct": intervals.pooled(total, 8),
         "labels_minimum_uniform": intervals.pooled(uniform, 8),
         "labels_minimum_minus_sum": Measured(intervals.difference(minimum, total), images=8 * len(total)),
-        "labels_mode_gap": Measured(by_mode, images=16 * len(total)),
+        "labels_mode_gap": Measured(by_mode, images=8 * len(total)),
         "labels_ceiling_gap": Measured(intervals.mean(gap), images=8 * len(gap)),
     }
 
