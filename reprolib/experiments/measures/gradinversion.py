@@ -60,18 +60,20 @@ def hundred_classes(shares: Mapping[tuple[str, str], Interval]) -> Entries:
 def singles(scores: pd.DataFrame, budget: Mapping[str, Any]) -> Entries:
     """The strong attack on single images, against other losses and without statistics.
 
-    scores: of the attacks "strong", "strong, no statistics", "norms for the cosine" and "the paper's recipe"; the
-    last attacked the first of the images.
+    scores: of the attacks "strong", "strong, no statistics", "norms for the cosine", and of the first images alone "no
+    statistics, smoother" and "the paper's recipe".
     """
     alone, norm, paper = (of(scores, name) for name in ("strong", "norms for the cosine", "the paper's recipe"))
-    named, without = (t.identified.astype(float) for t in (alone, of(scores, "strong, no statistics")))
+    withheld = (of(scores, name) for name in ("strong, no statistics", "no statistics, smoother"))
     first = alone[: len(paper)]
+    named, without, smoother = (t.identified.astype(float) for t in (alone, *withheld))
     found = {
         "strong_identified": intervals.proportion(alone.identified, alone.network),
         "strong_psnr": intervals.mean(alone.psnr, alone.network),
         "strong_minus_norm": intervals.difference(alone.psnr, norm.psnr, alone.network),
         "strong_minus_paper": intervals.difference(first.psnr, paper.psnr, first.network),
         "withheld_identified_loss": intervals.difference(named, without, alone.network),
+        "withheld_smoother_loss": intervals.difference(named[: len(first)], smoother, first.network),
     }
     return {measure: Measured(interval, budget) for measure, interval in found.items()}
 
