@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reprolib import models
-from reprolib.attacks import matching
+from reprolib.attacks import GradInversion, matching
 from reprolib.data import ImageSet
 from reprolib.experiments import utility
 from reprolib.experiments.labels import count_labels
@@ -68,6 +68,37 @@ def attack_apart(
     order = pd.Categorical(scores["attack"], list(attacks), ordered=True)
     scores = scores.assign(at=order.codes).sort_values("at", kind="stable").drop(columns="at")
     return {"scores": scores.reset_index(drop=True)} | {name: torch.cat(x)[:SHOWN] for name, x in shown.items()}
+
+
+def weighed_terms(
+    attack: GradInversion,
+    images: ImageSet,
+    trials: Sequence[int],
+    seed: int,
+    device: torch.device,
+    *,
+    threat: ThreatModel,
+    batch: int = 1,
+    model: str = "resnetbn8",
+    options: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """The two main terms of the attack's objective at its first seed's start, with their weights: a row a network.
+
+    trials: the networks' numbers; network t meets batch t, from the start that `attack_apart` would give it. Columns:
+    network, trial, gradient, batch_norm. Source: the paper sheet's measurement, on one network.
+    """
+    x, y = images.batches(batch, max(trials) + 1, seed=seed, distinct_labels=True)
+    balanced, rows = replace(attack, seeds=1, gradient=None), []
+    for trial in trials:
+        drawn = network_seed(seed, trial)
+        victim = models.build(model, images.num_classes, images.image_shape, seed=drawn, **options or {}).to(device)
+        update = client.share(victim, x[trial, None].to(device), y[trial, None].to(device), threat=threat)
+        (search,) = balanced.searches(victim, update, [(drawn, 0)])
+        start = search.first(0)
+        distance = search.value(start, 0).item()
+        terms = {"gradient": attack.gradient * distance, "batch_norm": search.weights(start).item() * distance}
+        rows.append({"network": trial, "trial": trial, **terms})
+    return pd.DataFrame(rows)
 
 
 def guesses(images: ImageSet, trials: Sequence[int], seed: int, batch: int = 1) -> pd.DataFrame:

@@ -121,13 +121,10 @@ def mismatch(gradients: pd.DataFrame, buffers: pd.DataFrame) -> Entries:
     }
 
 
-def presets(scores: pd.DataFrame, best: pd.DataFrame) -> Entries:
-    """The preset *balanced* against the best guess and against the paper's."""
-    balanced, paper = of(scores, "balanced"), of(scores, "paper")
-    return {
-        "balanced_over_baseline": intervals.difference(balanced.registered, best.best, balanced.network),
-        "balanced_minus_paper": intervals.difference(balanced.psnr, paper.psnr, balanced.network),
-    }
+def weighed(terms: pd.DataFrame) -> Entries:
+    """How far batch norm outweighs the gradient at the start, under the paper's weights."""
+    ratio = intervals.log_ratio(terms.batch_norm, terms.gradient, terms.network)
+    return {"batch_norm_outweighs": Measured(ratio, images=2 * len(terms))}
 
 
 def grown(tables: Mapping[int, pd.DataFrame]) -> Entries:
