@@ -97,7 +97,7 @@ def steps(scores: pd.DataFrame, best: pd.DataFrame) -> Entries:
     }
     gained = {m: (of(scores, a).psnr, of(scores, b).psnr) for m, (a, b) in compared.items()}
     return {measure: intervals.difference(*pair, last.network) for measure, pair in gained.items()} | {
-        "full_over_baseline": intervals.difference(last.registered, best.best, last.network),
+        "full_over_baseline": intervals.difference(last.psnr, best.best, last.network),
         "iip_full": intervals.over_chance(last.in_class, last.in_class_chance, last.network),
         "feature_full": intervals.difference(first.features, last.features, last.network),
     }
@@ -108,7 +108,7 @@ def sources(scores: pd.DataFrame, best: pd.DataFrame) -> Entries:
     exact, running = of(scores, "exact"), of(scores, "running")
     return {
         "exact_minus_running": intervals.difference(exact.psnr, running.psnr, exact.network),
-        "trained_over_baseline": intervals.difference(exact.registered, best.best, exact.network),
+        "trained_over_baseline": intervals.difference(exact.psnr, best.best, exact.network),
     }
 
 
