@@ -45,7 +45,8 @@ def attack_apart(
     attacks: name -> (attack, what it knows). trials: ascending; trial t attacks the set's batch t under network
     t // each, as in `attack_trials`, which gets `inputs`; but trained networks, whose buffers differ, share no
     computation. trained_on: images on which each network trains `train_steps` steps, once for all attacks.
-    Returns "scores": a row an (attack, image), the attack's name first; "truth" and each name, [n, C, H, W] with n at
+    Returns "scores": a row an (attack, image), the attack's name first, and of trained networks their accuracy on 500
+    of the images last; "truth" and each name, [n, C, H, W] with n at
     most SHOWN, in the order of the images.
     """
     shown: dict[str, list[Tensor]]
@@ -56,11 +57,14 @@ def attack_apart(
         victim = models.build(model, images.num_classes, images.image_shape, seed=drawn, **options or {}).to(device)
         if trained_on is not None:
             utility.train(victim, trained_on, train_steps, TRAINED_AT, seed=drawn)
+            accuracy = utility.accuracy(victim, images.subset(slice(500)))
         for i, (name, (attack, threat)) in enumerate(attacks.items()):
             found = attack_trials(
                 attack, images, own, each, seed, device, threat=threat, model=model, shipped=victim, **inputs
             )
             found["scores"].insert(0, "attack", name)
+            if trained_on is not None:
+                found["scores"]["accuracy"] = accuracy
             tables.append(found["scores"])
             shown[name].append(found["shown"])
             shown["truth"] += [] if i else [found["truth"]]
@@ -116,9 +120,7 @@ def guesses(images: ImageSet, trials: Sequence[int], seed: int, batch: int = 1) 
     return pd.DataFrame(rows).assign(**columns)
 
 
-def statistics_from_buffers(
-    victim: nn.Module, images: ImageSet, size: int, batches: int, seed: int
-) -> pd.DataFrame:
+def statistics_from_buffers(victim: nn.Module, images: ImageSet, size: int, batches: int, seed: int) -> pd.DataFrame:
     """How far the statistics computed from a client's buffers are from its batch's own: a row a (batch, layer).
 
     Columns: trial (the batch), layer, error: the largest difference of a channel's mean or variance over the largest of

@@ -89,13 +89,17 @@ def steps(scores: pd.DataFrame, best: pd.DataFrame) -> Entries:
     """What each term of the objective adds, and the whole against the best guess without a gradient."""
     first, last = of(scores, "gradient alone"), of(scores, "+ registered group")
     compared = {
-        "step_fidelity": ("+ image priors", "gradient alone"),
+        "step_fidelity": ("+ batch norm", "gradient alone"),
+        "step_priors": ("+ image priors", "gradient alone"),
         "step_batch_norm": ("+ batch norm", "+ image priors"),
         "step_group": ("+ lazy group", "+ batch norm"),
         "step_registered": ("+ registered group", "+ lazy group"),
         "batch_norm_alone": ("+ batch norm", "statistics alone"),
     }
     gained = {m: (of(scores, a).psnr, of(scores, b).psnr) for m, (a, b) in compared.items()}
+    for measure in ("step_group", "step_registered"):
+        after, before = (of(scores, name).features for name in compared[measure])
+        gained[f"{measure}_features"] = before, after
     return {measure: intervals.difference(*pair, last.network) for measure, pair in gained.items()} | {
         "full_over_baseline": intervals.difference(last.psnr, best.best, last.network),
         "iip_full": intervals.over_chance(last.in_class, last.in_class_chance, last.network),
@@ -128,13 +132,11 @@ def weighed(terms: pd.DataFrame) -> Entries:
 
 
 def grown(tables: Mapping[int, pd.DataFrame]) -> Entries:
-    """What is identified in its class in batches of two, and what batches of eight lose; nothing without both."""
-    if not {2, 8} <= set(tables):
-        return {}
-    small, large = tables[2], tables[8]
+    """What is identified in its class of single images, and what batches of two lose."""
+    alone, pairs = tables[1], tables[2]
     return {
-        "iip_small": intervals.over_chance(small.in_class, small.in_class_chance, small.network),
-        "iip_batch": intervals.mean_difference(small.in_class, large.in_class, small.network, large.network),
+        "iip_single": intervals.over_chance(alone.in_class, alone.in_class_chance, alone.network),
+        "iip_batch": intervals.mean_difference(alone.in_class, pairs.in_class, alone.network, pairs.network),
     }
 
 
