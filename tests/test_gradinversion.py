@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from reprolib import attacks, data, models
 from reprolib.attacks import GradInversion, labels, matching, priors
 from reprolib.attacks.matching import Matching
 from reprolib.experiments import gradinversion
+from reprolib.experiments.measures import gradinversion as measures
 from reprolib.federated import client
 from reprolib.federated.client import LocalTraining
 from reprolib.federated.observation import Observation
@@ -523,7 +525,75 @@ def test_labels_are_counted_after_training(digits):
     assert found.groupby(["network", "rule"]).size().eq(3).all() and found.accuracy.between(0, 1).all()
 
 
+def test_labels_are_read_off_disjoint_batches_of_one_network(digits):
+    victim = models.build("resnetbn8", 10, digits.image_shape, seed=0, width=4)
+    found = gradinversion.labels_apart(victim, digits, 8, [0, 1, 2, 3, 4], 0)
+    assert set(found.rule) == set(gradinversion.SHOWN_RULES)
+    assert found[found.rule == "yin"].trial.tolist() == [0, 1, 2, 3, 4]
+    (alone,) = gradinversion.labels_apart(victim, digits, 8, [3], 0).query("rule == 'yin'").right
+    assert alone == found.query("rule == 'yin' and trial == 3").right.item() >= 6 / 8  # what any rule of 8 classes has
+
+
+def test_tanh_makes_features_negative_and_a_leaky_relu_hardly_any(digits):
+    found = gradinversion.labels_by_activation(digits, [0, 1], 4, 0, width=4)
+    negative = found.groupby("activation").negative.max()
+    assert negative["relu"] == 0 and negative["leaky_relu"] < 0.1 < 0.3 < negative["tanh"]
+    assert found.groupby(["activation", "rule"]).trial.apply(list).map(lambda trials: trials == [0, 1]).all()
+
+
+def test_the_terms_are_those_of_the_search_at_its_start(digits):
+    paper = replace(GradInversion.paper(), labels="known")
+    inputs = {"threat": known(), "batch": 2, "options": {"width": 4}}
+    found = gradinversion.weighed_terms(paper, digits, [0, 1], 0, torch.device("cpu"), **inputs)
+    tenfold = replace(paper, gradient=10 * paper.gradient, batch_norm=paper.batch_norm / 10)
+    other = gradinversion.weighed_terms(tenfold, digits, [1], 0, torch.device("cpu"), **inputs).iloc[0]
+    assert other.gradient == pytest.approx(10 * found.gradient[1], rel=1e-4)
+    assert other.batch_norm == pytest.approx(found.batch_norm[1] / 10, rel=1e-4)
+    drawn = 100_000 * 0 + 1
+    model = models.build("resnetbn8", 10, digits.image_shape, seed=drawn, width=4)
+    x, y = digits.batches(2, 2, seed=0, distinct_labels=True)
+    ended = replace(paper, iterations=2, warmup=1, seeds=1, learning_rate=0.0, noise=0.0, boxed=False)
+    stays = ended(model, client.share(model, x[1, None], y[1, None], threat=known()), seed=[(drawn, 0)])
+    assert found.gradient[1] == pytest.approx(paper.gradient * stays.objective.item(), rel=1e-4)
+
+
 # --- measures
+
+
+def test_single_images_are_compared_by_the_names_of_their_attacks():
+    networks = [0, 0, 1, 1, 2, 2]
+    psnr = {"norms for the cosine": 12.0, "strong": 20.0, "strong, no statistics": 15.0}
+    tables = [
+        pd.DataFrame({"attack": name, "network": networks, "psnr": level + torch.rand(6).numpy(), "identified": True})
+        for name, level in psnr.items()
+    ]
+    for name, level in {"no statistics, smoother": 14.0, "the paper's recipe": 10.0}.items():
+        tables.append(tables[0][:4].assign(attack=name, psnr=level, identified=[False, True, False, False]))
+    found = measures.singles(pd.concat(tables, ignore_index=True), {})
+    assert found["strong_identified"].interval.value == 1 and found["withheld_identified_loss"].interval.value == 0
+    assert found["withheld_smoother_loss"].interval.value == 0.75 and found["withheld_smoother_loss"].interval.n == 4
+    assert found["strong_minus_norm"].interval.value == pytest.approx(8, abs=1)
+    assert found["strong_minus_paper"].interval.value == pytest.approx(10, abs=1)
+
+
+def test_a_group_gains_where_the_features_come_nearer():
+    levels = {"gradient alone": 0, "+ image priors": 1, "+ batch norm": 3, "+ lazy group": 6, "+ registered group": 10}
+    rows = {name: (10.0 + level, 0.9 - level / 20) for name, level in (levels | {"statistics alone": -1}).items()}
+    noise = torch.arange(4).numpy() / 100
+    done = pd.concat(
+        pd.DataFrame(
+            {"attack": name, "network": [0, 1, 2, 3], "psnr": psnr * (1 + noise), "features": far * (1 - noise)}
+        )
+        for name, (psnr, far) in rows.items()
+    ).assign(registered=99.0, in_class=True, in_class_chance=0.1)
+    found = measures.steps(done.reset_index(drop=True), pd.DataFrame({"best": [10.0, 10.5, 10.0, 10.2]}))
+    gained = {name: found[name].value for name in ("step_priors", "step_fidelity", "step_group", "step_registered")}
+    assert gained == pytest.approx(
+        {"step_priors": 1, "step_fidelity": 3, "step_group": 3, "step_registered": 4}, rel=0.05
+    )
+    assert found["step_group_features"].value == pytest.approx(0.15, rel=0.05)
+    assert found["step_registered_features"].value == pytest.approx(0.2, rel=0.05)
+    assert found["full_over_baseline"].value == pytest.approx(10, abs=0.5), "plain PSNR, as the guesses have"
 
 
 def test_identification_in_class_and_its_chance():

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from reprolib import models
-from reprolib.attacks import matching
+from reprolib.attacks import GradInversion, matching
 from reprolib.data import ImageSet
 from reprolib.experiments import utility
 from reprolib.experiments.labels import count_labels
@@ -20,6 +21,9 @@ from reprolib.experiments.networks import SHOWN, TRAINED_AT, attack_trials, netw
 from reprolib.federated import client
 from reprolib.federated.threat import ThreatModel
 from reprolib.measure import metrics
+
+SHOWN_RULES = ("yin", "yin_sum", "bias_corrected")
+"""The rules of `labels.COUNT_RULES` that the chapter compares: row minimum, row sum, and one that counts."""
 
 
 def attack_apart(
@@ -41,7 +45,8 @@ def attack_apart(
     attacks: name -> (attack, what it knows). trials: ascending; trial t attacks the set's batch t under network
     t // each, as in `attack_trials`, which gets `inputs`; but trained networks, whose buffers differ, share no
     computation. trained_on: images on which each network trains `train_steps` steps, once for all attacks.
-    Returns "scores": a row an (attack, image), the attack's name first; "truth" and each name, [n, C, H, W] with n at
+    Returns "scores": a row an (attack, image), the attack's name first, and of trained networks their accuracy on 500
+    of the images last; "truth" and each name, [n, C, H, W] with n at
     most SHOWN, in the order of the images.
     """
     shown: dict[str, list[Tensor]]
@@ -52,11 +57,14 @@ def attack_apart(
         victim = models.build(model, images.num_classes, images.image_shape, seed=drawn, **options or {}).to(device)
         if trained_on is not None:
             utility.train(victim, trained_on, train_steps, TRAINED_AT, seed=drawn)
+            accuracy = utility.accuracy(victim, images.subset(slice(500)))
         for i, (name, (attack, threat)) in enumerate(attacks.items()):
             found = attack_trials(
                 attack, images, own, each, seed, device, threat=threat, model=model, shipped=victim, **inputs
             )
             found["scores"].insert(0, "attack", name)
+            if trained_on is not None:
+                found["scores"]["accuracy"] = accuracy
             tables.append(found["scores"])
             shown[name].append(found["shown"])
             shown["truth"] += [] if i else [found["truth"]]
@@ -64,6 +72,37 @@ def attack_apart(
     order = pd.Categorical(scores["attack"], list(attacks), ordered=True)
     scores = scores.assign(at=order.codes).sort_values("at", kind="stable").drop(columns="at")
     return {"scores": scores.reset_index(drop=True)} | {name: torch.cat(x)[:SHOWN] for name, x in shown.items()}
+
+
+def weighed_terms(
+    attack: GradInversion,
+    images: ImageSet,
+    trials: Sequence[int],
+    seed: int,
+    device: torch.device,
+    *,
+    threat: ThreatModel,
+    batch: int = 1,
+    model: str = "resnetbn8",
+    options: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """The two main terms of the attack's objective at its first seed's start, with their weights: a row a network.
+
+    trials: the networks' numbers; network t meets batch t, from the start that `attack_apart` would give it. Columns:
+    network, trial, gradient, batch_norm. Source: the paper sheet's measurement, on one network.
+    """
+    x, y = images.batches(batch, max(trials) + 1, seed=seed, distinct_labels=True)
+    balanced, rows = replace(attack, seeds=1, gradient=None), []
+    for trial in trials:
+        drawn = network_seed(seed, trial)
+        victim = models.build(model, images.num_classes, images.image_shape, seed=drawn, **options or {}).to(device)
+        update = client.share(victim, x[trial, None].to(device), y[trial, None].to(device), threat=threat)
+        (search,) = balanced.searches(victim, update, [(drawn, 0)])
+        start = search.first(0)
+        distance = search.value(start, 0).item()
+        terms = {"gradient": attack.gradient * distance, "batch_norm": search.weights(start).item() * distance}
+        rows.append({"network": trial, "trial": trial, **terms})
+    return pd.DataFrame(rows)
 
 
 def guesses(images: ImageSet, trials: Sequence[int], seed: int, batch: int = 1) -> pd.DataFrame:
@@ -81,9 +120,7 @@ def guesses(images: ImageSet, trials: Sequence[int], seed: int, batch: int = 1) 
     return pd.DataFrame(rows).assign(**columns)
 
 
-def statistics_from_buffers(
-    victim: torch.nn.Module, images: ImageSet, size: int, batches: int, seed: int
-) -> pd.DataFrame:
+def statistics_from_buffers(victim: nn.Module, images: ImageSet, size: int, batches: int, seed: int) -> pd.DataFrame:
     """How far the statistics computed from a client's buffers are from its batch's own: a row a (batch, layer).
 
     Columns: trial (the batch), layer, error: the largest difference of a channel's mean or variance over the largest of
@@ -131,7 +168,54 @@ def labels_after_training(
     return pd.concat(rows, ignore_index=True)
 
 
-def mode_mismatch(victim: torch.nn.Module, images: ImageSet, size: int, batches: int, seed: int) -> pd.DataFrame:
+def labels_apart(
+    victim: nn.Module, images: ImageSet, size: int, trials: Sequence[int], seed: int, mode: client.Mode = "train"
+) -> pd.DataFrame:
+    """Labels of disjoint batches of distinct labels under one network: rows of `count_labels`, and the column trial.
+
+    trials: the batches' numbers. Batches that share no image are what an interval for one network rests on.
+    """
+    x, y = images.batches(size, max(trials) + 1, seed=seed, distinct_labels=True)
+    rows = []
+    for trial in trials:
+        batch = replace(images, images=x[trial], labels=y[trial])
+        found = count_labels(batch, (size,), 1, seed, distinct=True, mode=mode, shipped=victim)
+        rows.append(found[found.rule.isin(SHOWN_RULES)].assign(trial=trial))
+    return pd.concat(rows, ignore_index=True)
+
+
+def labels_by_activation(
+    images: ImageSet,
+    trials: Sequence[int],
+    size: int,
+    seed: int,
+    *,
+    activations: Sequence[str] = ("relu", "leaky_relu", "tanh"),
+    **options: Any,
+) -> pd.DataFrame:
+    """Labels of a batch of distinct labels under each drawn, untrained ResNetBN8, by its activation, in train mode.
+
+    trials: the networks' numbers; network t meets batch t, and no image occurs twice. activations: those of
+    `models.build`, or "tanh", put in place of every ReLU. Rows of `count_labels`, and the columns activation, trial
+    and negative, the share of the batch's features at the head that are below zero. Source: this book.
+    """
+    x, y = images.batches(size, max(trials) + 1, seed=seed, distinct_labels=True)
+    rows = []
+    for trial in trials:
+        drawn, batch = network_seed(seed, trial), replace(images, images=x[trial], labels=y[trial])
+        for activation in activations:
+            built = options | {"activation": "relu" if activation == "tanh" else activation}
+            victim = models.build("resnetbn8", images.num_classes, images.image_shape, seed=drawn, **built)
+            for name, module in list(victim.named_modules()) if activation == "tanh" else ():
+                if isinstance(module, nn.ReLU):
+                    victim.set_submodule(name, nn.Tanh())
+            found = count_labels(batch, (size,), 1, drawn, distinct=True, mode="train", shipped=victim)
+            below = models.penultimate(client.worker(victim, "train"), x[trial]) < 0
+            rows.append(found.assign(activation=activation, trial=trial, negative=below.double().mean().item()))
+    return pd.concat(rows, ignore_index=True)
+
+
+def mode_mismatch(victim: nn.Module, images: ImageSet, size: int, batches: int, seed: int) -> pd.DataFrame:
     """How far the attacker's gradient at the true batch is from the shared one, by the batch-norm modes of both sides.
 
     Columns: client, attacker, mismatch (|g' - g| / |g| over all parameters); a row a batch and case. An attacker in

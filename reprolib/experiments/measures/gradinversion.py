@@ -30,18 +30,26 @@ def restored_labels(restored: pd.DataFrame, classes: int) -> Entries:
         return t.right.to_numpy()
 
     minimum, total, uniform = shares("yin"), shares("yin_sum"), shares("yin", drawing="uniform")
-    relu, leaky = (shares("yin", state) for state in ("untrained", "untrained-leaky"))
     gap = distinct_ceiling(classes, 8) - shares("yin", "untrained", drawing="uniform")
-    by_mode = intervals.mean_difference(minimum, shares("yin", mode="eval"))
+    by_mode = intervals.difference(minimum, shares("yin", mode="eval"))
     return {
         "labels_minimum_distinct": intervals.pooled(minimum, 8),
         "labels_sum_distinct": intervals.pooled(total, 8),
         "labels_minimum_uniform": intervals.pooled(uniform, 8),
         "labels_minimum_minus_sum": Measured(intervals.difference(minimum, total), images=8 * len(total)),
-        "labels_mode_gap": Measured(by_mode, images=16 * len(total)),
-        "labels_leaky_loss": Measured(intervals.difference(relu, leaky), images=8 * len(relu)),
+        "labels_mode_gap": Measured(by_mode, images=8 * len(total)),
         "labels_ceiling_gap": Measured(intervals.mean(gap), images=8 * len(gap)),
     }
+
+
+def negative_features(read: pd.DataFrame) -> Entries:
+    """Labels that row minimum and row sum lose where the head's features can be negative."""
+    found = {}
+    for rule, measure in (("yin", "labels_tanh_loss"), ("yin_sum", "labels_tanh_loss_sum")):
+        relu, tanh = (read[(read.rule == rule) & (read.activation == name)] for name in ("relu", "tanh"))
+        lost = intervals.difference(relu.right.to_numpy(), tanh.right.to_numpy())
+        found[measure] = Measured(lost, images=int(relu.batch.sum()))
+    return found
 
 
 def hundred_classes(shares: Mapping[tuple[str, str], Interval]) -> Entries:
@@ -50,14 +58,22 @@ def hundred_classes(shares: Mapping[tuple[str, str], Interval]) -> Entries:
 
 
 def singles(scores: pd.DataFrame, budget: Mapping[str, Any]) -> Entries:
-    """The strong attack on single images, against the paper's loss and without statistics: the order of `scores`."""
-    alone, withheld, loss = (of(scores, name) for name in scores.attack.unique())
-    named, without = (t.identified.astype(float) for t in (alone, withheld))
+    """The strong attack on single images, against other losses and without statistics.
+
+    scores: of the attacks "strong", "strong, no statistics", "norms for the cosine", and of the first images alone "no
+    statistics, smoother" and "the paper's recipe".
+    """
+    alone, norm, paper = (of(scores, name) for name in ("strong", "norms for the cosine", "the paper's recipe"))
+    withheld = (of(scores, name) for name in ("strong, no statistics", "no statistics, smoother"))
+    first = alone[: len(paper)]
+    named, without, smoother = (t.identified.astype(float) for t in (alone, *withheld))
     found = {
         "strong_identified": intervals.proportion(alone.identified, alone.network),
         "strong_psnr": intervals.mean(alone.psnr, alone.network),
-        "strong_minus_paper": intervals.difference(alone.psnr, loss.psnr, alone.network),
+        "strong_minus_norm": intervals.difference(alone.psnr, norm.psnr, alone.network),
+        "strong_minus_paper": intervals.difference(first.psnr, paper.psnr, first.network),
         "withheld_identified_loss": intervals.difference(named, without, alone.network),
+        "withheld_smoother_loss": intervals.difference(named[: len(first)], smoother, first.network),
     }
     return {measure: Measured(interval, budget) for measure, interval in found.items()}
 
@@ -73,15 +89,19 @@ def steps(scores: pd.DataFrame, best: pd.DataFrame) -> Entries:
     """What each term of the objective adds, and the whole against the best guess without a gradient."""
     first, last = of(scores, "gradient alone"), of(scores, "+ registered group")
     compared = {
-        "step_fidelity": ("+ image priors", "gradient alone"),
+        "step_fidelity": ("+ batch norm", "gradient alone"),
+        "step_priors": ("+ image priors", "gradient alone"),
         "step_batch_norm": ("+ batch norm", "+ image priors"),
         "step_group": ("+ lazy group", "+ batch norm"),
         "step_registered": ("+ registered group", "+ lazy group"),
         "batch_norm_alone": ("+ batch norm", "statistics alone"),
     }
     gained = {m: (of(scores, a).psnr, of(scores, b).psnr) for m, (a, b) in compared.items()}
+    for measure in ("step_group", "step_registered"):
+        after, before = (of(scores, name).features for name in compared[measure])
+        gained[f"{measure}_features"] = before, after
     return {measure: intervals.difference(*pair, last.network) for measure, pair in gained.items()} | {
-        "full_over_baseline": intervals.difference(last.registered, best.best, last.network),
+        "full_over_baseline": intervals.difference(last.psnr, best.best, last.network),
         "iip_full": intervals.over_chance(last.in_class, last.in_class_chance, last.network),
         "feature_full": intervals.difference(first.features, last.features, last.network),
     }
@@ -92,7 +112,7 @@ def sources(scores: pd.DataFrame, best: pd.DataFrame) -> Entries:
     exact, running = of(scores, "exact"), of(scores, "running")
     return {
         "exact_minus_running": intervals.difference(exact.psnr, running.psnr, exact.network),
-        "trained_over_baseline": intervals.difference(exact.registered, best.best, exact.network),
+        "trained_over_baseline": intervals.difference(exact.psnr, best.best, exact.network),
     }
 
 
@@ -105,23 +125,18 @@ def mismatch(gradients: pd.DataFrame, buffers: pd.DataFrame) -> Entries:
     }
 
 
-def presets(scores: pd.DataFrame, best: pd.DataFrame) -> Entries:
-    """The preset *balanced* against the best guess and against the paper's."""
-    balanced, paper = of(scores, "balanced"), of(scores, "paper")
-    return {
-        "balanced_over_baseline": intervals.difference(balanced.registered, best.best, balanced.network),
-        "balanced_minus_paper": intervals.difference(balanced.psnr, paper.psnr, balanced.network),
-    }
+def weighed(terms: pd.DataFrame) -> Entries:
+    """How far batch norm outweighs the gradient at the start, under the paper's weights."""
+    ratio = intervals.log_ratio(terms.batch_norm, terms.gradient, terms.network)
+    return {"batch_norm_outweighs": Measured(ratio, images=2 * len(terms))}
 
 
 def grown(tables: Mapping[int, pd.DataFrame]) -> Entries:
-    """What is identified in its class in batches of two, and what batches of eight lose; nothing without both."""
-    if not {2, 8} <= set(tables):
-        return {}
-    small, large = tables[2], tables[8]
+    """What is identified in its class of single images, and what batches of two lose."""
+    alone, pairs = tables[1], tables[2]
     return {
-        "iip_small": intervals.over_chance(small.in_class, small.in_class_chance, small.network),
-        "iip_batch": intervals.mean_difference(small.in_class, large.in_class, small.network, large.network),
+        "iip_single": intervals.over_chance(alone.in_class, alone.in_class_chance, alone.network),
+        "iip_batch": intervals.mean_difference(alone.in_class, pairs.in_class, alone.network, pairs.network),
     }
 
 
