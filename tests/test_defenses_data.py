@@ -282,6 +282,15 @@ def test_ats_draws_a_policy_an_image_and_repeats_with_its_generator(photos):
     assert torch.equal(first, again) and not torch.equal(first, other) and targets is y
 
 
+def test_the_random_crop_moves_by_up_to_four_pixels_either_way():
+    # one bright pixel in the middle of 9 x 9, inverted by the policy: it comes to lie in every row and every column
+    image = torch.zeros(1, 9, 9)
+    image[0, 4, 4] = 1
+    made = [ATS(("0",)).transform(image, client.generator(0, k)) for k in range(200)]
+    _, rows, columns = torch.cat([(1 - one).nonzero() for one in made]).T.tolist()
+    assert len(rows) == 200 and set(rows) == set(columns) == set(range(9))
+
+
 @pytest.mark.parametrize("channels", [2, 4])
 def test_ats_says_which_channels_it_transforms(channels):
     with pytest.raises(ValueError, match=rf"of 1 or 3 channels, got \[{channels}, 8, 8\]"):

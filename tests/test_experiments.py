@@ -80,6 +80,15 @@ def test_the_cost_until_success_is_read_off_the_snapshots():
     assert experiments.evaluations_to(history, truth + 5, 1e-6).tolist() == [math.inf] * 2
 
 
+def test_a_batch_has_arrived_when_its_last_image_has():
+    # errors of 0 and 0.0144: their mean is below the threshold, the second image is not
+    truth = torch.rand(1, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    almost = truth + torch.tensor([0.0, 0.12]).view(1, 2, 1, 1, 1)
+    spent = torch.tensor([[1], [11]])
+    history = History([0, 1], torch.zeros(2, 1), spent, torch.stack([almost, truth]), torch.zeros(2, 1, 2, 3))
+    assert experiments.evaluations_to(history, truth, 0.01).tolist() == [11]
+
+
 def test_follow_watches_attacks_from_the_same_pixels(digits):
     both = {"DLG": attacks.DLG.stable(), "iDLG": attacks.IDLG.stable()}
     found = experiments.follow(both, digits, trials=3, steps=(0, 1, 3), seed=0, device=torch.device("cpu"))

@@ -480,6 +480,15 @@ def test_the_presets():
     assert rate(2187) == pytest.approx(0.05, abs=1e-3) and rate(2500) == pytest.approx(0, abs=1e-9)
 
 
+def test_adams_rate_falls_where_the_released_code_has_it(monkeypatch):
+    # at 2,500 gradients over 2.667, 1.6 and 1.142, rounded down, though only 2,499 of them are steps
+    seen = []
+    monkeypatch.setattr("reprolib.attacks.ggl.signed_adam", lambda *_, milestones: seen.append(milestones) or iter(()))
+    model, (x, y) = victim(), planted(1)
+    GGL.adam(prior())(model, client.share(model, x, y))
+    assert seen == [(937, 1562, 2189)]
+
+
 # --- bad input
 
 
@@ -624,6 +633,17 @@ def test_the_landscape_is_lowest_where_informed_and_clean_agree(digits):
     assert (
         scene["path"].distance.between(0, 1).all() and (scene["path"].groupby(["case", "attacker"]).size() == 5).all()
     )
+
+
+def test_a_step_aside_in_the_landscape_is_at_a_right_angle_and_as_long(digits, monkeypatch):
+    seen, alone = [], matching.Matching.alone
+    monkeypatch.setattr(matching.Matching, "alone", lambda self, z, *told: seen.append(z) or alone(self, z, *told))
+    own = replace(SMALL, generator=Coder(shape=digits[0].image_shape).eval(), evaluations=24)
+    experiments.landscape(own, digits[0], 1, {"no defense": None}, 5, 0, torch.device("cpu"))
+    (plane,) = (z.view(5, 5, LATENT) for z in seen if len(z) == 25)
+    on, aside = plane[0, 1] - plane[0, 0], plane[1, 0] - plane[0, 0]
+    torch.testing.assert_close(aside.norm(), on.norm())
+    assert abs(aside @ on) < 1e-5 * on @ on
 
 
 def test_a_prior_without_the_class_is_trained_on_as_many_images(digits):

@@ -115,6 +115,14 @@ def test_cifar_resnets_take_other_activations_and_norms():
             models.build("resnet18", 10, (3, 32, 32), seed=0, **options)
 
 
+def test_the_convolutions_of_a_cifar_resnet_are_drawn_by_what_they_feed():
+    # Kaiming normal, fan out: a variance of 2 over the kernel times the channels that come out
+    drawn = models.build("resnet18", 10, (3, 32, 32), seed=0)
+    for layer in (layer for layer in drawn.modules() if isinstance(layer, torch.nn.Conv2d)):
+        out, _, height, width = layer.weight.shape
+        assert layer.weight.std().item() == pytest.approx((2 / (out * height * width)) ** 0.5, rel=0.1)
+
+
 def test_convbig_is_the_network_of_the_attack_on_soteria():
     model = models.build("convbig", 10, (3, 32, 32), seed=0)
     linear = {

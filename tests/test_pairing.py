@@ -70,6 +70,14 @@ def test_shares_count_numbers_levels_and_what_the_rest_is_worth(images):
     assert math.isnan(pairing.shares(pairing.score(images, images, GREY)).rest[0])
 
 
+def test_the_rest_is_what_is_not_exact_recovered_or_not(images):
+    # of four images two are exact, one is dimmed and one has no candidate
+    scores = pairing.score(torch.cat([images[:, :2], 0.9 * images[:, 2:3]], 1), images, GREY)
+    table = pairing.shares(scores)
+    assert table.recovered.tolist() == [3] * 3 and table.exact.tolist() == [2] * 3
+    assert table.rest[0] == pytest.approx(scores.psnr[2:4].mean())
+
+
 @pytest.mark.parametrize(
     ("candidates", "lost", "message"),
     [

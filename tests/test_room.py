@@ -212,6 +212,15 @@ def test_a_round_is_a_step_of_federated_averaging(local):
     torch.testing.assert_close(second.update.gradients, again.gradients)
 
 
+def test_each_round_draws_numbers_of_its_own():
+    # round r is trial r of the seed, also where a pair names each round
+    (images, labels), model, noise = photos(1, size=2), mlp(), defenses.GaussianNoise(0.1)
+    for seed in (3, [(3, 0), (3, 1)]):
+        for seen in server.rounds(server.Honest(), model, lambda _: (images, labels), 2, defense=noise, seed=seed):
+            alone = client.share(seen.model, images, labels, defense=noise, seed=[(3, seen.number)])
+            torch.testing.assert_close(seen.update.gradients, alone.gradients)
+
+
 def test_clients_of_a_round_may_be_unequal_and_defended():
     (images, labels), told = photos(2, size=4), ThreatModel(observes="mean of 2", labels="known", defense_known=True)
     of_round = lambda r: (images[r : r + 1], labels[r : r + 1])  # noqa: E731

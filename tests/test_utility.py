@@ -86,3 +86,11 @@ def test_strong_noise_costs_accuracy_and_the_table_has_a_row_a_seed(digits):
 def test_the_learning_rate_is_the_best_of_those_offered(digits):
     table = utility.with_defense(*digits, None, steps=60, seeds=1, learning_rates=(1e-6, 0.1))
     assert table.learning_rate.tolist() == [0.1]
+
+
+def test_the_learning_rate_is_not_chosen_on_the_test_images(digits):
+    # test labels under which a network that has learned nothing is always right
+    train, test = digits
+    told = replace(test, labels=lenet(train)(test.images).argmax(1))
+    table = utility.with_defense(train, told, None, steps=60, seeds=1, learning_rates=(1e-6, 0.1))
+    assert table.learning_rate.tolist() == [0.1]
