@@ -272,10 +272,10 @@ class Paper(Strict):
                 raise ValueError(f"{{{place[1]}}} is no measure of claims/{self.paper}.yml")
             if place[1] not in measured:
                 return "—"
-            one, share = measured[place[1]], self.measures[place[1]].share
+            one, percent = measured[place[1]], self.measures[place[1]].percent
             if isinstance(one, Interval):
-                return f"{number_words(one.value, share)} {ends_words(one.low, one.high, share)}"
-            return number_words(one, share)
+                return f"{number_words(one.value, percent)} {ends_words(one.low, one.high, percent)}"
+            return number_words(one, percent)
 
         return _PLACES.sub(told, text).replace(" %", "\N{NO-BREAK SPACE}%")
 

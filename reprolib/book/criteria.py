@@ -105,6 +105,11 @@ class Measure(Strict):
         return self.says.lower().startswith("share of") and not re.search(r"\b(minus|difference)\b", self.says)
 
     @property
+    def percent(self) -> bool:
+        """Whether a caption tells it in per cent: a share, an accuracy, or a difference of such."""
+        return re.match(r"share of|(test )?accuracy\b", self.says.lower()) is not None
+
+    @property
     def success(self) -> bool:
         """Whether the sentence says that it is the share of images that an attack identifies, or gets below an MSE."""
         images = re.match(r"share of ([\w-]+ )*images\b", self.says.lower())
