@@ -103,7 +103,8 @@ class Ledger:
     def filled(self, text: str) -> str:
         """A text with what was measured in the places of their {names}: "{recovery} come back" tells the number.
 
-        What is shown is the value with its interval, in per cent for shares and accuracies; a dash where this run did not measure it.
+        What is shown is the value with its interval, shares and accuracies in per cent; a dash where this run did not
+        measure it.
         Raises ValueError for a name that the paper's claims do not declare.
         """
         return self.paper.filled(text, {name: record.interval for name, record in self.records.items()})
