@@ -33,11 +33,11 @@ FACES = {("l2", "kl"): 15.6814, ("cosine", "kl"): 15.3471, ("l2", "norm"): 15.54
 
 
 def gated(measure: str, better: np.ndarray, worse: np.ndarray, undefended: np.ndarray, grey: np.ndarray) -> Entries:
-    """PSNR of one attack minus that of another, where the attack works undefended: a decibel over a grey card."""
+    """PSNR of GGL minus that of a rival, where the rival works undefended: a decibel over a grey card."""
     over, interval = (undefended - grey).mean(), intervals.difference(better, worse)
     if over >= 1:
         return {measure: interval}
-    why = f"the attack fails undefended, {over:.2g} dB above a grey card; measured {interval}"
+    why = f"the rival compared fails undefended, {over:.2g} dB above a grey card; measured {interval}"
     return {measure: Unmeasured(why, "gate")}
 
 
