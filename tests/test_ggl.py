@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,9 +25,9 @@ from reprolib.defenses import (
 )
 from reprolib.defenses.clipping import clipped
 from reprolib.defenses.estimated import pruned_at, zero_shares
-from reprolib.experiments import generators
 from reprolib.experiments.ggl import of_equal_length
-from reprolib.experiments.networks import attack_together
+from reprolib.experiments.measures import ggl as measures
+from reprolib.experiments.networks import Attacked, attack_together, attack_trials
 from reprolib.federated import client
 from reprolib.federated.client import LocalTraining
 from reprolib.federated.observation import Observation
@@ -556,12 +557,12 @@ def digits():
 
 def test_controls_have_what_they_say(digits):
     images, public = digits
-    own = replace(SMALL, generator=prior(shape=images.image_shape), evaluations=24)
-    found = experiments.controls(own, images, public, 3, 0, torch.device("cpu"))
-    scores = found["scores"]
-    names = list(scores.control.unique())
-    assert names[:3] == ["gradient", "Gaussian of equal length", "gradient of another image"] and names[-1] == "floor"
-    assert (scores.groupby("control").trial.apply(list).map(len) == 3).all()
+    own, cpu = replace(SMALL, generator=prior(shape=images.image_shape), evaluations=24), torch.device("cpu")
+    found = experiments.guesses(own.generator, images, public, 3, 0)
+    null = experiments.nulls(own, images, public, 3, 0, cpu)
+    assert list(null["scores"].control.unique()) == ["Gaussian of equal length", "gradient of another image"]
+    scores = pd.concat([null["scores"].replace("gradient of another image", "gradient"), found["scores"]])
+    assert scores.control.iloc[-1] == "floor" and (scores.groupby("control").trial.apply(list).map(len) == 3).all()
     y = images.batches(1, 3, seed=0)[1][:, 0]
     mean = torch.stack([public.images[public.labels == label].mean(0) for label in y])
     torch.testing.assert_close(found["mean image of the class"], mean)
@@ -586,8 +587,8 @@ def test_controls_behind_a_defense_are_attacked_by_one_who_knows_it(digits, monk
     images, public = digits
     own = replace(SMALL, generator=prior(shape=images.image_shape), evaluations=24)
     bound = NormOfUpdate(0.5)
-    experiments.controls(own, images, public, 2, 0, torch.device("cpu"), defense=bound)
-    assert len(seen) == 6 and all(update.threat.defense_known and update.defense == bound for update in seen)
+    experiments.nulls(own, images, public, 2, 0, torch.device("cpu"), defense=bound)
+    assert len(seen) == 4 and all(update.threat.defense_known and update.defense == bound for update in seen)
     for update in seen:
         length = sum(g.square().sum() for g in update.gradients.values()).sqrt()
         torch.testing.assert_close(length, torch.tensor(0.5))
@@ -607,10 +608,15 @@ def test_races_planted_images_and_readings(digits):
     images, device = digits[0], torch.device("cpu")
     own = replace(SMALL, generator=prior(shape=images.image_shape), evaluations=36)
     adam = replace(GGL.adam(own.generator), evaluations=4)
-    rows = experiments.race({"cma": own, "adam": adam}, images, 2, [2, 4, 13, 36], 0, device)
+    found = experiments.race({"cma": own, "adam": adam}, images, 2, [2, 4, 13, 36], 0, device)
+    rows, ends = found["path"], found["ends"]
     assert rows[rows.attack == "cma"].spent.unique().tolist() == [12, 36]
     assert rows[rows.attack == "adam"].spent.unique().tolist() == [3, 4]
     assert rows.distance.between(0, 10).all() and len(rows) == 8
+    alone = attack_trials(own, images, [0, 1], 1, 0, device, pool=images)  # its end is the undefended attack
+    for column in ("psnr", "label_correct", "identified"):
+        assert ends[ends.attack == "cma"][column].tolist() == alone["scores"][column].tolist()
+    assert torch.equal(found["cma"], alone["shown"]) and torch.equal(found["truth"], alone["truth"])
     found = experiments.planted({"cma": own}, own.generator, 2, CLASSES, 0, device)
     assert found.columns.tolist() == ["trial", "mse", "psnr", "evaluations", "attack"] and len(found) == 2
     cases = {"none": None, "clipped": Clipping(1e-3), "pruned": TopK(0.5), "Soteria": Soteria(50)}
@@ -646,18 +652,59 @@ def test_a_step_aside_in_the_landscape_is_at_a_right_angle_and_as_long(digits, m
     assert abs(aside @ on) < 1e-5 * on @ on
 
 
-def test_a_prior_without_the_class_is_trained_on_as_many_images(digits):
-    images, public = digits
-    recipe = generators.VAERecipe(1, latent_dim=LATENT, width=4, batch_size=16)
-    adam = replace(GGL.adam(SMALL.generator), evaluations=3)
-    rows = experiments.held_out(adam, recipe, public, images, 1, 30, 2, 0, torch.device("cpu"))
-    assert rows.prior.tolist() == ["all classes"] * 2 + ["without theirs"] * 2 and rows.psnr.notna().all()
-    assert (rows.pair == 1).all() and not rows.psnr.equals(
-        experiments.held_out(adam, recipe, public, images, 0, 30, 2, 0, torch.device("cpu")).psnr
+def test_images_upside_down_meet_the_same_networks(digits):
+    images, device = digits[0], torch.device("cpu")
+    adam = replace(GGL.adam(Coder(shape=images.image_shape).eval()), evaluations=3)
+    found = experiments.upside_down(adam, images, 2, 0, device)
+    upright = attack_trials(adam, images, [0, 1], 1, 0, device, pool=images)
+    assert torch.equal(found["truth"].flip(2), upright["truth"])
+    assert found["scores"].network.tolist() == [0, 1] and found["scores"].floor.notna().all()
+    assert found["scores"].label.tolist() == upright["scores"].label.tolist()
+
+
+def test_local_steps_turn_an_update_the_more_the_longer_they_are(digits):
+    images, device = digits[0], torch.device("cpu")
+    none, short, long = (
+        experiments.drift(images, 2, 4, LocalTraining(*steps), 0, device).cosine
+        for steps in ((1, 4, 1e-2), (5, 4, 1e-4), (5, 4, 1e-2))
     )
-    two = replace(public, labels=public.labels % 2)
-    with pytest.raises(ValueError, match="public holds 2 classes: two are held out"):
-        experiments.held_out(adam, recipe, two, images, 0, 30, 2, 0, torch.device("cpu"))
+    assert none.tolist() == pytest.approx([1, 1], abs=1e-4) and (long < short).all()
+
+
+# --- its measures
+
+
+def attacked(*identified, psnr=20.0):
+    scores = pd.DataFrame({"identified": [*identified], "psnr": psnr + np.arange(len(identified)) / 10})
+    return Attacked(scores, torch.zeros(0), torch.zeros(0))
+
+
+def test_the_control_of_two_attacks_is_the_one_that_identifies_fewer():
+    most, some = attacked(True, True, True, False), attacked(True, False, False, False)
+    assert measures.fewer(most.scores, some.scores).value == 0.25
+    runs = {("no defense", "plain", name): most for name in ("GGL", "GGL, Adam", "iDLG")}
+    found = measures.undefended(runs | {("no defense", "plain", "IG"): some}, "iDLG")
+    assert {name: share.value for name, share in found.items()} == {
+        "ggl_undefended_identified": 0.75,
+        "adam_undefended_identified": 0.75,
+        "pixels_undefended_identified": 0.75,
+        "fewer_pixels_undefended_identified": 0.25,
+    }
+
+
+def test_a_rival_that_fails_undefended_decides_nothing():
+    told = {("noise", "GGL"): 18, ("noise", "A"): 9, ("noise", "B"): 12, ("no defense", "A"): 30}
+    grey = np.full(3, 11.0)
+
+    def over(undefended):
+        def psnr(case, name, who="informed"):
+            value = undefended if (case, name) == ("no defense", "B") else told[case, name]
+            return value + np.arange(3) / 10
+
+        return measures.rivals(psnr, ["noise"], ["A", "B"], grey, ["over_baselines_noise"])["over_baselines_noise"]
+
+    assert over(15).value == pytest.approx(6)  # against B, the best on average behind the defense
+    assert over(11.5).reason == "gate"  # whatever A does undefended
 
 
 def test_what_a_prior_can_do_is_shown_for_clients_it_has_not_seen(digits):

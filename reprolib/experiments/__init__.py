@@ -42,14 +42,15 @@ from reprolib.experiments.fgla import (
 )
 from reprolib.experiments.gallery import every_attack
 from reprolib.experiments.ggl import (
-    attackers,
-    controls,
-    held_out,
+    drift,
+    guesses,
     landscape,
+    nulls,
     of_the_picture,
     planted,
     race,
     readings,
+    upside_down,
     watch,
 )
 from reprolib.experiments.gradinversion import mode_mismatch
@@ -77,6 +78,7 @@ from reprolib.experiments.soteria import cost_of_the_truth, examine_soteria
 
 __all__ = [
     "unmixed",
+    "upside_down",
     "by_chance",
     "SingleRoom",
     "Stretched",
@@ -96,6 +98,7 @@ __all__ = [
     "heads_in_training",
     "fresh_head",
     "draw",
+    "drift",
     "decoded",
     "compared",
     "blends",
@@ -107,9 +110,7 @@ __all__ = [
     "attack_trials",
     "baselines",
     "attack_networks",
-    "attackers",
     "closed_form",
-    "controls",
     "cost_of_the_truth",
     "count_labels",
     "decode_client",
@@ -120,7 +121,7 @@ __all__ = [
     "examine_soteria",
     "follow",
     "head_gradients",
-    "held_out",
+    "guesses",
     "in_order",
     "landscape",
     "mode_mismatch",
@@ -129,6 +130,7 @@ __all__ = [
     "noise_at_truth",
     "noise_by_layer",
     "objective_curves",
+    "nulls",
     "of_the_picture",
     "planted",
     "policy_victim",

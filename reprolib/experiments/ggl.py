@@ -1,4 +1,4 @@
-"""Experiments of the chapter on GGL: planted images, null controls, races, landscapes, priors of other classes."""
+"""Experiments of the chapter on GGL: planted images, null controls, races, landscapes, what local steps change."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from reprolib.data import ImageSet
 from reprolib.defenses import Defense
 from reprolib.defenses.estimated import zero_shares
 from reprolib.experiments import generators
-from reprolib.experiments.networks import SHOWN, attack_together, network_seed, shared
+from reprolib.experiments.networks import attack_together, attack_trials, network_seed, shared
 from reprolib.federated import client
+from reprolib.federated.client import LocalTraining
 from reprolib.federated.observation import Observation
 from reprolib.federated.streams import generator
 from reprolib.federated.threat import ThreatModel
@@ -70,7 +71,7 @@ def planted(
     return pd.concat(rows, ignore_index=True)
 
 
-def controls(
+def nulls(
     attack: GGL,
     images: ImageSet,
     public: ImageSet,
@@ -80,56 +81,67 @@ def controls(
     defense: Defense | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """What an attack makes of the client's gradient, and what comes without it: a network an image, the labels given.
+    """What an attack makes of what is not the client's gradient: a network an image, the labels given.
 
-    The controls: the same attack on a Gaussian vector of the gradient's length, and on the gradient of another image of
-    the class, out of `public`, under the same network; a random sample of the prior; a random image of the class; the
-    class's and the public set's mean image; a grey card; and the floor, the image of the prior that is nearest to the
-    client's.
+    It attacks a Gaussian vector of the gradient's length, and the gradient of another image of the class, out of
+    `public`, under the same network.
     defense: what both gradients are shared under; the attacker knows it and reads its setting off what it is given.
     options: LeNet's, for `models.build`. Returns "scores", a row a (control, trial) with mse, psnr, ssim, identified
-    (among `images`) and chance, and its first images [n, C, H, W] under each control's name, the client's under
-    "truth".
+    (among `images`) and chance, and the images [count, C, H, W] under each control's name.
     Source: this book.
     """
     x, y = images.batches(1, count, seed=seed)
-    of_class = [public.images[public.labels == label] for label in y[:, 0]]
     random = [generator(seed, k, 7) for k in range(count)]
-    others = torch.stack([own[torch.randint(len(own), (), generator=random[k])] for k, own in enumerate(of_class)])
-    updates: dict[str, list[SharedUpdate]]
-    attack, victims, updates = replace(attack, labels="known"), [], {name: [] for name in ("gradient", *NULLS)}
-    threat = replace(KNOWN, defense_known=defense is not None)
+    own = [public.images[public.labels == label] for label in y[:, 0]]
+    others = torch.stack([part[torch.randint(len(part), (), generator=random[k])] for k, part in enumerate(own)])
+    updates: dict[str, list[SharedUpdate]] = {name: [] for name in NULLS}
+    attack, victims, threat = replace(attack, labels="known"), [], replace(KNOWN, defense_known=defense is not None)
     for k in range(count):
         victim, update = shared(images, [k], k, seed, device, defense, threat, "lenet", options)
         theirs = others[k, None, None].to(device), y[k, None].to(device)
         other = client.share(victim, *theirs, threat=threat, defense=defense, seed=network_seed(seed, k) + 25_000)
         victims.append(victim)
-        for name, own in zip(updates, (update, of_equal_length(update, random[k]), other), strict=True):
-            updates[name].append(own)
-    shown = {name: attack_together(attack, victims, own, seed).images[:, 0].cpu() for name, own in updates.items()}
-    prior = attack.generator
-    shown["random sample of the prior"] = generators.samples(prior, count, seed)
-    shown["random image of the class"] = torch.stack(
-        [own[torch.randint(len(own), (), generator=random[k])] for k, own in enumerate(of_class)]
-    )
-    shown["mean image of the class"] = torch.stack([own.mean(0) for own in of_class])
-    shown["mean image"] = public.mean_image.expand_as(x[:, 0])
-    shown["grey card"] = torch.full_like(x[:, 0], 0.5)
-    shown["floor"] = generators.nearest(prior, x[:, 0])
+        for name, given in zip(NULLS, (of_equal_length(update, random[k]), other), strict=True):
+            updates[name].append(given)
+    shown = {name: attack_together(attack, victims, given, seed).images[:, 0].cpu() for name, given in updates.items()}
+    return {"scores": _scored(shown, x[:, 0], images)} | shown
+
+
+def guesses(prior: torch.nn.Module, images: ImageSet, public: ImageSet, count: int, seed: int) -> dict[str, Any]:
+    """Answers that need no gradient, and the floor, the image of the prior that is nearest to the client's.
+
+    They are a random sample of the prior; a random image of the class; the class's and the public set's mean image; and
+    a grey card. Returns as `nulls`. Source: this book.
+    """
+    x, y = (part[:, 0] for part in images.batches(1, count, seed=seed))
+    of_class = [public.images[public.labels == label] for label in y]
+    drawn = [torch.randint(len(own), (), generator=generator(seed, k, 9)) for k, own in enumerate(of_class)]
+    shown = {
+        "random sample of the prior": generators.samples(prior, count, seed),
+        "random image of the class": torch.stack([own[one] for own, one in zip(of_class, drawn, strict=True)]),
+        "mean image of the class": torch.stack([own.mean(0) for own in of_class]),
+        "mean image": public.mean_image.expand_as(x),
+        "grey card": torch.full_like(x, 0.5),
+        "floor": generators.nearest(prior, x),
+    }
+    return {"scores": _scored(shown, x, images)} | shown
+
+
+def _scored(shown: Mapping[str, Tensor], x: Tensor, images: ImageSet) -> pd.DataFrame:
+    """A row a (control, trial) of answers [T, C, H, W] to clients' images."""
     rows = []
     for name, pictures in shown.items():
-        ranks, candidates = metrics.identify(pictures, x[:, 0], images.images)
+        ranks, candidates = metrics.identify(pictures, x, images.images)
         columns = {
-            "trial": torch.arange(count),
-            "mse": metrics.mse(pictures, x[:, 0]),
-            "psnr": metrics.psnr(pictures, x[:, 0]).double(),
-            "ssim": metrics.ssim(pictures, x[:, 0]).double(),
+            "trial": torch.arange(len(x)),
+            "mse": metrics.mse(pictures, x),
+            "psnr": metrics.psnr(pictures, x).double(),
+            "ssim": metrics.ssim(pictures, x).double(),
             "identified": ranks == 1,
             "chance": 1 / candidates.double(),
         }
         rows.append(pd.DataFrame({"control": name} | {key: value.numpy() for key, value in columns.items()}))
-    pictures = {name: pictures[:SHOWN] for name, pictures in shown.items()}
-    return {"scores": pd.concat(rows, ignore_index=True), "truth": x[:SHOWN, 0]} | pictures
+    return pd.concat(rows, ignore_index=True)
 
 
 def of_equal_length(update: SharedUpdate, random: torch.Generator) -> SharedUpdate:
@@ -141,7 +153,9 @@ def of_equal_length(update: SharedUpdate, random: torch.Generator) -> SharedUpda
 
 
 def of_the_picture(scores: pd.DataFrame, null: str) -> np.ndarray:
-    """For each trial of `controls`, the share of the way from a null control to the floor that the gradient gave.
+    """For each trial, the share of the way from a null control to the floor that the gradient gave.
+
+    scores: rows of `nulls` and `guesses`, and those of the attack as the control "gradient".
 
     (null - found) / (null - floor) in squared errors: 1 where the attack found the best image that the prior can make,
     0 where it did as well as the control, below 0 where it did worse.
@@ -158,29 +172,32 @@ def race(
     seed: int,
     device: torch.device,
     **options: Any,
-) -> pd.DataFrame:
-    """Attacks over the gradients of the victim that they spent: a row an (attack, spent, trial).
+) -> dict[str, Any]:
+    """Attacks over the gradients of the victim that they spent, and where they end.
 
     marks: numbers of evaluations at which to look, those within each attack's budget, rounded down to whole generations
-    (and up to one). Columns: attack, spent (at the most, where a trial converged), trial, psnr, and distance: the
-    squared distance to the shared gradient over its squared length, whatever the attack's own
-    distance is divided by. options: LeNet's.
+    (and up to one). Returns "path", a row an (attack, spent, trial): spent (at the most, where a trial converged),
+    psnr, and distance, the squared distance to the shared gradient over its squared length, whatever the attack's own
+    distance is divided by; "ends", a row an (attack, trial) with the columns of `metrics.score` among `images`; and
+    pictures [count, C, H, W], "truth" and each attack's under its name. options: LeNet's.
     """
-    x, _ = images.batches(1, count, seed=seed)
-    pairs = [shared(images, [k], k, seed, device, None, KNOWN, "lenet", options) for k in range(count)]
+    x, y = images.batches(1, count, seed=seed)
+    pairs = [shared(images, [k], k, seed, device, None, ThreatModel(), "lenet", options) for k in range(count)]
     victims, updates = (list(part) for part in zip(*pairs, strict=True))
     length = torch.cat([sum(g.flatten(1).square().sum(1) for g in update.gradients.values()) for update in updates])
-    rows = []
+    path, ends, pictures = [], [], {"truth": x[:, 0]}
     for name, attack in attacks.items():
         each = attack.population if attack.optimizer == "cma" else 1
         steps = sorted({min(max(1, mark // each), attack.iterations) for mark in marks if mark <= attack.evaluations})
-        history = attack_together(attack, victims, updates, seed, steps).history
-        parts = len(updates[0].gradients) if attack.reduction == "mean_tensors" else 1
+        found = attack_together(attack, victims, updates, seed, steps)
+        parts, history = len(updates[0].gradients) if attack.reduction == "mean_tensors" else 1, found.history
         for spent, value, shown in zip(history.evaluations, history.objective, history.images, strict=True):
             columns = {"attack": name, "spent": int(spent.max()), "trial": range(count)}
             columns |= {"psnr": metrics.psnr(shown[:, 0].cpu(), x[:, 0]).double().numpy()}
-            rows.append(pd.DataFrame(columns | {"distance": (parts * value / length).cpu().numpy()}))
-    return pd.concat(rows, ignore_index=True)
+            path.append(pd.DataFrame(columns | {"distance": (parts * value / length).cpu().numpy()}))
+        ends.append(metrics.score(found, x, y, images).assign(attack=name))
+        pictures[name] = found.images[:, 0].cpu()
+    return {"path": pd.concat(path, ignore_index=True), "ends": pd.concat(ends, ignore_index=True)} | pictures
 
 
 def watch(
@@ -282,67 +299,34 @@ def landscape(
     return {"ranks": pd.DataFrame(ranks), "path": pd.concat(path, ignore_index=True)} | found
 
 
-def held_out(
-    attack: GGL,
-    recipe: generators.VAERecipe,
-    public: ImageSet,
-    images: ImageSet,
-    pair: int,
-    fit_on: int,
-    count: int,
-    seed: int,
-    device: torch.device,
-    **options: Any,
-) -> pd.DataFrame:
-    """Attacks on images of two classes with a prior that has seen these classes, and with one that has not.
+def upside_down(attack: GGL, images: ImageSet, count: int, seed: int, device: torch.device) -> dict[str, Any]:
+    """`attack_trials` on images turned upside down, under the networks that met them upright, among all so turned.
 
-    pair: its number; it decides which classes are held out, the images that both priors are trained on, how they start,
-    and the networks. The two VAEs have one recipe and as many training images, about `fit_on` of `public`. A row a
-    (prior, trial): pair, prior, trial, psnr, and floor, the PSNR of the nearest image that the prior can make.
-    Errors: ValueError for a public set of fewer than three classes. Source: this book.
+    The scores have a column more: floor, the PSNR of the nearest image that the prior can make. Source: this book.
     """
-    present = public.labels.unique()
-    if len(present) < 3:
-        raise ValueError(f"public holds {len(present)} classes: two are held out, so at least three are needed")
-    classes = present[torch.arange(2 * pair, 2 * pair + 2) % len(present)]
-    some = torch.randperm(len(public), generator=generator(seed, pair, 9))
-    unseen = torch.isin(public.labels[some], classes)
-    without = some[~unseen][:fit_on]
-    every = some[: len(without)]
-    theirs = torch.isin(images.labels, classes)
-    private = images.subset(theirs)
-    x, y = private.batches(1, count, seed=network_seed(seed, pair))
-    networks = range(pair * count, (pair + 1) * count)
-    pairs = []
-    for k, network in enumerate(networks):
-        victim = models.build(
-            "lenet", images.num_classes, images.image_shape, seed=network_seed(seed, network), **options
-        )
-        victim = victim.to(device)
-        own = network_seed(seed, network)
-        pairs.append(
-            (victim, client.share(victim, x[k, None].to(device), y[k, None].to(device), threat=KNOWN, seed=own))
-        )
-    victims, updates = (list(part) for part in zip(*pairs, strict=True))
-    rows = []
-    for name, chosen in (("all classes", every), ("without theirs", without)):
-        fit = public.subset(chosen)
-        prior = generators.fit_vae(replace(recipe, seed=pair), fit, device, progress=False)
-        found = attack_together(replace(attack, generator=prior), victims, updates, network_seed(seed, pair))
-        scores = metrics.score(found, x, y)[["trial", "psnr"]]
-        scores["floor"] = metrics.psnr(generators.nearest(prior, x[:, 0]), x[:, 0]).double().numpy()
-        rows.append(scores.assign(prior=name, pair=pair))
-    return pd.concat(rows, ignore_index=True)
+    turned = replace(images, images=images.images.flip(2))
+    found = attack_trials(attack, turned, range(count), 1, seed, device, pool=turned)
+    x = turned.batches(1, count, seed=seed)[0][:, 0]
+    floor = metrics.psnr(generators.nearest(attack.generator, x), x).double().numpy()
+    return found | {"scores": found["scores"].assign(floor=floor)}
 
 
-def attackers(cases: Mapping[str, Defense | None]) -> list[tuple[str, str, Defense | None, ThreatModel]]:
-    """Each case for the plain attacker and, where there is a defense, for one who knows it: labels are inferred."""
-    rows = []
-    for case, defense in cases.items():
-        rows.append((case, "plain", defense, ThreatModel()))
-        if defense is not None:
-            rows.append((case, "informed", defense, ThreatModel(defense_known=True)))
-    return rows
+def drift(
+    images: ImageSet, count: int, batch: int, local: LocalTraining, seed: int, device: torch.device, **options: Any
+) -> pd.DataFrame:
+    """How far several local steps turn an update away from the one gradient at their start, a network a batch.
+
+    Columns: trial, cosine. Labels within a batch differ, as in `attack_networks`. options: LeNet's.
+    """
+    x, y = (part.to(device) for part in images.batches(batch, count, seed=seed, distinct_labels=True))
+    cosines = []
+    for k in range(count):
+        size = images.num_classes, images.image_shape
+        victim = models.build("lenet", *size, seed=network_seed(seed, k), **options).to(device)
+        once, more = (client.share(victim, x[k, None], y[k, None], local=own).as_gradients() for own in (None, local))
+        inner = sum((g * more[name]).sum() for name, g in once.items())
+        cosines.append((inner / (_length(once) * _length(more))).item())
+    return pd.DataFrame({"trial": range(count), "cosine": cosines})
 
 
 def _length(gradients: dict[str, Tensor]) -> Tensor:

@@ -100,7 +100,7 @@ def weighed_terms(
         (search,) = balanced.searches(victim, update, [(drawn, 0)])
         start = search.first(0)
         distance = search.value(start, 0).item()
-        terms = {"gradient": attack.gradient * distance, "batch_norm": search.weights(start).item() * distance}
+        terms = {"gradient": attack.gradient * distance, "batch_norm": search.weights(start).item() * distance}  # type: ignore[operator, attr-defined]  # a preset with a gradient
         rows.append({"network": trial, "trial": trial, **terms})
     return pd.DataFrame(rows)
 

@@ -368,7 +368,7 @@ def trials_that_fit(victim: nn.Module, images: Tensor) -> int:
         nonlocal kept
         kept += tensor.nbytes
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda _: None):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda _: None):  # type: ignore[return-value]  # never unpacked
         functional_call(victim, models.no_noise(victim, len(images)), (images,))
     # the backward pass holds about as much again, and a trial's own weights and gradients beside it
     trial = 2 * kept + 3 * sum(parameter.nbytes for parameter in victim.parameters())

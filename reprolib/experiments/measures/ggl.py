@@ -1,4 +1,8 @@
-"""Measures of the chapter on GGL. `psnr` gives the PSNR (dB) of each image: called with case, attack, attacker."""
+"""Measures of the chapter on GGL.
+
+`psnr` gives the PSNR (dB) of each image: called with case, attack, and the attacker, who is informed unless named.
+`runs` holds what was attacked: (case, attacker, attack) -> `Attacked`.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
 
 PSNR = Callable[..., np.ndarray]
 
+Runs = Mapping[tuple[str, str, str], "Attacked"]
 
 WHO = ("plain", "informed")
 """The attacker who ignores a defense, and the one who knows it."""
@@ -28,27 +33,32 @@ FACES = {("l2", "kl"): 15.6814, ("cosine", "kl"): 15.3471, ("l2", "norm"): 15.54
 
 
 def gated(measure: str, better: np.ndarray, worse: np.ndarray, undefended: np.ndarray, grey: np.ndarray) -> Entries:
-    """PSNR of one attack minus that of another, where the attack works undefended: a decibel over a grey card."""
+    """PSNR of GGL minus that of a rival, where the rival works undefended: a decibel over a grey card."""
     over, interval = (undefended - grey).mean(), intervals.difference(better, worse)
     if over >= 1:
         return {measure: interval}
-    why = f"the attack fails undefended, {over:.2g} dB above a grey card; measured {interval}"
+    why = f"the rival compared fails undefended, {over:.2g} dB above a grey card; measured {interval}"
     return {measure: Unmeasured(why, "gate")}
 
 
+def fewer(*scores: pd.DataFrame) -> Interval:
+    """The share of images identified by the one of several attacks that identifies fewest."""
+    return min((intervals.proportion(own.identified) for own in scores), key=lambda share: share.value)
+
+
 def planted(scores: pd.DataFrame) -> Entries:
-    """The share of planted images that CMA-ES finds."""
-    return {"planted": intervals.below(scores[scores.attack == "CMA-ES"].mse, 1e-3)}
+    """The shares of planted images that the two searches find."""
+    names = {"planted": "CMA-ES", "planted_adam": "Adam"}
+    return {name: intervals.below(scores[scores.attack == attack].mse, 1e-3) for name, attack in names.items()}
 
 
-def race(marks: pd.DataFrame, fair: int) -> Entries:
-    """PSNR of Adam less that of CMA-ES, where each ends and after as many gradients, `fair`; marks: a row a mark."""
-    ends = {name: own[own.spent == own.spent.max()].psnr.to_numpy() for name, own in marks.groupby("attack")}
-    equal = marks[(marks.attack == "CMA-ES") & (marks.spent <= fair)]
-    adam = ends["Adam, signed"]
+def race(path: pd.DataFrame, ends: pd.DataFrame, fair: int) -> Entries:
+    """PSNR of Adam less that of CMA-ES, where each ends, and after as many gradients, `fair`; as `race` gives them."""
+    end = {name: own.psnr.to_numpy() for name, own in ends.groupby("attack")}
+    equal = path[(path.attack == "CMA-ES") & (path.spent <= fair)]
     return {
-        "adam_minus_cma": intervals.difference(adam, ends["CMA-ES"]),
-        "adam_minus_cma_equal": intervals.difference(adam, equal[equal.spent == equal.spent.max()].psnr),
+        "adam_minus_cma": intervals.difference(end["Adam"], end["CMA-ES"]),
+        "adam_minus_cma_equal": intervals.difference(end["Adam"], equal[equal.spent == equal.spent.max()].psnr),
     }
 
 
@@ -80,20 +90,22 @@ def controls(scores: pd.DataFrame, nulls: Sequence[str], best: str) -> Entries:
 def rivals(
     psnr: PSNR, cases: Collection[str], others: Collection[str], grey: np.ndarray, declared: Collection[str]
 ) -> Entries:
-    """GGL against the best of the searches for pixels behind each defense; of what is declared."""
-    found: dict[str, Entry]
-    top, found = max((psnr("no defense", name) for name in others), key=np.mean), {}
-    short = {"noise": "noise", "clipping": "clip", "sparsification": "sparsify", "Soteria": "soteria"}
+    """GGL against the best on average of the searches for pixels behind each defense; of what is declared.
+
+    The rival that is compared must work undefended.
+    """
+    found: dict[str, Entry] = {}
+    short = {"noise": "noise", "sparsification": "sparsify", "Soteria": "soteria"}
     for case in (case for case in short if case in cases):
         for who, stem in {"plain": "over_baselines", "informed": "over_informed"}.items():
             if (measure := f"{stem}_{short[case]}") in declared:
                 rival = max(others, key=lambda name: psnr(case, name, who).mean())
-                found |= gated(measure, psnr(case, "GGL"), psnr(case, rival, who), top, grey)
+                found |= gated(measure, psnr(case, "GGL"), psnr(case, rival, who), psnr("no defense", rival), grey)
     return found
 
 
-def losses(psnr: PSNR, cases: Collection[str], best: str, grey: np.ndarray) -> Entries:
-    """What each defense costs GGL, and what the best search for pixels has over it; best: its name."""
+def losses(psnr: PSNR, cases: Collection[str], best: str, floor: np.ndarray) -> Entries:
+    """What each defense costs GGL, and what the best search for pixels has over the prior's floor; best: its name."""
     found: dict[str, Entry] = {}
     for measure, (case, name, who) in {
         "plain_loss_noise": ("noise", "GGL", "plain"),
@@ -101,18 +113,25 @@ def losses(psnr: PSNR, cases: Collection[str], best: str, grey: np.ndarray) -> E
         "cosine_loss_clip": ("clipping", "GGL, cosine", "plain"),
         "informed_loss_sparsify": ("sparsification", "GGL", "informed"),
         "ggl_loss_soteria": ("Soteria", "GGL", "informed"),
+        "ggl_dropped_loss": ("Soteria", "GGL", "dropped"),
     }.items():
         if case in cases:
-            start = psnr("no defense", name)
-            found |= gated(measure, start, psnr(case, name, who), start, grey)
+            found[measure] = intervals.difference(psnr("no defense", "GGL"), psnr(case, name, who))
     for case, key in {"clipping": "clip", "Soteria": "soteria"}.items():
         if case in cases:
-            gap = intervals.difference(psnr(case, best), psnr(case, "GGL"))
-            found[f"informed_pixels_minus_ggl_{key}"] = gap
+            found[f"informed_pixels_over_floor_{key}"] = intervals.difference(psnr(case, best), floor)
     return found
 
 
-def clipping_and_noise(psnr: PSNR, cases: Collection[str], runs: Mapping[tuple[str, str, str], Attacked]) -> Entries:
+def undefended(runs: Runs, best: str) -> Entries:
+    """What the attacks identify without a defense, which is the control of most claims; best: of those on pixels."""
+    scores = {name: run.scores for (case, _, name), run in runs.items() if case == "no defense"}
+    names = {"ggl": "GGL", "adam": "GGL, Adam", "pixels": best}
+    found = {f"{key}_undefended_identified": fewer(scores[name]) for key, name in names.items()}
+    return found | {"fewer_pixels_undefended_identified": fewer(scores["iDLG"], scores["IG"])}
+
+
+def clipping_and_noise(psnr: PSNR, cases: Collection[str], runs: Runs) -> Entries:
     """What is identified behind clipping, and behind clipping with noise, against each alone."""
     found = {}
     if "clipping" in cases:
@@ -127,14 +146,10 @@ def clipping_and_noise(psnr: PSNR, cases: Collection[str], runs: Mapping[tuple[s
     return found
 
 
-def soteria(
-    start: np.ndarray, dropped: np.ndarray, grey: np.ndarray, at_ten: pd.DataFrame | None, undefended: pd.DataFrame
-) -> Entries:
-    """What dropping Soteria's tensor costs GGL, and what a search for pixels identifies at a rate of 10 % and bare."""
-    found = dict(gated("ggl_dropped_loss", start, dropped, start, grey))
-    if at_ten is not None:
-        found["pixels_soteria_10_identified"] = intervals.proportion(at_ten.identified)
-    return found | {"pixels_undefended_identified": intervals.proportion(undefended.identified)}
+def soteria(at_ten: Mapping[str, pd.DataFrame]) -> Entries:
+    """What searches for pixels identify at a Soteria rate of 10 % that they do not know of; attack -> scores."""
+    shares = {name.lower(): intervals.proportion(own.identified) for name, own in at_ten.items()}
+    return {f"{name}_soteria_10_identified": share for name, share in shares.items()}
 
 
 def landscape(ranks: pd.DataFrame) -> Entries:
@@ -147,10 +162,9 @@ def landscape(ranks: pd.DataFrame) -> Entries:
     return {f"landscape_{measure}": intervals.mean(by[key]) for measure, key in keys.items()}
 
 
-def unseen(by: Mapping[str, pd.DataFrame]) -> Entries:
-    """PSNR that a prior loses which has not seen the classes; prior -> scores."""
-    every, without = (part.psnr for part in by.values())
-    return {"unseen_loss": intervals.difference(every, without, by["all classes"].pair)}
+def pose(upright: pd.DataFrame, turned: pd.DataFrame) -> Entries:
+    """PSNR that images lose upside down, under the same networks."""
+    return {"pose_loss": intervals.difference(upright.psnr, turned.psnr)}
 
 
 def others(before: pd.DataFrame, after: pd.DataFrame, four: pd.DataFrame, local: pd.DataFrame) -> Entries:
@@ -158,18 +172,24 @@ def others(before: pd.DataFrame, after: pd.DataFrame, four: pd.DataFrame, local:
     return {
         "trained_loss": intervals.difference(before.psnr, after.psnr, before.network),
         "batch_identified": intervals.proportion(four.identified, four.network),
-        "local_identified": intervals.proportion(local.identified),
+        "local_identified": intervals.proportion(local.identified, local.network),
     }
 
 
 def residual(runs: Mapping[tuple[str, str], Attacked]) -> Entries:
-    """The two kinds of search on a residual network; nothing where it is left out."""
+    """The two kinds of search on a residual network; nothing where it is left out.
+
+    Inverting Gradients does not see clipping: its run under it is its undefended control as well.
+    """
     if not runs:
         return {}
-    pair = (runs["clipping", name].scores.psnr for name in ("IG, plain", "GGL, Adam, informed"))
+    ig, ggl, bare = (
+        runs[key].scores
+        for key in (("clipping", "IG, plain"), ("clipping", "GGL, Adam, informed"), ("no defense", "GGL, Adam"))
+    )
     return {
-        "ig_undefended_identified": intervals.proportion(runs["no defense", "IG"].scores.identified),
-        "ig_minus_ggl_clip": intervals.difference(*pair),
+        "both_work_undefended": fewer(ig, bare),
+        "ig_minus_ggl_clip": intervals.difference(ig.psnr, ggl.psnr),
     }
 
 
