@@ -7,7 +7,7 @@ import pytest
 import yaml
 from test_report import add_run, page, root, written  # noqa: F401  (a fixture and helpers)
 
-from reprolib.book import claims, figures, matrix, report, verification
+from reprolib.book import claims, figures, matrix, report
 from reprolib.book.criteria import Criterion
 
 PLAN = """
@@ -18,9 +18,10 @@ attacks:
     paper: dlg
     victims: one image
     control: undefended
+    accuracy: label_accuracy
     figure: true
     levels:
-      - {defense: Noise, level: std 1, static: protected, adaptive: label_accuracy, cost: undefended, of: 38}
+      - {defense: Noise, level: std 1, static: protected, adaptive: label_accuracy, cost: undefended}
       - {defense: Noise, level: std 2}
   - id: absent
     name: Of a chapter that is not there
@@ -98,7 +99,7 @@ def test_the_page_shows_numbers_and_says_what_was_not_measured(root):  # noqa: F
     text = page(root, "matrix")
     cell = 'href="scoreboard.html#dlg-label-accuracy">● 99.2 %</a> [95.7, 100]<br><span class="note">broken</span>'
     assert cell in text and 'href="scoreboard.html#dlg-noise">○ 0 %</a>' in text and "attack stopped" in text
-    assert text.count("not measured</span></td>") >= 2 and "99.2 [95.7, 100] of 38</td>" in text
+    assert text.count("not measured</span></td>") >= 2 and "99.2 [95.7, 100] of 99.2</td>" in text
     assert "Of a chapter that is not there" not in text
     assert (
         "Against a search by value \\(an older run, provisional\\)\\: of 1 defense 1 is broken" in text
@@ -146,7 +147,7 @@ def test_dumbbells_leave_out_what_nobody_measured():
     full = {who: matrix.Cell(who, Found(0.1, 0, 0.2), "protects", None) for who in matrix.WHO}
     half = full | {"static": matrix.Cell("static", None, "not measured", None)}
     none = {who: matrix.Cell(who, None, "not measured", None) for who in matrix.WHO}
-    rows = [matrix.Row(level, cells, None, None) for level, cells in zip(levels, (full, half, none), strict=True)]
+    rows = [matrix.Row(level, cells, None, None, None) for level, cells in zip(levels, (full, half, none), strict=True)]
     table = matrix.table(rows)
     assert table.defense.tolist() == ["Noise, std 0", "Noise, std 1"]
     drawn = figures.dumbbells(table.assign(cost=["7.6 [1.0, 14.1]", ""]))
@@ -158,11 +159,3 @@ def test_dumbbells_leave_out_what_nobody_measured():
     assert "a search by value" in named
     with pytest.raises(ValueError, match="the table has no columns"):
         figures.dumbbells(table.drop(columns="adaptive_low"))
-
-
-def test_an_accuracy_out_of_a_runs_prose_is_dropped_once_the_run_has_records():
-    home = Path(__file__).parents[1]
-    for attack in matrix.load(home / "book" / "matrix.yml"):
-        if verification.has_records(attack.paper):
-            told = [level.level for level in attack.levels if level.of is not None]
-            assert not told, f"book/matrix.yml, {attack.id}: drop `of` of {told}, or take it from the records"

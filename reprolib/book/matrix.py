@@ -53,8 +53,7 @@ class Level(Strict):
     """A defense at one strength, and the measures that say what became of it; None: not measured.
 
     control: of this row, where it is another than the attack's. claim: the id of the one that says whether who knows
-    the defense is kept out, where it is judged by another measure than `adaptive`. of: the accuracy without the
-    defense, in points, of a run that has told it in its prose alone.
+    the defense is kept out, where it is judged by another measure than `adaptive`.
     """
 
     defense: str = Field(min_length=1)
@@ -62,7 +61,6 @@ class Level(Strict):
     static: str | None = None
     adaptive: str | None = None
     cost: str | None = None
-    of: float | None = None
     control: str | None = None
     claim: str | None = None
 
@@ -79,8 +77,8 @@ class Pair(Strict):
 class Attack(Strict):
     """An attack on one kind of victim. paper: the chapter that measures it. figure: whether the dumbbells show it.
 
-    against: the attack and its victims in a few words, where the name alone says too little in a sentence. pair: the
-    images beside the dumbbells.
+    accuracy: of the network that the levels' costs are of, trained without a defense. against: the attack and its
+    victims in a few words, where the name alone says too little in a sentence. pair: the images beside the dumbbells.
     """
 
     id: str = Field(pattern=r"^[a-z0-9-]+$")
@@ -89,6 +87,7 @@ class Attack(Strict):
     paper: str
     victims: str
     control: str | None = None
+    accuracy: str | None = None
     figure: bool = False
     pair: Pair | None = None
     levels: tuple[Level, ...] = Field(min_length=1)
@@ -96,7 +95,7 @@ class Attack(Strict):
     @property
     def measures(self) -> set[str]:
         """The names of all measures that the attack's cells come from."""
-        named = {self.control}
+        named = {self.control, self.accuracy}
         for level in self.levels:
             named |= {level.static, level.adaptive, level.cost, level.control}
         return {name for name in named if name is not None}
@@ -161,14 +160,15 @@ class Row:
     cells: Mapping[str, Cell]
     control: Measured | None
     cost: Measured | None
+    accuracy: Measured | None
 
     @property
     def price(self) -> str:
-        """Points of accuracy lost by training with the defense: "7.57 [1.02, 14.1] of 38"; "" for none measured."""
+        """Points of accuracy lost by training with the defense: "7.57 [1.02, 14.1] of 38.0"; "" for none measured."""
         if self.cost is None:
             return ""
         told = f"{digits(100 * self.cost.value)} {ends_words(self.cost.low, self.cost.high, True)}"
-        return told + (f" of {digits(self.level.of)}" if self.level.of is not None else "")
+        return told + ("" if self.accuracy is None else f" of {digits(100 * self.accuracy.value)}")
 
 
 def load(path: Path) -> tuple[Attack, ...]:
@@ -211,7 +211,7 @@ def rows(
             judged = [verdicts.get(claim.id) for claim in resting]
             undecided = any(verdict is None or not verdict.decided for verdict in judged)
             cells[who] = Cell(who, measured, word, resting[0].id if resting else _gated(paper, name), undecided)
-        found.append(Row(level, cells, control, measures.get(level.cost or "")))
+        found.append(Row(level, cells, control, measures.get(level.cost or ""), measures.get(attack.accuracy or "")))
     return found
 
 

@@ -174,10 +174,14 @@ def learned(name: str, run: pd.DataFrame, gain: Interval | None, declared: Colle
 
 
 def costs(accuracy: Mapping[str, pd.Series], images: int) -> Entries:
-    """Test accuracy that training with a defense loses; nothing of a single training. images: size of the test set."""
+    """Test accuracy without a defense, and what training with one loses of it; nothing of a single training.
+
+    images: size of the test set.
+    """
     lost = {name: accuracy["none"] - accuracy[row] for name, row in COSTS.items()}
     lost["prune_99_90"] = accuracy["prune_90"] - accuracy["prune_99"]
     lost["instahide"] = accuracy["mixup"] - accuracy["instahide"]
+    lost["none"] = accuracy["none"]
     several = len(accuracy["none"]) > 1
     entries = {name: intervals.mean(values) for name, values in lost.items()} if several else {}
     return {f"utility_{name}": Measured(value, images=images) for name, value in entries.items()}
