@@ -4,6 +4,7 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -12,7 +13,13 @@ from reprolib import attacks, data, defenses, models
 from reprolib.attacks import matching
 from reprolib.defenses import Compose, GaussianNoise, KeptColumns, Soteria, soteria
 from reprolib.experiments.ig import grey_cards
-from reprolib.experiments.soteria import accuracy_on_defended_gradients, effective_rates, features_of_one
+from reprolib.experiments.measures.soteria import stays_high
+from reprolib.experiments.soteria import (
+    accuracy_on_defended_gradients,
+    effective_rates,
+    examine_soteria,
+    features_of_one,
+)
 from reprolib.federated import client
 from reprolib.federated.client import LocalTraining, share
 from reprolib.federated.threat import ThreatModel
@@ -512,6 +519,33 @@ def test_it_is_built_by_name():
 
 def photos():
     return data.load("photos", "test", 40)
+
+
+class KeepsAll(Soteria):
+    def protect(self, gradients, *told):
+        return gradients
+
+
+class KeepsNone(Soteria):
+    def protect(self, gradients, *told):
+        name = f"{self.layer}.weight"
+        return gradients | {name: torch.zeros_like(gradients[name])}
+
+
+def test_a_defense_that_prunes_nothing_or_everything_is_not_untouched():
+    given = {"images": photos(), "count": 2, "seed": 0, "features": 20}
+    table = examine_soteria(defense=Soteria(80), **given)
+    assert table[["repeats", "untouched", "label"]].all(axis=None)
+    assert table[["feature_error", "mlp_error", "hidden1_error"]].max(axis=None) < 1e-5
+    for other in (KeepsAll(80), KeepsNone(80)):
+        assert not examine_soteria(defense=other, **given).untouched.any()
+
+
+def test_an_objective_stays_high_only_where_most_searches_stay_finite():
+    table = pd.DataFrame({"network": range(8), "objective": 12.0, "diverged": [True] * 4 + [False] * 4})
+    found = stays_high(table.assign(objective=table.objective.where(~table.diverged, 1e9)), 300)
+    assert found.interval.value == 12 and found.conditions == {"budget": "300 outer steps"}
+    assert stays_high(table.assign(diverged=[True] * 5 + [False] * 3), 300).reason == "out of scope"
 
 
 def test_effective_rates_are_counted_over_networks_and_any_trial_can_be_run_again():

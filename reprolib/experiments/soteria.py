@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from reprolib import models
 from reprolib.attacks import AnalyticRecovery, labels, linear_inputs, matching
@@ -21,12 +23,14 @@ from reprolib.experiments.networks import network_seed
 from reprolib.federated import client
 
 
-def examine_soteria(images: ImageSet, count: int, defense: Soteria, seed: int) -> pd.DataFrame:
+def examine_soteria(images: ImageSet, count: int, defense: Soteria, seed: int, features: int) -> pd.DataFrame:
     """What an update under Soteria gives away without any search, and what the defense leaves as it is: a row an image.
 
-    Columns: repeats, whether clients with other random numbers share the same bits; untouched, whether all but whole
-    columns of the head's weight gradient is the true gradient; feature_error, the largest of a shared feature read in
-    closed form; label, whether the bias rule reads it; mlp_error, the largest of a pixel read off an MLP's first layer.
+    features: of ConvBig, which is defended at its second linear layer. Columns: repeats, whether clients with other
+    random numbers share the same bits; untouched, whether all but whole columns of the head's weight gradient, as many
+    as the percentile cuts of different values, is the true gradient; feature_error, the largest of a shared feature
+    read in closed form; label, whether the bias rule reads it; mlp_error, the largest of a pixel read off an MLP's
+    first layer; hidden1_error, the largest of an input of ConvBig's first linear layer.
     """
     x, y = images.batches(1, count, seed=seed)
     size, own = (images.num_classes, images.image_shape), network_seed(seed, 0)
@@ -39,18 +43,35 @@ def examine_soteria(images: ImageSet, count: int, defense: Soteria, seed: int) -
     same = [torch.eq(g, again.gradients[key]).flatten(1).all(1) for key, g in update.gradients.items()]
     true = [torch.eq(g, clean[key]).flatten(1).all(1) for key, g in update.gradients.items() if key != name]
     true.append((weight == clean[name] * kept).flatten(1).all(1))
+    width = weight.shape[2]
+    shares = width - math.ceil(defense.pruning_rate / 100 * (width - 1))
+    true.append(kept[:, 0].sum(1) == shares)
     read = linear_inputs(weight, update.gradients["head.bias"], "largest")
-    features = models.penultimate(model, x[:, 0])
+    represented = models.penultimate(model, x[:, 0])
     mlp = models.build("mlp", *size, seed=own, width=1024, activation="relu", normalize=training.CIFAR10)
     pixels = AnalyticRecovery()(mlp, client.share(mlp, x, y, defense=defense, seed=own)).raw
     columns = {
         "repeats": torch.stack(same).all(0),
         "untouched": torch.stack(true).all(0),
-        "feature_error": ((read - features).abs() * kept[:, 0]).amax(1),
+        "feature_error": ((read - represented).abs() * kept[:, 0]).amax(1),
         "label": labels.from_update(update, "bias") == y[:, 0],
         "mlp_error": (pixels - x).abs().flatten(1).amax(1),
+        "hidden1_error": _hidden1_error(x, y, images, replace(defense, layer="hidden2"), own, features),
     }
     return pd.DataFrame({key: values.numpy() for key, values in columns.items()})
+
+
+def _hidden1_error(x: Tensor, y: Tensor, images: ImageSet, defense: Soteria, seed: int, features: int) -> Tensor:
+    """The largest error of ConvBig's inputs to its first linear layer, read off each update: [T]."""
+    options = {"features": features, "normalize": training.CIFAR10}
+    model = models.build("convbig", images.num_classes, images.image_shape, seed=seed, **options)
+    shared = client.share(model, x, y, defense=defense, seed=seed).gradients
+    read = linear_inputs(shared["hidden1.weight"], shared["hidden1.bias"], "largest")
+    seen: list[Tensor] = []
+    model.hidden1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(x[:, 0])
+    return (read - seen[0]).abs().amax(1)
 
 
 def cost_of_the_truth(
