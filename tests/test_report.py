@@ -351,7 +351,7 @@ def test_counts_in_words():
         "1 the same at 99 %, 1 without a 99 % interval; 2 provisional"
     )
     assert counts.open_in_words() == "2 whose image set is not here"
-    assert counts.open_in_words(codes=True) == "2 whose image set is not here (data)"
+    assert counts.open_in_words(0) == "2 for other reasons"
     assert set(wording.OPEN_BECAUSE) == set(REASONS)
     assert rendering.counted("holds on a substitute", 2) == "2 hold on a substitute"
     assert rendering.counted("fails", 1) == "1 identity fails"
@@ -852,7 +852,7 @@ def test_the_index_shows_each_paper_with_its_finding_and_what_was_contradicted(r
     path.write_text(path.read_text().replace("measures:", 'finding: "<{label_accuracy}> of the labels."\nmeasures:', 1))
     add_run(root, "dlg", "gpu", "reference", right=10)
     glance = page(root, "glance")
-    assert glance.startswith("Of the ") and "1 not reproduced" in glance and "not decided, by reason: " in glance
+    assert glance.startswith("Of the ") and "1 not reproduced" in glance and "that are not decided: " in glance
     assert "In the bars:" in glance and '<span class="bar key" aria-hidden="true">' in glance
     assert "&lt;7.81\N{NO-BREAK SPACE}%&gt; of the labels." in glance
     assert 'Contradicted: <a href="scoreboard.html#dlg-label-accuracy">the label of one sample &amp; its' in glance

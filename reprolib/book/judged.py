@@ -90,15 +90,15 @@ class Counts:
         """The undecided ones by reason: "3 data, 1 few"."""
         return ", ".join(f"{number} {reason}" for reason, number in self.reasons.items())
 
-    def open_in_words(self, codes: bool = False) -> str:
+    def open_in_words(self, most: int | None = None) -> str:
         """The same told: "3 whose image set is not here, 1 with too few images or networks", the most frequent first.
 
-        codes: with the code behind each, as lists and filters have it.
+        most: how many reasons are told; the others are counted together.
         """
-        told = sorted(self.reasons.items(), key=lambda entry: -entry[1])
-        return ", ".join(
-            f"{number} {OPEN_BECAUSE[reason]}" + (f" ({reason})" if codes else "") for reason, number in told
-        )
+        every = sorted(self.reasons.items(), key=lambda entry: -entry[1])
+        told = [f"{number} {OPEN_BECAUSE[reason]}" for reason, number in every[:most]]
+        others = 0 if most is None else sum(number for _, number in every[most:])
+        return ", ".join([*told, *[f"{others} for other reasons"] * bool(others)])
 
     @property
     def limits(self) -> list[str]:

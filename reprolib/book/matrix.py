@@ -267,7 +267,7 @@ def sentence(against: str, attack_rows: list[Row], others: Mapping[str, list[Row
 def _protects(row: Row) -> str:
     """A row that protects, with what is identified and what it costs."""
     cell = row.cells["adaptive"]
-    cost = f"training with it loses {row.price} percentage points of accuracy" if row.price else "its cost not measured"
+    cost = f"training with it loses {row.price} points of accuracy" if row.price else "cost not measured"
     return f"{row.level.defense} ({row.level.level}) leaves {cell.share} {cell.interval} identified, {cost}"
 
 
