@@ -265,10 +265,10 @@ def sentence(against: str, attack_rows: list[Row], others: Mapping[str, list[Row
 
 
 def _protects(row: Row) -> str:
-    """A row that protects, with what is identified and what it costs."""
+    """A row that protects, with what is identified and, where it was measured, what it costs."""
     cell = row.cells["adaptive"]
-    cost = f"training with it loses {row.price} points of accuracy" if row.price else "cost not measured"
-    return f"{row.level.defense} ({row.level.level}) leaves {cell.share} {cell.interval} identified, {cost}"
+    cost = f", training with it loses {row.price} points of accuracy" if row.price else ""
+    return f"{row.level.defense} ({row.level.level}) leaves {cell.share} {cell.interval} identified{cost}"
 
 
 def _resting(paper: Paper | None, measure: str, named: str | None) -> list[Claim]:
