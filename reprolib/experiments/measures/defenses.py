@@ -178,12 +178,13 @@ def costs(accuracy: Mapping[str, pd.Series], images: int) -> Entries:
 
     images: size of the test set.
     """
-    lost = {name: accuracy["none"] - accuracy[row] for name, row in COSTS.items()}
-    lost["prune_99_90"] = accuracy["prune_90"] - accuracy["prune_99"]
-    lost["instahide"] = accuracy["mixup"] - accuracy["instahide"]
-    lost["none"] = accuracy["none"]
+    found = {name: accuracy["none"] - accuracy[row] for name, row in COSTS.items()} | {
+        "none": accuracy["none"],
+        "prune_99_90": accuracy["prune_90"] - accuracy["prune_99"],
+        "instahide": accuracy["mixup"] - accuracy["instahide"],
+    }
     several = len(accuracy["none"]) > 1
-    entries = {name: intervals.mean(values) for name, values in lost.items()} if several else {}
+    entries = {name: intervals.mean(values) for name, values in found.items()} if several else {}
     return {f"utility_{name}": Measured(value, images=images) for name, value in entries.items()}
 
 
