@@ -892,6 +892,17 @@ def test_a_second_verification_draws_other_parts_first(book, verify):
     assert sorted(seen) == ["measure", "whole"] and len(_logged(book)) == 2
 
 
+def test_a_verification_of_other_code_leaves_what_was_verified(book, verify, monkeypatch):
+    verify()
+    monkeypatch.setattr(fingerprints, "code_fingerprint", lambda function, inputs: "0" * 16)
+    assert verify().failed == []
+    log = reference_run.verification_log("toy")
+    assert len(log) == 6 and sum(entry["code"] == "0" * 16 for entry in log) == 3
+    verify()
+    assert len(reference_run.verification_log("toy")) == 6, "one entry a part and code"
+    monkeypatch.undo()
+
+
 def test_of_parts_of_one_code_the_least_recently_verified_comes_first():
     found = {name: types.SimpleNamespace(code="same", made={"seconds": 1.0}, inputs={}) for name in "abc"}
     log = [{"part": name, "time": f"2026-11-{day}"} for name, day in (("a", 12), ("b", 10), ("c", 11))]

@@ -293,8 +293,8 @@ def verify(
 
     Parts are drawn at random among those verified least recently, as many as fit into `seconds` by the seconds that
     their records took; of a long part whose tables know their trials, TRIALS of them, and all where one of these
-    differs, whatever that takes. What was found equal goes into results/reference/KEY/verified.json, with the code that
-    it was run by; what differs is taken out of it.
+    differs, whatever that takes. What was found equal goes into results/reference/KEY/verified.json, an entry for each
+    part and code that it was run by; what differs is taken out of it.
     Raises FileNotFoundError without records or a data root; ValueError for records that are missing, damaged or not
     those of the results; RuntimeError where the chapter does not execute, as with a data set that is absent or has
     another fingerprint, saying why.
@@ -343,8 +343,9 @@ def verify(
         for entry in entries
         if entry["part"] not in failed
     ]
-    again = plan.keys() | {entry["part"] for entry in entries}
-    results.save(home / "verified.json", {"entries": [e for e in log if e["part"] not in again] + kept})
+    again = {(entry["part"], entry["code"]) for entry in entries}
+    older = [e for e in log if (e["part"], e["code"]) not in again and (e["part"] not in failed)]
+    results.save(home / "verified.json", {"entries": older + kept})
     return Verified(lines, failed, len(entries))
 
 
