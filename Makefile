@@ -29,11 +29,11 @@ book: .venv/.done
 
 # Types are checked with the newest dependencies alone: older ones are annotated otherwise.
 # A process a core, up to four, each with one thread: the tests' tensors are small, and two threads on a busy machine can
-# be many times slower than one.
+# be many times slower than one. Compiled modules are kept, whatever the shell says: hundreds of processes import them.
 test: .venv/.done
 	.venv/bin/ruff check .
-	$(if $(filter constraints.txt,$(CONSTRAINTS)),.venv/bin/mypy)
-	OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(TESTS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses logical --maxprocesses 4 --dist worksteal \
+		$(if $(filter constraints.txt,$(CONSTRAINTS)),,--ignore tests/test_types.py) $(TESTS)
 
 serve: .venv/.done
 	.venv/bin/reprolib serve --port $(PORT)
@@ -55,5 +55,6 @@ clean:
 	@echo "Setting up .venv: a few minutes, once"
 	@test -f $@ || "$(PYTHON)" -m venv --clear .venv
 	@rm -f $@
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c $(CONSTRAINTS) -e '.[dev]'
+	@.venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true  # on all cores; a file for another Python fails
 	@touch $@

@@ -1383,6 +1383,39 @@ def test_a_few_searches_may_end_elsewhere_on_another_machine_but_not_many_and_no
     assert len(comparison.differences(old, new, False)) > 0, "on the machine that made it, it is a difference"
 
 
+def counted(*moved, rows=50):
+    """Batches of 32 images of which some were read to the last digits, and another run that counts them otherwise."""
+    old = pd.DataFrame({"trial": range(rows), "images": 32, "strict": 20, "same": True, "psnr": 80.0})
+    new = old.copy()
+    new["strict"] += [*moved, *[0] * (rows - len(moved))]
+    new["same"] = new.strict == 20
+    return {"batches": old}, {"batches": new}
+
+
+def test_a_few_images_may_fall_on_the_other_side_of_a_threshold_on_another_machine():
+    told = "{} of 1600 images fell on the other side of a threshold"
+    assert comparison.fell_otherwise(*counted(1, -1, 1)) == told.format(3)
+    assert comparison.fell_otherwise(*counted(2, -1, 1)) == told.format(4)
+    assert comparison.fell_otherwise(*counted(*[1, -1] * 8)) == told.format(16), "one in a hundred"
+    assert comparison.fell_otherwise(*counted(*[1, -1] * 8, 1)) == "", "more than that"
+    assert comparison.fell_otherwise(*counted(*[-1] * 6)) == "", "all of them fewer"
+    assert comparison.fell_otherwise(*counted(1, rows=2)) == "1 of 64 images fell on the other side of a threshold"
+    old, new = counted(1, -1)
+    sample = {"batches": new["batches"].iloc[:5]}
+    assert comparison.fell_otherwise(old, sample, [*range(5)]) == "", "two of 160"
+    assert comparison.fell_otherwise(*counted(0, 0)) == "", "nothing differs"
+    for change in ({"psnr": 20.0}, {"images": 31}, {"trial": range(1, 51)}):
+        assert comparison.fell_otherwise(old, {"batches": new["batches"].assign(**change)}) == "", change
+    draws = pd.DataFrame({"draw": range(200), "alone": True, "bins": 8})
+    other = draws.assign(alone=draws.draw != 3)
+    assert comparison.fell_otherwise({"table": draws}, {"table": other}).startswith("1 of 200 images")
+    bins = {"table": other.assign(bins=9)}
+    assert comparison.fell_otherwise({"table": draws}, bins) == "", "whole numbers that count no images"
+    searches = {"table": draws.assign(mse=1.0)}, {"table": other.assign(mse=1.0)}
+    assert comparison.fell_otherwise(*searches) == "", "where a search ends, another rule says"
+    assert len(comparison.differences(*counted(1, -1, 1))) > 0, "on the machine that made it, it is a difference"
+
+
 def test_what_rounding_leaves_open_is_no_difference_on_another_machine():
     old, new = (
         {"scores": pd.DataFrame({"trial": [0, 1], "objective": values})} for values in ([-1e-7, 1.0], [2e-7, 1.0])

@@ -36,6 +36,9 @@ EXACT_HITS = ("psnr_dim0",)
 ELSEWHERE = 10
 """On another kind of machine one search in so many may end elsewhere: how its sums are rounded decides which."""
 
+THRESHOLD = 100
+"""On another kind of machine one image in so many may fall on the other side of a threshold that rounding decides."""
+
 ROUNDED = 5e-7
 """What 32 bits leave open of a number near one, such as a cosine: below it, another machine's digits say nothing."""
 
@@ -99,11 +102,9 @@ def ended_elsewhere(recorded: Any, fresh: Any, trials: Sequence[int] | None = No
     of their errors, 5 %): what is wrong in the code shows in more of them, or in one direction. "" where a part differs
     in more.
     """
-    if trials is not None:
-        if not by_trial(recorded):
-            return ""
-        recorded, fresh = _of_trials(recorded, trials), _tables(fresh)
-    old, new = _named(recorded), _named(fresh)
+    if trials is not None and not by_trial(recorded):
+        return ""
+    old, new = _ran(recorded, fresh, trials)
     kept_old, kept_new, found, searches = dict(old), dict(new), 0, 0
     for name, table in _tables(old).items():
         if name not in _tables(new) or not {"mse", "outer"} & {*table}:
@@ -128,6 +129,50 @@ def ended_elsewhere(recorded: Any, fresh: Any, trials: Sequence[int] | None = No
     if not found or differences(kept_old, kept_new, False):
         return ""
     return f"{found} of {searches} searches ended elsewhere"
+
+
+def fell_otherwise(recorded: Any, fresh: Any, trials: Sequence[int] | None = None) -> str:
+    """In words, how many images fell on the other side of a threshold, where that is all in which a part differs.
+
+    For two kinds of machine, and tables that count: whole numbers of a row's "images", or yes and no of a row. Whether
+    an error of float32 is below 1e-10, or an image at the edge of a bin, its last digits decide. At most one image in
+    THRESHOLD of a table, or one; and from six rows on not all more or all fewer (a sign test, 5 %). "" where a part
+    differs in more, or in anything else. trials: as for `ended_elsewhere`.
+    """
+    if trials is not None and not by_trial(recorded):
+        return ""
+    old, new = _ran(recorded, fresh, trials)
+    kept_old, kept_new, found, images = dict(old), dict(new), 0, 0
+    for name, table in _tables(old).items():
+        if name not in _tables(new) or {"mse", "outer"} & {*table}:
+            continue
+        keys, left, right, more, fewer = _paired(table, new[name])
+        if more or fewer:
+            return ""
+        there, here = table.iloc[left].reset_index(drop=True), new[name].iloc[right].reset_index(drop=True)
+        kinds = "bi" if "images" in there else "b"
+        told = [c for c in here if str(c) in there and {here[c].dtype.kind, there[str(c)].dtype.kind} <= {*kinds}]
+        told = [c for c in told if c not in (*keys, "images")]
+        gaps = here[told].astype(int) - there[told].astype(int)
+        apart, size = int(gaps.abs().max(axis=1).sum()), int(there.images.sum()) if "images" in there else len(there)
+        if apart > max(size // THRESHOLD, 1):
+            return ""
+        whole = [c for c in told if here[c].dtype.kind == "i"] or told
+        ways = np.sign(gaps[whole].sum(axis=1))
+        if ways.any() and binomtest(int((ways < 0).sum()), int((ways != 0).sum())).pvalue < 0.05:
+            return ""
+        kept_old[name], kept_new[name] = there, here.assign(**{c: there[str(c)] for c in told})
+        found, images = found + apart, images + size
+    if not found or differences(kept_old, kept_new, False):
+        return ""
+    return f"{found} of {images} images fell on the other side of a threshold"
+
+
+def _ran(recorded: Any, fresh: Any, trials: Sequence[int] | None) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """What the record and the new run have by names; of some trials, their rows alone."""
+    if trials is None:
+        return _named(recorded), _named(fresh)
+    return _of_trials(recorded, trials), _tables(fresh)
 
 
 def beside(recorded: Any, fresh: Any) -> list[str]:

@@ -279,8 +279,9 @@ class Parts:
         if not records.same_kind(record.made, records.made(self._device, 0.0)):
             how = "the same outcomes, on another kind of machine, or with other packages or threads"
             found = comparison.differences(record.value, value, False, trials)
-            if found and (few := comparison.ended_elsewhere(record.value, value, trials)):
-                return f"{how}; {few}", []
+            for few in (comparison.ended_elsewhere, comparison.fell_otherwise) if found else ():
+                if told := few(record.value, value, trials):
+                    return f"{how}; {told}", []
             return how, found
         found = comparison.differences(record.value, value, True, trials)
         if found and trials is not None and not comparison.differences(record.value, value, False, trials):

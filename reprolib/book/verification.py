@@ -318,7 +318,7 @@ def verify(
     threads = Counter(found[name].made["threads"] for name in plan).most_common(1)[0][0]
     tell(f"{paper}: {len(plan)} of {len(found)} parts run again")
     entries = _run_again(which, parameters, plan, threads)
-    # chaos, or a fault? a few trials cannot say, and all of them can (`comparison.ended_elsewhere`)
+    # chaos, or a fault? a few trials cannot say, and all of them can (`comparison.ended_elsewhere`, `fell_otherwise`)
     unsure: dict[str, list[int] | None] = {
         entry["part"]: None for entry in entries if entry["differences"] and entry["trials"] is not None
     }
