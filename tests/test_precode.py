@@ -591,6 +591,10 @@ def test_the_distance_at_the_truth_is_split_by_noise_and_by_layer():
     assert layers.groupby("trial").share.sum().tolist() == pytest.approx([1] * 3)
     cosines = layers.groupby("parameter").cosine.mean()
     assert cosines["hidden1.weight"] > cosines["head.weight"]
+    bare = measured(experiments.noise_by_layer, defense=None)
+    assert (bare.cosine > 0.9999).all() and bare.length.gt(0).all() and "head.weight" in set(bare.parameter)
+    squares = bare.length.pow(2) / bare.groupby("trial").length.transform(lambda part: part.pow(2).sum())
+    assert bare.share.tolist() == pytest.approx(squares.tolist(), rel=1e-4)
 
 
 @pytest.mark.parametrize("model", ["mlp", "lenet"])

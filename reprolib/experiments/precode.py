@@ -83,12 +83,12 @@ def noise_at_truth(
 
 
 def noise_by_layer(
-    images: ImageSet, trials: int, seed: int, device: torch.device, defense: PRECODE, model: str, **options: Any
+    images: ImageSet, trials: int, seed: int, device: torch.device, defense: PRECODE | None, model: str, **options: Any
 ) -> pd.DataFrame:
     """How much each parameter's gradient depends on a bottleneck's noise: a row a (trial, parameter).
 
-    Columns: share, of the gradient's squared length; cosine, between the gradients of one image under two draws. Trials
-    as `noise_at_truth`'s. Source: this book.
+    Columns: length, of its gradient; share, of the whole gradient's squared length; cosine, between the gradients of
+    one image under two draws, 1 without a defense. Trials as `noise_at_truth`'s. Source: this book.
     """
     rows = []
     for trial in range(trials):
@@ -99,8 +99,8 @@ def noise_by_layer(
         whole = sum(g.square().sum() for g in drawn[0].values())
         for name, first in drawn[0].items():
             cosine = F.cosine_similarity(first.flatten(), drawn[1][name].flatten(), dim=0).item()
-            rows.append((trial, name, (first.square().sum() / whole).item(), cosine))
-    return pd.DataFrame(rows, columns=["trial", "parameter", "share", "cosine"])
+            rows.append((trial, name, first.norm().item(), (first.square().sum() / whole).item(), cosine))
+    return pd.DataFrame(rows, columns=["trial", "parameter", "length", "share", "cosine"])
 
 
 def closed_form(
