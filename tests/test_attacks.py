@@ -235,6 +235,18 @@ def test_a_restart_keeps_the_lower_objective_and_adds_up_its_cost():
     assert (several.starts == 3).all()
 
 
+def test_an_iterate_comes_with_its_own_objective():
+    model, (images, labels) = victim(), batch(4)
+    update = client.share(model, images, labels, threat=ThreatModel(labels="known"))
+    steep = attacks.DLG(iterations=1, max_iter=3, learning_rate=3.0, labels="known")
+    last, best = (replace(steep, iterate=which)(model, update) for which in ("last", "best"))
+    for found in (last, best):
+        dummies = dummy_gradients(client.worker(model, "eval"), found.raw, one_hot(labels))
+        expected = distance(dummies, Observation(update.gradients), torch.arange(4))
+        torch.testing.assert_close(found.objective, expected.detach())
+    assert (best.objective < last.objective).all(), "the case under test: it goes up again"
+
+
 @pytest.mark.parametrize("rule", ["joint", "cyclic"])
 def test_the_best_of_several_starts_is_the_best_of_as_many_attacks(rule, monkeypatch):
     model, (images, labels) = victim(), batch(3, size=2)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reprolib import attacks, data, models
-from reprolib.attacks.cocktail_party import CocktailParty, DerivativeICA, Party
+from reprolib.attacks.cocktail_party import CocktailParty, DerivativeICA, Party, _stretched
 from reprolib.attacks.first_layer import FirstLayer
 from reprolib.defenses import TopK
 from reprolib.experiments import cocktail_party as experiments
@@ -111,6 +111,15 @@ def test_the_search_lowers_its_objective_and_stretches_images(case):
     torch.testing.assert_close(again.raw[0], more.raw[1], rtol=1e-4, atol=1e-4)
     biased = CocktailParty(iterations=60, reading="bias")(model, update, progress=False)
     assert biased.raw.shape == images.shape and not torch.equal(biased.raw, more.raw)
+
+
+def test_a_stretched_image_keeps_its_colours(case):
+    model, update, images = case
+    layer = FirstLayer.of(model, update)
+    low, high = images.amin((2, 3, 4), keepdim=True), images.amax((2, 3, 4), keepdim=True)
+    whole = (images - low) / (high - low)
+    assert (whole.amin((3, 4)) > 0.01).any() and (whole.amax((3, 4)) < 0.99).any(), "not of every channel"
+    torch.testing.assert_close(_stretched(7 * layer.of_pixels(whole), layer), whole)
 
 
 def test_bands_beat_derivatives_and_these_pixels(case):

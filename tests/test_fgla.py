@@ -203,6 +203,15 @@ def test_rows_that_compression_emptied_are_counted():
     assert nothing.lost.all() and (nothing.features == 0).all()
 
 
+def test_an_image_without_its_bias_entry_is_lost_whatever_the_offset_leaves_of_it():
+    f, given, weight, bias = synthetic(50, 64, 4)
+    rows, entries = head_gradients(f + 1, given, weight, bias)  # no feature is dead
+    entries[0, given[0, 1]] = 0
+    for offset in KAPPAS:
+        found = separate(rows, entries, given, offset)
+        assert found.lost.tolist() == [[False, True, False, False]] and not found.features[0, 1].any()
+
+
 def test_a_feature_emptied_in_all_absent_rows_takes_no_offset_of_the_bias_either():
     f, given, weight, bias = synthetic(100, 400, 64)
     rows, entries = head_gradients(f, given, 0 * weight, 0 * bias)

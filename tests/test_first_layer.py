@@ -114,6 +114,15 @@ def test_dead_rows_are_left_out():
     assert layer.rank.rank.tolist() == [3]
 
 
+def test_a_row_that_lost_its_bias_entry_alone_is_not_dead():
+    model, (images, labels) = victim(), batch(3, 1)
+    layer = FirstLayer.of(model, client.share(model, images, labels))
+    row, bias = layer.alive[0].nonzero()[0, 0], layer.bias.clone()
+    bias[0, row] = 0
+    pruned = replace(layer, bias=bias)
+    assert pruned.alive[0, row] and torch.equal(pruned.rows(0)[0], layer.rows(0)[0])
+
+
 def test_a_layer_behind_a_trunk_is_read_by_name():
     model = models.build("convnet8", 10, (3, 8, 8), seed=0, width=4).double()
     images, labels = batch(2, 2)

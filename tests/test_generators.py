@@ -63,6 +63,21 @@ def test_the_decoder_for_train_mode_reads_features_of_batch_statistics(photos):
         generators.fit_decoder(replace(DECODER, mode="batch"), victim, photos)
 
 
+def test_a_vae_samples_with_the_deviation_that_its_encoder_says(photos, monkeypatch):
+    built, seen = models.build_generator, []
+
+    def told(*arguments, **options):
+        model = built(*arguments, **options)
+        model.encode = lambda x: (torch.zeros(len(x), 4), torch.full((len(x), 4), 4.0).log())
+        model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+        return model
+
+    monkeypatch.setattr(models, "build_generator", told)
+    generators.fit_vae(VAE, photos)
+    latents = torch.cat(seen)
+    assert latents.shape == (2 * 160, 4) and latents.std() == pytest.approx(2.0, rel=0.1)
+
+
 @pytest.mark.parametrize("kind", ["decoder", "vae", "wgan"])
 def test_a_generator_is_trained_and_opens_even_after_a_kill(kind, tiny, tmp_path, monkeypatch):
     name, saved = f"{kind}-photos", training.write_atomic
@@ -143,6 +158,12 @@ def test_shipped_generators_open_name_their_data_and_show_samples():
         assert generators.shipped(name).data == recipe.data
         samples = training.FOLDER / models.card(training.FOLDER / f"{name}.safetensors")["samples"]
         assert Image.open(samples).format == "PNG"
+
+
+def test_the_shipped_vae_restores_what_its_encoder_has_seen():
+    vae, x = generators.shipped("vae-cifar10"), data.load("photos", "test", 32).images
+    colour = metrics.psnr(x.mean((2, 3), keepdim=True).expand_as(x), x).mean()
+    assert metrics.psnr(vae(vae.encode(x)[0]), x).mean() > colour + 4
 
 
 def test_a_checkpoint_of_another_set_or_width_than_its_name_and_card_say_is_refused(tmp_path):

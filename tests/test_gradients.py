@@ -270,6 +270,29 @@ def test_trials_are_matched_in_their_own_order_of_images():
     assert own.alone(points[[1]], torch.tensor([1])).max() < 1e-20
 
 
+def test_chosen_trials_bring_their_own_order_of_images():
+    model, (x, y) = net(), batch(4, trials=3)
+    local = LocalTraining(2, 2, 0.1, shuffle=True, order_known=True)
+    whole, chosen = share(model, x, y, local=local, threat=ThreatModel(labels="known")), [2, 0]
+    update = whole.select(chosen)
+    assert torch.equal(update.order, whole.order[chosen])
+    own, points, rows = objective(model, update, x[chosen], update.labels)
+    assert own.alone(points, rows).max() < 1e-20
+
+
+def test_each_client_takes_its_own_images_in_an_order_of_its_own():
+    model, (x, y) = net(), batch(5, trials=2)
+    local = LocalTraining(2, 2, 0.1, shuffle=True, order_known=True)
+    told = {"threat": ThreatModel(labels="known", observes="mean of 2"), "clients": (2, 3), "seed": 3}
+    shown = share(model, x, y, local=local, **told)
+    assert (shown.order[..., :2].sort(2).values == torch.tensor([0, 1])).all()
+    assert (shown.order[..., 2:].sort(2).values == torch.tensor([2, 3, 4])).all()
+    own, points, rows = objective(model, shown, x, y)
+    assert own.alone(points, rows).max() < 1e-20
+    hidden = share(model, x, y, local=replace(local, order_known=False), **told)
+    assert torch.equal(hidden.labels, y.gather(1, shown.order[:, 0]))
+
+
 def test_an_update_of_layers_that_are_not_trained_is_refused():
     model, (x, y) = net(), batch(2)
     whole = share(model, x, y)

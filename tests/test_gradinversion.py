@@ -218,7 +218,7 @@ def test_affine_registration_brings_a_turned_image_nearer_and_never_takes_one_aw
         (moved - image)[..., 4:-4, 4:-4].square().mean()
         for moved in (turned, priors.registered(turned, image, "affine"))
     )
-    assert after < 0.2 * before
+    assert after < 0.04 * before  # a level of half the pixels leaves twice as much
     noise = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     target = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     for registration in ("translation", "affine"):
@@ -323,6 +323,13 @@ def test_the_victim_stays_as_it_was_and_runs_repeat():
     seen = update.observed(model, "GradInversion")
     shown = client.share(model, agreed.images, agreed.labels, threat=known()).gradients
     torch.testing.assert_close(agreed.objective, matching.norms(shown, seen, torch.arange(2)))
+
+
+def test_a_trials_history_ends_where_the_trial_does():
+    model, (x, y) = victim(torch.float32), batch(3, dtype=torch.float32)
+    found = SHORT(model, client.share(model, x, y, threat=known()), seed=7, snapshots=(0, 8))
+    assert torch.equal(found.history.images[-1], found.raw)
+    assert torch.equal(found.history.objective[-1], found.objective)
 
 
 class SmoothNet(models.Victim):

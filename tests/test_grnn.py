@@ -87,6 +87,15 @@ def test_images_lie_in_the_unit_box_and_labels_sum_to_one(side):
     torch.testing.assert_close(soft.sum(1), torch.ones(4))
 
 
+def test_a_doubling_repeats_every_pixel():
+    made = RegressionGenerator(7, (1, 8, 8), noise_dim=5, width=3)
+    with torch.no_grad():  # a convolution that looks at no neighbour
+        made.convs[0].weight.mul_(F.pad(torch.ones(1, 1), (1, 1, 1, 1)))
+        images, _ = made(torch.randn(4, 5))
+    assert images.flatten(1).std(1).min() > 0
+    torch.testing.assert_close(images, images[..., ::2, ::2].repeat_interleave(2, -1).repeat_interleave(2, -2))
+
+
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 16), (3, 4, 4)])
 def test_images_that_it_cannot_make_are_refused(shape):
     with pytest.raises(ValueError, match="this generator doubles a side of 4, so that images must be square"):

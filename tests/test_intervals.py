@@ -223,6 +223,15 @@ def test_all_successes_have_a_width_and_may_decide():
     assert every.low == pytest.approx(0.025 ** (1 / effective))
 
 
+def test_the_least_design_effect_is_of_the_cluster_that_a_trial_is_in():
+    sizes = np.array([8] * 5 + [2] * 5)
+    met = sizes[np.repeat(np.arange(10), sizes)]  # by each trial
+    freedom = sizes.sum() ** 2 / (sizes**2).sum() - 1
+    effective = 50 / (1 + 0.1 * (met.mean() - 1)) * (stats.t.ppf(0.975, 49) / stats.t.ppf(0.975, freedom)) ** 2
+    every = intervals.proportion([1] * 50, np.repeat(np.arange(10), sizes))
+    assert met.mean() == 6.8 and every.low == pytest.approx(0.025 ** (1 / effective))
+
+
 def test_one_cluster_says_so():
     found = intervals.proportion([1] * 64 + [0] * 16, ["lenet"] * 80)
     assert found.clusters == 1 and found.method == "Clopper-Pearson on an effective n of 8.99, one network"
@@ -357,6 +366,15 @@ def test_too_few_values_bound_no_median():
     assert (found.value, found.low, found.high) == (3, -math.inf, math.inf)
 
 
+def test_tied_values_are_put_on_the_side_that_tells_least():
+    # 3 of 10 networks lie below the median, which all others equal: of its two sides only the lower one varies
+    values, networks = np.repeat([0.0] * 3 + [1.0] * 7, 8), np.repeat(np.arange(10), 8)
+    found, below = intervals.median(values, networks), intervals.proportion(values < 1, networks)
+    assert found.value == 1 and below.low < 0.5 < below.high, "a median of 0 is not excluded"
+    assert found.low == 0
+    assert intervals.median(values).low == 1, "of independent values it is"
+
+
 # --- skewed measures
 
 
@@ -403,6 +421,13 @@ def test_the_share_of_variance_of_a_measure_has_the_f_interval():
     low = f / stats.f.ppf(0.975, 19, 80)
     assert found.low == pytest.approx((low - 1) / (low + 4)) and found.low < 0.5 < found.high
     assert intervals.between_share([1.5, 1.5, 2.5, 2.5], [0, 0, 1, 1]).value == 1
+
+
+def test_the_share_of_variance_of_unequal_clusters_by_hand():
+    # means 1 and 4, squares within of 2 + 6 over 6 degrees of freedom; Thomas and Hultquist's size is 2 / (1/2 + 1/6)
+    found = intervals.between_share([0, 2, 3, 3, 3, 5, 5, 5], [0] * 2 + [1] * 6)
+    f = 3 * 4.5 / (8 / 6)
+    assert found.value == pytest.approx((f - 1) / (f + 2))
 
 
 # --- how many trials

@@ -49,6 +49,15 @@ def test_the_same_seed_gives_the_same_images_whatever_trials_are_beside(digits, 
     torch.testing.assert_close(short(model, update.select([2])).images, first[2:3])
 
 
+def test_a_pair_is_defended_anew_whenever_it_is_made(digits, model):
+    auxiliary, victims = digits
+    told = {"threat": ThreatModel(defense_known=True), "defense": GaussianNoise(0.1)}
+    inverter = lti._Inverter(attack(auxiliary), model, share(model, *victims.batches(1, 1, seed=0), **told), 0)
+    (first,), (again,) = (list(inverter._minibatches(torch.tensor([7]))) for _ in range(2))
+    assert torch.equal(first[1], again[1])
+    assert (first[0] - again[0]).std() == pytest.approx(0.1 * 2**0.5, rel=0.1)
+
+
 def test_batches_are_matched_before_the_loss(digits, model):
     auxiliary, victims = digits
     x, y = victims.batches(2, 3, seed=0)

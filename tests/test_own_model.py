@@ -466,6 +466,16 @@ def test_only_what_is_trained_is_needed_and_none_is_zero():
     assert any("aux" in line and "zero" in line for line in update.assumed)
 
 
+def test_one_image_of_two_classes_has_as_many_negative_entries_as_positive():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 2)).double()
+    x, _ = batch(1)
+    model = models.adapt(module, SHAPE, 2)
+    for label in (0, 1):
+        update = client.SharedUpdate.of(model, gradient(module, x, torch.tensor([label])), batch_size=1)
+        assert labels.from_update(update, "bias").tolist() == [label]
+
+
 def ours(change):
     """Numbers of the plain module's gradient after a change, for the messages below."""
 

@@ -60,6 +60,11 @@ def test_a_candidate_that_is_no_number_is_the_worst_and_spoils_no_other(images):
     assert scores.mse[1::4].tolist() == [math.inf] * 3 and (scores.mse[0::4] == 0).all()
 
 
+def test_a_candidate_that_is_no_number_takes_no_image_from_a_faint_one(images):
+    candidates = torch.stack([torch.full_like(images[:, 0], torch.nan), 0.9 * images[:, 0]], 1)
+    assert pairing.pair(candidates, images[:, :1]).tolist() == [[1]] * 3
+
+
 def test_shares_count_numbers_levels_and_what_the_rest_is_worth(images):
     scores = pairing.score(images[:, :2], images, GREY)
     table = pairing.shares(scores)

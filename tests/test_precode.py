@@ -511,6 +511,16 @@ def test_the_seeds_of_an_update_draw_their_noise_apart():
     assert ((at_one_point[:, 0] - at_one_point[:, 1]).abs() > 1e-6).all()
 
 
+def test_an_attackers_noise_is_not_where_its_images_start():
+    images, labels = batch(2)
+    model = SMALL.extend(victim())
+    update = share(victim(), images, labels, defense=SMALL, threat=ThreatModel(labels="known"))
+    (search,) = QUICK.searches(model, update)
+    start = search.first(0)
+    (drawn,) = search.noise(0)(start, torch.arange(2))
+    assert not torch.isin(drawn[NOISE], start).any()
+
+
 @pytest.mark.parametrize("chosen", [[0], [2], [2, 0], [1, 1]])
 def test_noise_that_is_drawn_once_is_a_trials_own(chosen):
     """Whatever company a trial is attacked in: by its pair (seed, trial), as everything that an attack draws."""

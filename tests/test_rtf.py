@@ -9,7 +9,7 @@ from torch import nn
 
 from reprolib import data, models, servers
 from reprolib.attacks import likely, rtf
-from reprolib.attacks.rtf import RobbingTheFed, TrapRows
+from reprolib.attacks.rtf import RobbingTheFed, TrapRows, read_rows
 from reprolib.defenses import DPSGD, GaussianNoise, Inspection
 from reprolib.defenses.inspection import examined
 from reprolib.experiments import rtf as experiment
@@ -142,6 +142,15 @@ def test_a_difference_of_rows_has_the_noise_of_both(deviations, empty):
     steps = 0.01 * deviations * torch.arange(32, 0, -1.0)[None]  # each bin holds as much as the next
     found = RobbingTheFed()(model, replace(update, gradients=update.gradients | {"imprint.rows.bias": steps}))
     assert (found.lost == empty).all(), "three deviations of a difference are 4.24 of a row"
+
+
+def test_a_bin_is_empty_or_not_whatever_trials_are_beside():
+    random = torch.Generator().manual_seed(0)
+    weight, bias = torch.rand(2, 4, 6, generator=random), torch.rand(2, 4, generator=random) + 1
+    bias[1] *= 1e6
+    inputs, lost = read_rows(weight, bias, 1e-5, 0.0)
+    assert not lost.any()
+    torch.testing.assert_close(inputs * bias[:, :, None], weight)
 
 
 def test_an_update_is_left_as_it_was():

@@ -311,6 +311,16 @@ def test_a_batch_shares_one_mask_from_the_added_ratios():
     assert torch.equal(batch.kept, ~(ratios < np.percentile(ratios.numpy(), 40)))
 
 
+def test_a_feature_that_is_dead_in_one_image_counts_by_the_others():
+    model, defense = models.build("mlp", 5, (3, 8, 8), 0, width=64, activation="relu"), Soteria(40)
+    (x,), _ = pictures(1, 4)
+    batch = defense.select(model, x, random())
+    live = batch.representation != 0
+    assert (live.any(0) & ~live.all(0)).any()
+    alone = torch.cat([defense.select(model, image[None], random()).gain for image in x])
+    torch.testing.assert_close(batch.gain[live], alone[live])
+
+
 def test_samples_do_not_interact_in_training_mode():
     model = models.build("resnet20", 5, (3, 8, 8), 0, width=4)
     (x,), _ = pictures(1, 2)

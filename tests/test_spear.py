@@ -95,6 +95,14 @@ def test_a_faint_image_is_explained_as_well_as_a_strong_one():
     torch.testing.assert_close(completed(faint, columns).explained, strong.explained)
 
 
+def test_the_column_that_is_explained_least_is_exchanged_first():
+    mixture, columns, _ = truth()
+    wrong = torch.randn(6, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pool, chosen = torch.cat([columns, wrong / wrong.norm()], 1), [0, 1, 6, 3, 4, 5]
+    assert completed(mixture, pool[:, chosen]).explained.argmin() == 2
+    assert replace(SAMPLING, swaps=1)._second_stage(mixture, pool, chosen).certified
+
+
 def test_rows_that_fit_a_column_worst_are_left_out():
     mixture, columns, inputs = truth()
     off = mixture.units(inputs)[:, 0] < 0
@@ -158,6 +166,18 @@ def test_the_truth_leaks_nothing_and_a_mixture_does():
     mixed = columns.clone()
     mixed[:, 0] = columns[:, 0] + 0.5 * columns[:, 1]
     assert leak(mixture, completed(mixture, mixed)) > 1e-3
+
+
+def test_of_batches_that_nothing_certifies_the_one_that_leaks_least_is_kept(monkeypatch):
+    mixture, columns, _ = truth()
+    victim, update, _ = shared()
+    mixed = columns.clone()
+    mixed[:, 0] = columns[:, 0] + 0.5 * columns[:, 1]
+    right, wrong = (replace(completed(mixture, own), certified=False) for own in (columns, mixed))
+    found = iter([right, wrong])
+    monkeypatch.setattr(masks_at_once, "completed", lambda *_: next(found))
+    attack = attacks.MasksAtOnce(margins=(0.1, 0.0))
+    assert attack.followed(FirstLayer.of(victim, update), mixture, wrong.inputs).batch is right
 
 
 def test_deeper_networks_and_clients_and_steps():

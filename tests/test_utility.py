@@ -71,6 +71,15 @@ def test_accuracy_is_one_on_its_own_predictions_and_zero_beside_them():
     assert utility.accuracy(model, replace(images, labels=(predicted + 1) % images.num_classes)) == 0.0
 
 
+def test_outputs_that_are_no_numbers_are_wrong_in_every_class():
+    images = data.load("digits", "test", 50)
+    model = lenet(images)
+    with torch.no_grad():
+        model.head.bias.fill_(torch.nan)
+    for label in range(images.num_classes):
+        assert utility.accuracy(model, replace(images, labels=torch.full_like(images.labels, label))) == 0.0
+
+
 def test_strong_noise_costs_accuracy_and_the_table_has_a_row_a_seed(digits):
     plain, noisy = (
         utility.with_defense(*digits, defense, steps=150, seeds=2, learning_rates=(0.1,))
@@ -86,6 +95,17 @@ def test_strong_noise_costs_accuracy_and_the_table_has_a_row_a_seed(digits):
 def test_the_learning_rate_is_the_best_of_those_offered(digits):
     table = utility.with_defense(*digits, None, steps=60, seeds=1, learning_rates=(1e-6, 0.1))
     assert table.learning_rate.tolist() == [0.1]
+
+
+def test_no_model_trains_on_the_images_that_choose_its_rate(digits):
+    train, test = digits
+    labels = train.labels.clone()
+    labels[-30:] = (labels[-30:] + 1) % train.num_classes
+    tables = [
+        utility.with_defense(own, test, None, steps=40, seeds=1, learning_rates=(0.1,))
+        for own in (train, replace(train, labels=labels))
+    ]
+    assert tables[0].equals(tables[1])
 
 
 def test_the_learning_rate_is_not_chosen_on_the_test_images(digits):
