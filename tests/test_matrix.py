@@ -142,6 +142,19 @@ def test_the_books_own_matrix_names_measures_that_exist_and_every_defended_share
     assert yaml.safe_load((home / "_toc.yml").read_text())["parts"][0]["chapters"] == [{"file": "book/matrix"}]
 
 
+def test_defenses_that_protect_from_other_attacks_are_named_once_each():
+    def row(level, zone):
+        cells = {who: matrix.Cell(who, Found(0.1, 0, 0.2), zone, None) for who in matrix.WHO}
+        return matrix.Row(matrix.Level(defense="Noise", level=level), cells, None, None, None)
+
+    others = {"a search": [row("std 1", "protects"), row("std 2", "broken")], "a server": [row("std 1", "protects")]}
+    told = matrix.sentence("DLG", [row("std 0.1", "broken")], others)
+    assert told == (
+        "Against DLG: of 1 defense 1 is broken by an attacker who knows them (0 of these stop one who does not), 0 lie "
+        "between, and 0 protect. Against other attacks these protect: Noise (std 1) against a search and a server."
+    )
+
+
 def test_dumbbells_leave_out_what_nobody_measured():
     levels = [matrix.Level(defense="Noise", level=f"std {i}") for i in range(3)]
     full = {who: matrix.Cell(who, Found(0.1, 0, 0.2), "protects", None) for who in matrix.WHO}

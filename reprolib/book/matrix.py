@@ -245,7 +245,7 @@ def table(attack_rows: list[Row]) -> pd.DataFrame:
 def sentence(against: str, attack_rows: list[Row], others: Mapping[str, list[Row]] | None = None) -> str:
     """What the rows show, with its numbers, against an attack that is named first.
 
-    others: name of an attack -> its rows; those that protect are told.
+    others: name of an attack -> its rows; the defenses that protect from it are named.
     """
     met = [row for row in attack_rows if row.cells["adaptive"].found]
     by_zone = {word: [row for row in met if row.cells["adaptive"].zone == word] for word in ZONES}
@@ -258,9 +258,14 @@ def sentence(against: str, attack_rows: list[Row], others: Mapping[str, list[Row
     ]
     told += [_protects(row) for row in by_zone["protects"]]
     found = f"{told[0]}{': ' if told[1:] else ''}{'; '.join(told[1:])}."
+    elsewhere: dict[str, list[str]] = {}
     for name, rows_of_it in (others or {}).items():
-        holding = [_protects(row) for row in rows_of_it if row.cells["adaptive"].zone == "protects"]
-        found += f" Against {name}: {'; '.join(holding)}." if holding else ""
+        for row in rows_of_it:
+            if row.cells["adaptive"].zone == "protects":
+                elsewhere.setdefault(f"{row.level.defense} ({row.level.level})", []).append(name)
+    if elsewhere:
+        holding = "; ".join(f"{defense} against {' and '.join(names)}" for defense, names in elsewhere.items())
+        found += f" Against other attacks these protect: {holding}."
     return found
 
 
