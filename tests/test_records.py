@@ -1424,6 +1424,12 @@ def test_what_rounding_leaves_open_is_no_difference_on_another_machine():
     assert len(comparison.differences(old, new)) == 1, "on the machine that made it, it is one"
 
 
+def test_a_ratio_over_rounding_has_no_size_on_another_machine():
+    old, new, less = ({"table": pd.DataFrame({"trial": [0], "gap": [gap]})} for gap in (9.7e14, 1.2e13, 9e11))
+    assert comparison.differences(old, new, False) == []
+    assert len(comparison.differences(old, less, False)) == len(comparison.differences(old, new)) == 1
+
+
 def test_a_similarity_around_zero_has_no_size_on_another_machine():
     old, new = ({"scores": pd.DataFrame({"trial": [0, 1], "ssim": [low, 0.9]})} for low in (-0.003, 0.004))
     assert comparison.differences(old, new, False) == []

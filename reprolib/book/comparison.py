@@ -27,8 +27,8 @@ KEYS = (
 TIMES = ("seconds", "cpu")
 """Seconds of a clock and of a processor: columns and entries that no two runs share."""
 
-COSTS = ("evaluations", "starts", "rank")
-"""Whole numbers that depend on the last digits of a search."""
+COSTS = ("evaluations", "starts", "rank", "candidate")
+"""Whole numbers that depend on the last digits of a search, as which of its pictures is which image."""
 
 EXACT_HITS = ("psnr_dim0",)
 """Measures that are infinite as soon as one pixel is met to its last digit, which another machine need not do."""
@@ -41,6 +41,9 @@ THRESHOLD = 100
 
 ROUNDED = 5e-7
 """What 32 bits leave open of a number near one, such as a cosine: below it, another machine's digits say nothing."""
+
+BEYOND = 1e12
+"""Where a ratio is only as large as rounding leaves its divisor small: two of such size say the same."""
 
 AROUND_ZERO = {"ssim": 0.02}
 """Measures with either sign, and how far apart two of them say the same."""
@@ -80,9 +83,10 @@ def differences(recorded: Any, fresh: Any, exact: bool = True, trials: Sequence[
     exact: every number must be equal to six digits, or to 1e-12, as on the kind of machine that made the record; and
     pictures to a level of 8 bits. Otherwise, on another kind, or where fewer trials ran at once, what was decided must
     be equal, truths, texts and whole numbers other than COSTS, and of fractions the size, because a search is chaotic
-    in its last digits: a factor of two, and below one a factor of two in decibels, or ROUNDED. Tensors of fractions are
-    not compared there, nor whether one of EXACT_HITS is infinite; and of a search that ended away from its image both
-    times (LOST), at other objectives or errors, only whether the image was identified: chaos alone says where it ended.
+    in its last digits: a factor of two, and below one a factor of two in decibels, or ROUNDED, or BEYOND. Tensors
+    of fractions are not compared there, nor whether one of EXACT_HITS is infinite; and of a search that ended away from
+    its image both times (LOST), at other objectives or errors, only whether the image was identified: chaos alone says
+    where it ended.
     trials: those that ran again, where these are not all (`by_trial`): then the tables are compared in their rows, and
     nothing else.
     """
@@ -309,7 +313,7 @@ def _near(x: np.ndarray, y: np.ndarray, exact: bool) -> np.ndarray:
         tolerance = 1e-6 if exact else 0.5
         near = np.abs(x - y) <= tolerance * np.maximum(np.abs(x), np.abs(y)) + 1e-12
         if not exact:
-            near |= np.abs(x - y) <= ROUNDED
+            near |= (np.abs(x - y) <= ROUNDED) | (np.minimum(x, y) >= BEYOND)
             low, high = np.log(np.minimum(x, y)), np.log(np.maximum(x, y))
             near |= (high < 0) & np.isfinite(low) & (high - low <= -0.5 * low)
         return (np.isfinite(x) & np.isfinite(y) & near) | (x == y) | (np.isnan(x) & np.isnan(y))
