@@ -27,7 +27,7 @@ KEYS = (
 TIMES = ("seconds", "cpu")
 """Seconds of a clock and of a processor: columns and entries that no two runs share."""
 
-COSTS = ("evaluations", "starts", "rank", "candidate")
+COSTS = ("evaluations", "tried", "starts", "rank", "candidate")
 """Whole numbers that depend on the last digits of a search, as which of its pictures is which image."""
 
 EXACT_HITS = ("psnr_dim0",)
