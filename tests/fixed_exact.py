@@ -245,7 +245,8 @@ def _() -> object:
         "normalised": shared(2, 1, victim(activation="relu", width=50, normalize=MEANS)),
     }
     for (name, way), (case_, (model, update, _)) in product(ways.items(), cases.items()):
-        found[f"{name}, {case_}"] = read(way, model, update)
+        if (name, case_) != ("at once", "four"):  # which ends in no batch: how memory is aligned decides which
+            found[f"{name}, {case_}"] = read(way, model, update)
     model, update, _ = shared(2, 1, hidden(50), local=client.LocalTraining(2, 1, 0.01))
     found["local"] = read(ways["at once"], model, update)
     found["refused"] = [refused(lambda: attacks.SPEAR()(*shared(2, 1, hidden(20, "sigmoid"))[:2]))]

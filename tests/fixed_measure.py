@@ -289,7 +289,6 @@ def _() -> object:
     digits = data.load("digits", count=50, seed=3)
     found["batches"] = [digits.batches(*way) for way in ((1, 5), (3, 4, 2), (4, 3, 1, True))]
     found["after"] = [digits.after(7).images, digits.after(20, 4).labels, digits.subset(slice(3, 9)).labels]
-    found["nearest"] = digits.nearest(digits.images[:3] * 0.7)
     found["refused"] = [refused(lambda: digits.batches(30, 2)), refused(lambda: data.load("digits", count=10**5))]
     return found | {"order": [pictures.permuted(9, s) for s in (0, 5)], "drawn": pictures.drawn_order(9, 4, 1, "it")}
 
