@@ -27,8 +27,8 @@ ZONES = {
     "broken": ("●", "at least half of the images are identified, by the whole interval"),
     "between": (
         "◐",
-        "the interval reaches neither bound, or lies between them; or few are, and a claim that they are hidden, which "
-        "may ask for less than a fifth, is not decided or does not hold",
+        "the interval lies on neither side; or it does, and a claim that the defense hides the images, which may ask "
+        "for more, is not decided or does not hold",
     ),
     "protects": ("○", "at most a fifth are, where the same attack without the defense identifies at least half"),
     "no control": (
