@@ -6,7 +6,9 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -38,6 +40,9 @@ CASES: dict[str, Case] = {}
 
 SINGLE = 1e-3
 """rtol of what the library computes in float32."""
+
+NORMAL = 1e-4
+"""rtol of searches that begin at normal numbers, which it draws in float32: processors round these differently."""
 
 
 def case(name: str, rtol: float = 1e-6) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
@@ -135,7 +140,37 @@ MEANS = ((0.4, 0.5, 0.6), (0.3, 0.25, 0.2))
 def victim(name: str = "mlp", shape: tuple[int, int, int] = SHAPE, count: int = 4, seed: int = 0, **options: Any):
     """A victim in float64; an MLP is narrow and normalises its pixels unless told otherwise."""
     options = ({"width": 6, "normalize": MEANS} if name == "mlp" else {}) | options
-    return models.build(name, count, shape, seed, **options).double()
+    return exact(models.build(name, count, shape, seed, **options), seed)
+
+
+def exact(network: nn.Module, seed: int = 0) -> nn.Module:
+    """The network in float64, its weights as large as they were, but such that no processor rounds them differently."""
+    for number, parameter in enumerate(network.double().parameters()):
+        bound = float(f"{parameter.abs().max():.1g}")
+        if parameter.min() < parameter.max():
+            parameter.data = (2 * drawn(*parameter.shape, seed=1000 * seed + number) - 1) * bound
+    return network
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """Singular and eigenvectors with their largest entry above zero: their signs are a processor's choice."""
+    svd, eigh = torch.linalg.svd, torch.linalg.eigh
+
+    def signs(columns: Tensor) -> Tensor:
+        return columns.take_along_dim(columns.abs().argmax(-2, keepdim=True), -2).sign()
+
+    def settled_svd(matrix: Tensor, full_matrices: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        left, values, right = svd(matrix, full_matrices=full_matrices)
+        sign = signs(left)[..., : values.shape[-1]] if left.shape[-1] == right.shape[-2] else 1
+        return left * sign, values, right * (sign.mT if isinstance(sign, Tensor) else 1)
+
+    def settled_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        values, vectors = eigh(matrix)
+        return values, vectors * signs(vectors)
+
+    with mock.patch.object(torch.linalg, "svd", settled_svd), mock.patch.object(torch.linalg, "eigh", settled_eigh):
+        yield
 
 
 def batch(trials: int = 2, size: int = 2, shape: tuple[int, int, int] = SHAPE, below: int = 4) -> tuple[Tensor, Tensor]:

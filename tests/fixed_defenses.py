@@ -106,8 +106,18 @@ def _seen(reading: Observation, dummies: dict[str, Tensor], rows: Tensor) -> lis
 @case("counters of several clients and of local steps")
 def _() -> object:
     model, (images, labels), found = _model(), batch(2, 4), {}
-    names = ("gaussian", "laplace", "int8", "fp16", "pruned tensor", "pruned global", "pruned weights", "dual")
-    names += ("outpost", "graddefense", "clipped global", "composed noises", "dpsgd", "dpsgd, expected")
+    names = [
+        "gaussian",
+        "laplace",
+        "int8",
+        "fp16",
+        "pruned tensor",
+        "pruned global",
+        "pruned weights",
+        "dual",
+        "outpost",
+    ]
+    names += ["graddefense", "clipped global", "composed noises", "dpsgd", "dpsgd, expected"]
     local = client.LocalTraining(1, 2, 0.2)
     for name, (clients, own) in product(names, ((1, local), (2, None), (2, local))):
         if "dpsgd" in name and own is not None:
@@ -239,7 +249,7 @@ def _() -> object:
 
 @case("GradDefense's slices, noise and cleaning")
 def _() -> object:
-    model, (images, labels), found = victim(width=8), batch(2, 2), {}
+    model, (images, labels), found = victim(width=8, seed=3), batch(2, 2), {}
     for estimator in ("vjp_ones", "hutchinson"):
         found[estimator] = graddefense.sensitivity(model, PUBLIC, estimator)
         for variant in ("fixed", "official"):

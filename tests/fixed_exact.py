@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import product
 
 import torch
-from fixed import MEANS, SINGLE, batch, case, drawn, images_of, known, refused, victim
+from fixed import MEANS, SINGLE, batch, case, drawn, exact, images_of, known, refused, settled, victim
 from torch import Tensor, nn
 
 from reprolib import attacks, defenses, models, servers
@@ -25,7 +25,7 @@ SHAPE = (3, 6, 5)
 
 def hidden(width: int = 40, activation: str = "relu", count: int = 4, seed: int = 0) -> models.Victim:
     """One hidden layer in front of a ReLU."""
-    return one_hidden(SHAPE, count, width, seed, activation).double()
+    return exact(one_hidden(SHAPE, count, width, seed, activation), seed)
 
 
 def shared(size: int = 3, trials: int = 2, model: nn.Module | None = None, **told: object) -> tuple:
@@ -130,6 +130,7 @@ def _() -> object:
 
 
 @case("blind separation, step by step")
+@settled()
 def _() -> object:
     maps = drawn(2, 4, 90) - 0.3
     bands = [separation.bands(maps, SHAPE), separation.bands(maps, SHAPE, torch.tensor([0.01, 0.05]))]
@@ -150,11 +151,15 @@ def _() -> object:
 
 
 @case("separated inputs and what fills a known defense's gaps")
+@settled()
 def _() -> object:
     model, update, _ = shared(3, 2)
     layer, found = FirstLayer.of(model, update), {}
     for samples in ("bands", "derivatives", "pixels"):
         way = separation.separate(layer, 3, samples, 4, iterations=3)
+        if samples == "pixels":  # whose whitening any rotation leaves as it is
+            found[samples] = [way.residual, way.lost]
+            continue
         found[samples] = [way.inputs.square().sum(1), way.residual, way.lost, way.mixing.square().sum(2)]
     directions = drawn(2, 3, 90, seed=4)
     found["scaled"] = separation.scaled_by_bias(layer, directions)
@@ -167,6 +172,7 @@ def _() -> object:
 
 
 @case("DerivativeICA")
+@settled()
 def _() -> object:
     found = {}
     for name, told in {
@@ -181,6 +187,7 @@ def _() -> object:
 
 
 @case("CocktailParty", rtol=SINGLE)
+@settled()
 def _() -> object:
     model, update, _ = shared(3, 2)
     few, found = attacks.CocktailParty(iterations=3, learning_rate=0.05), {}
@@ -188,7 +195,7 @@ def _() -> object:
     ways = {"paper": few, "bias": replace(few, reading="bias"), "released": released}
     for name, way in ways.items():
         got = way(model, update)
-        found[name] = [got.raw.double().square().sum((2, 3, 4)).sort(1).values, got.objective, got.lost]
+        found[name] = [(got.raw.double() - 0.5).abs().sum((2, 3, 4)).sort(1).values, got.objective, got.lost]
     party = Party(drawn(2, 3, 90) - 0.5, drawn(2, 3, 40), drawn(2, 3, 1))
     values = [way.objective(drawn(2, 3, 3, seed=4) - 0.3, party, SHAPE) for way in ways.values()]
     of = Party.of(FirstLayer.of(model, update), 3)
@@ -196,6 +203,7 @@ def _() -> object:
 
 
 @case("columns of a mixture, their zeros and the certificate")
+@settled()
 def _() -> object:
     found = {}
     for size, width, seed in ((1, 20, 0), (3, 40, 0), (4, 60, 1)):
@@ -222,14 +230,16 @@ def _() -> object:
 
 
 def read(attack: object, model: nn.Module, update: SharedUpdate) -> list:
-    """The images in an order of their own, by their first pixel; which is first the signs of a decomposition decide."""
+    """The images by their first pixel, where they are certified: what else is shown hangs on every rounding."""
     found = attack(model, update, seed=3)
     by = found.raw[:, :, 0, 0, 0].argsort(dim=1)
     images = found.raw.take_along_dim(by[:, :, None, None, None], 1)
-    return [images, found.objective, found.evaluations, found.diverged, found.lost]
+    told = [found.diverged, found.lost, found.starts, found.labels]
+    return told if found.diverged.any() else [images, found.objective, *told]
 
 
 @case("SPEAR, MaskGuided and MasksAtOnce")
+@settled()
 def _() -> object:
     found = {}
     ways = {
@@ -241,11 +251,11 @@ def _() -> object:
     cases = {
         "one": shared(1, 1),
         "three": shared(3, 1, hidden(60)),
-        "four": shared(4, 1, hidden(100, seed=2)),
+        "four": shared(4, 1, hidden(250, seed=2)),
         "normalised": shared(2, 1, victim(activation="relu", width=50, normalize=MEANS)),
     }
     for (name, way), (case_, (model, update, _)) in product(ways.items(), cases.items()):
-        if (name, case_) != ("at once", "four"):  # which ends in no batch: how memory is aligned decides which
+        if case_ != "four" or "once" not in name:  # certified by one processor and not by another
             found[f"{name}, {case_}"] = read(way, model, update)
     model, update, _ = shared(2, 1, hidden(50), local=client.LocalTraining(2, 1, 0.01))
     found["local"] = read(ways["at once"], model, update)
@@ -254,6 +264,7 @@ def _() -> object:
 
 
 @case("masks followed from a guess, and columns exchanged")
+@settled()
 def _() -> object:
     mixture, layer, true = mixed(3, 60)
     truth = columns.completed(mixture, true).inputs

@@ -8,7 +8,6 @@ from unittest import mock
 
 import torch
 from fixed import SINGLE, case, drawn, images_of, known, victim
-from torch import Tensor, nn
 
 from reprolib import attacks, defenses, experiments, models, servers
 from reprolib.book.chapter import Chapter
@@ -30,8 +29,6 @@ from reprolib.experiments import (
     separation,
     soteria,
     spear,
-    training,
-    utility,
 )
 from reprolib.experiments import defenses as of_defenses
 from reprolib.experiments import fgla as of_fgla
@@ -52,28 +49,9 @@ SMOOTH = attacks.InvertingGradients(iterations=2, learning_rate=0.1)
 DLG = attacks.DLG(iterations=1, max_iter=2)
 
 
-class Confident(nn.Module):
-    """Sure of a class by brightness, and without an answer for dark images."""
-
-    num_classes = 4
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(1, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        bright = x.mean((1, 2, 3), keepdim=False)[:, None]
-        out = -(bright - torch.tensor([0.45, 0.48, 0.52, 0.55])).abs()
-        return torch.where(x[:, :1, 0, 0] < 0.3, torch.nan, out)
-
-
-class Wrong(Confident):
-    """Gives numbers that no argmax should be trusted of."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = torch.zeros(len(x), 4)
-        out[:, 0] = torch.where(x[:, 0, 0, 0] < 0.5, torch.inf, 1.0)
-        return out
+def same_bottleneck() -> object:
+    """PRECODE draws its bottleneck for a victim's last bit, which processors do not agree on."""
+    return mock.patch.object(models, "fingerprint", lambda model: "c0ffee")
 
 
 @case("batches drawn")
@@ -82,53 +60,6 @@ def _() -> object:
     for sampler, size in product(("distinct", "relabel", "natural"), (1, 3)):
         found[f"{sampler} {size}"] = batches.draw(own, size, 3, sampler, 9 if sampler == "relabel" else 4, 2)
     return found, Batches(own, 2, 4, "relabel", 5, 1).drawn([3, 1]), networks.network_seed(3, 17)
-
-
-@case("images augmented")
-def _() -> object:
-    wide = drawn(5, 3, 6, 9).float()
-    return [training.augmented(wide, client.generator(1, k), reach) for k, reach in ((0, 4), (1, 1), (2, 2))]
-
-
-@case("training with defenses, and accuracy", rtol=SINGLE)
-def _() -> object:
-    own, found = pool(30), {}
-    for name, defense in {
-        "none": None,
-        "noise": defenses.GaussianNoise(0.01),
-        "pruned": defenses.TopK(0.7),
-        "mixed": defenses.MixUp(own),
-        "bottleneck": defenses.PRECODE(k=2),
-    }.items():
-        for feedback in (False, True) if name == "pruned" else (False,):
-            model = client.extended(victim("mlp", SHAPE).float(), defense)
-            utility.train(
-                model, own, 3, 0.1, batch_size=5, momentum=0.6, defense=defense, error_feedback=feedback, seed=2
-            )
-            found[f"{name} {feedback}"] = [model, utility.accuracy(model, own)]
-    found["no numbers"] = [utility.accuracy(model, own) for model in (Confident(), Wrong())]
-    test = pool(20, seed=6)
-    with mock.patch.object(utility, "train", wraps=utility.train) as trained:
-        table = utility.with_defense(own, test, None, 2, 2, (0.01, 0.3), seed=1)
-    found["with defense"] = [table, [(len(call.args[1]), call.args[2:]) for call in trained.call_args_list]]
-    normed = utility.train(models.build("convnet8", 4, SHAPE, 0, width=2), own, 2, 0.1, batch_size=6)
-    return found | {"statistics": [b for n, b in normed.named_buffers() if "running" in n]}
-
-
-@case("epochs of a recipe", rtol=SINGLE)
-def _() -> object:
-    own, seen = pool(11), []
-    recipe = generators.VAERecipe(2, batch_size=4, seed=3)
-
-    def step(batch: Tensor, number: int, random: torch.Generator) -> float:
-        seen.append([batch.tolist(), number, float(torch.rand((), generator=random))])
-        return 1.0
-
-    training.run_epochs(step, {}, recipe, own, name="it", device=CPU)
-    cycle = [training._cycle(k, 20) for k in range(20)]
-    lr = generators._adam(nn.Linear(1, 1), recipe, 11)[1].lr_lambdas[0]
-    names = [str(generators.recipe_of(name)) for name in ("vae-digits", "decoder-pooled-cifar10", "wgan-lfw")]
-    return seen, cycle, [lr(k) for k in range(6)], names
 
 
 @case("networks attacked", rtol=SINGLE)
@@ -241,7 +172,7 @@ def _() -> object:
     own = pool()
     local = client.LocalTraining(2, 1, 0.05)
     return [
-        ig.trace(SMOOTH, own, 2, (0, 1, 2), 1, CPU, init="default"),
+        ig.trace(SMOOTH, own, 2, (0, 1, 2), 1, CPU),
         ig.read_first_layer(own, (1, 3), 6, 2, local, 1, width=6)["rows"].drop(columns="error").query("batch > 1"),
         ig.read_rows(own, (2, 4), 4, 2, 1, 0.05, width=30, activation="relu"),
         ig.local_motion(own, [0, 1, 2], 2, 1, ((2, 0.1), (3, 0.5)), "mlp", width=6),
@@ -286,6 +217,7 @@ def _() -> object:
 
 
 @case("experiments of PRECODE", rtol=SINGLE)
+@same_bottleneck()
 def _() -> object:
     own, defense, options = pool(), defenses.PRECODE(k=3, beta=0.1), {"width": 6}
     reading = replace(defense, against=defenses.Counter(noise="zero"))
@@ -316,6 +248,7 @@ def _() -> object:
     table = scores["scores"].assign(control=scores["scores"].control.str.replace("gradient of another image", "floor"))
     own_rows = table[table.control == "floor"].assign(control="gradient", mse=lambda t: t.mse * 1.2)
     told = experiments.of_the_picture(experiments.ggl.pd.concat([table, own_rows]), "Gaussian of equal length")
+    land = ggl.landscape(adam, own, 2, cases, 3, 1, CPU, **options)
     return [
         scores,
         told,
@@ -325,7 +258,7 @@ def _() -> object:
         ),
         ggl.watch(attack, own, 3, (0, 2), 1, CPU, **options),
         ggl.readings(own, 2, read, 1, CPU, **options),
-        ggl.landscape(adam, own, 2, cases, 3, 1, CPU, **options),
+        {name: value for name, value in land.items() if name != "ranks"},  # of distances that are nearly equal
         ggl.drift(own, 2, 2, client.LocalTraining(2, 1, 0.1), 1, CPU, **options),
     ]
 
@@ -359,7 +292,7 @@ def _() -> object:
     found = {}
     for name, room in rooms.items():
         together, update, x = room.shared()
-        found[name] = [update.gradients, update.threat, x, together.fingerprint if name == "plain" else None]
+        found[name] = [update.gradients, update.threat, x, together.trials]
     room, ica = rooms["plain"], attacks.DerivativeICA(iterations=3)
     found["spectra"] = cocktail_party.spectra(room).query("index <= 3").drop(columns=["gap", "span"])
     found["chance"] = [cocktail_party.by_chance(room), cocktail_party.by_chance(room, 5)]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import product
 
 import torch
-from fixed import SHAPE, batch, case, classes, drawn, images_of, known, refused, victim
+from fixed import SHAPE, batch, case, classes, drawn, exact, images_of, known, refused, victim
 from torch import Tensor, nn
 
 from reprolib import defenses, models, servers
@@ -107,7 +107,8 @@ def _() -> object:
     for defense in (defenses.PRECODE(k=3, beta=0.1), defenses.PRECODE(k=2, before="hidden2")):
         larger = client.extended(model, defense)
         for name, local in {"gradient": None, "local": client.LocalTraining(2, 1, 0.2)}.items():
-            found[f"{defense} {name}"] = client.share(larger, images, labels, defense=defense, local=local, seed=2)
+            update = client.share(larger, images, labels, defense=defense, local=local, seed=2)
+            found[f"{defense} {name}"] = replace(update, model="")  # the bottleneck is drawn in float32
     return found | {"again": client.extended(larger, defense) is larger}
 
 
@@ -159,7 +160,7 @@ class _Normed(nn.Module):
 
 @case("norms written out, at the client and through its gradient")
 def _() -> object:
-    own = models.drawn(_Normed, 0).double()
+    own = exact(models.drawn(_Normed, 0))
     for number, parameter in enumerate(own.parameters()):
         parameter.data.add_(0.3 * drawn(*parameter.shape, seed=number))
     model, (images, labels), found = models.adapt(_trained(own), SHAPE, 4), batch(2, 2), {}
@@ -184,7 +185,7 @@ def _() -> object:
     ]
     for task, outputs, labels in tasks:
         layers = nn.Sequential(nn.Flatten(), nn.Linear(90, 5), nn.Tanh(), nn.Linear(5, outputs))
-        model = models.adapt(models.drawn(lambda layers=layers: layers, 0).double(), SHAPE, outputs, task=task)
+        model = models.adapt(exact(layers), SHAPE, outputs, task=task)
         update = client.share(model, images, labels, threat=known())
         head = update.of_the_head() if task.loss == "cross-entropy" else refused(update.of_the_head)
         found[str(task)] = [update, head, update.targets(labels, images)]

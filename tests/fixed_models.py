@@ -10,7 +10,7 @@ from itertools import product
 
 import numpy as np
 import torch
-from fixed import SHAPE, SINGLE, case, classes, drawn, images_of, refused, victim
+from fixed import SHAPE, SINGLE, case, classes, drawn, exact, images_of, refused, victim
 from torch import nn
 
 import reprolib
@@ -127,8 +127,8 @@ def _() -> object:
     x = drawn(2, 2, *SHAPE) * 3 - 1
     tokens = Tokens(3, drawn(5, 4, seed=3) * torch.tensor([0.2, 1, 2, 3, 4])[:, None] - 0.5)
     return [
-        models.fingerprint(fresh),
-        models.trunk_fingerprint(fresh),
+        models.fingerprint(model),
+        models.trunk_fingerprint(model),
         models.penultimate(model, drawn(3, *SHAPE)),
         [inputs.of_points(x), inputs.to_points(x), inputs.inside(x), inputs.values(x)],
         [tokens.values(drawn(4, 3, 4, seed=8) * 3 - 0.5), tokens.enter(classes(2, 3)), tokens.shape],
@@ -184,7 +184,7 @@ def _() -> object:
     normal = models.Normalize((0.4, 0.5, 0.6), (0.3, 0.2, 0.1))
     for returned, normalize in product(("plain", "dict", "tuple", "one"), (None, normal, ((0.5,) * 3, (0.2,) * 3))):
         outputs, task = (1, Task("bce")) if returned == "one" else (4, Task())
-        own = models.drawn(lambda r=returned: _Own(r), 0).double()
+        own = exact(_Own(returned))
         model = models.adapt(own, SHAPE, outputs, normalize=normalize, task=task)
         state = own.state_dict()
         other = {f"module.{name}": value + 0.1 for name, value in state.items()}
