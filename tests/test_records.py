@@ -1411,6 +1411,11 @@ def test_a_few_images_may_fall_on_the_other_side_of_a_threshold_on_another_machi
     assert comparison.fell_otherwise({"table": draws}, {"table": other}).startswith("1 of 200 images")
     bins = {"table": other.assign(bins=9)}
     assert comparison.fell_otherwise({"table": draws}, bins) == "", "whole numbers that count no images"
+    near = old["batches"].assign(share19=0.25)
+    fewer = near.assign(share19=near.share19 - 0.125 * (near.trial == 7))
+    assert comparison.fell_otherwise({"batches": near}, {"batches": fewer}) == told.format(4), "an eighth of 32"
+    partly = fewer.assign(share19=fewer.share19 + 0.01)
+    assert comparison.fell_otherwise({"batches": near}, {"batches": partly}) == "", "no share of 32 images"
     searches = {"table": draws.assign(mse=1.0)}, {"table": other.assign(mse=1.0)}
     assert comparison.fell_otherwise(*searches) == "", "where a search ends, another rule says"
     assert len(comparison.differences(*counted(1, -1, 1))) > 0, "on the machine that made it, it is a difference"

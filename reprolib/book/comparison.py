@@ -138,10 +138,10 @@ def ended_elsewhere(recorded: Any, fresh: Any, trials: Sequence[int] | None = No
 def fell_otherwise(recorded: Any, fresh: Any, trials: Sequence[int] | None = None) -> str:
     """In words, how many images fell on the other side of a threshold, where that is all in which a part differs.
 
-    For two kinds of machine, and tables that count: whole numbers of a row's "images", or yes and no of a row. Whether
-    an error of float32 is below 1e-10, or an image at the edge of a bin, its last digits decide. At most one image in
-    THRESHOLD of a table, or one; and from six rows on not all more or all fewer (a sign test, 5 %). "" where a part
-    differs in more, or in anything else. trials: as for `ended_elsewhere`.
+    For two kinds of machine, and tables that count: whole numbers and shares of a row's "images", or yes and no of a
+    row. Whether an error of float32 is below 1e-10, or an image at the edge of a bin, its last digits decide. At most
+    one image in THRESHOLD of a table, or one; and from six rows on not all more or all fewer (a sign test, 5 %). ""
+    where a part differs in more, or in anything else. trials: as for `ended_elsewhere`.
     """
     if trials is not None and not by_trial(recorded):
         return ""
@@ -153,7 +153,7 @@ def fell_otherwise(recorded: Any, fresh: Any, trials: Sequence[int] | None = Non
         keys, left, right, more, fewer = _paired(table, new[name])
         if more or fewer:
             return ""
-        there, here = table.iloc[left].reset_index(drop=True), new[name].iloc[right].reset_index(drop=True)
+        there, here = _counted(table.iloc[left]), _counted(new[name].iloc[right])
         kinds = "bi" if "images" in there else "b"
         told = [c for c in here if str(c) in there and {here[c].dtype.kind, there[str(c)].dtype.kind} <= {*kinds}]
         told = [c for c in told if c not in (*keys, "images")]
@@ -170,6 +170,15 @@ def fell_otherwise(recorded: Any, fresh: Any, trials: Sequence[int] | None = Non
     if not found or differences(kept_old, kept_new, False):
         return ""
     return f"{found} of {images} images fell on the other side of a threshold"
+
+
+def _counted(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows, with the shares of a row's images as whole numbers of them."""
+    if "images" not in table:
+        return table.reset_index(drop=True)
+    counts = {column: table[column] * table.images for column in table if str(column).startswith("share")}
+    whole = {str(c): n.round().astype(int) for c, n in counts.items() if (np.abs(n - n.round()) < 1e-6).all()}
+    return table.assign(**whole).reset_index(drop=True)
 
 
 def _ran(recorded: Any, fresh: Any, trials: Sequence[int] | None) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
