@@ -102,7 +102,7 @@ def test_the_page_shows_numbers_and_says_what_was_not_measured(root):  # noqa: F
     assert text.count("not measured</span></td>") >= 2 and "99.2 [95.7, 100] of 99.2</td>" in text
     assert "Of a chapter that is not there" not in text
     assert (
-        "Against a search by value \\(an older run, provisional\\)\\: of 1 defense 1 is broken" in text
+        "Against a search by value \\(an older run, provisional\\)\\: of 1 defended setting 1 is broken" in text
         and (root / "book/_generated/dumbbells.png").exists()
     )
     assert 'class="drawn"' in written(root)
@@ -150,8 +150,9 @@ def test_defenses_that_protect_from_other_attacks_are_named_once_each():
     others = {"a search": [row("std 1", "protects"), row("std 2", "broken")], "a server": [row("std 1", "protects")]}
     told = matrix.sentence("DLG", [row("std 0.1", "broken")], others)
     assert told == (
-        "Against DLG: of 1 defense 1 is broken by an attacker who knows them (0 of these stop one who does not), 0 lie "
-        "between, and 0 protect. Against other attacks these protect: Noise (std 1) against a search and a server."
+        "Against DLG: of 1 defended setting 1 is broken by an attacker who knows them (0 of these stop one "
+        "who does not), 0 lie between, and 0 protect. "
+        "Against other attacks these protect: Noise (std 1) against a search and a server."
     )
 
 
@@ -167,7 +168,7 @@ def test_dumbbells_leave_out_what_nobody_measured():
     words = [text.get_text() for text in drawn.axes[0].texts]
     assert "7.6 [1.0, 14.1]" in words and "not measured" in words
     labels = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
-    assert any("○\N{NO-BREAK SPACE}not" in label for label in labels), "off the scale, where no point is meant"
+    assert any("◇\N{NO-BREAK SPACE}not" in label for label in labels), "off the scale, where no point is meant"
     named = figures.dumbbells(table.assign(cost=""), attack="a search by value").axes[0].get_xlabel()
     assert "a search by value" in named
     with pytest.raises(ValueError, match="the table has no columns"):

@@ -35,7 +35,7 @@ ZONES = {
         "?",
         "few are, but the attack does not identify half without the defense either, or that was not measured",
     ),
-    "not measured": ("·", "the book has no number for it yet"),
+    "not measured": ("·", "the book has no number of this attack on these victims; a chapter may have one on others"),
 }
 """Every word of a cell: its sign and what it means."""
 
@@ -251,7 +251,7 @@ def sentence(against: str, attack_rows: list[Row], others: Mapping[str, list[Row
     by_zone = {word: [row for row in met if row.cells["adaptive"].zone == word] for word in ZONES}
     stopped = [row for row in by_zone["broken"] if row.cells["static"].zone == "protects"]
     told = [
-        f"Against {against}: of {len(met)} {'defense' if len(met) == 1 else 'defenses'} {len(by_zone['broken'])} "
+        f"Against {against}: of {len(met)} defended setting{'' if len(met) == 1 else 's'} {len(by_zone['broken'])} "
         f"{'is' if len(by_zone['broken']) == 1 else 'are'} broken by an attacker who knows them "
         f"({len(stopped)} of these stop one who does not), {len(by_zone['between'])} lie between, and "
         f"{len(by_zone['protects'])} {'protects' if len(by_zone['protects']) == 1 else 'protect'}"

@@ -72,7 +72,7 @@ def record_missing(
     return markup.box("⚠ Record missing", text + how_to_run(paper, reference, claimed), "#D55E00")
 
 
-HOW = "../how-to-read.html"
+HOW = "../how-to-read.html#the-reference-run-and-yours"
 """The page that says how to set up the environment, from a chapter's."""
 
 

@@ -314,7 +314,7 @@ def dumbbells(
     """
     ends = [f"{who}{end}" for who in ("static", "adaptive") for end in ("", "_low", "_high")]
     check_columns(table, "defense", "cost", *ends)
-    signs = {"static": "○", "adaptive": "●"}
+    signs = {"static": "◇", "adaptive": "◆"}
     names = []  # beside them, off the scale, whom nobody measured
     for _, row in table.iterrows():
         unknown = [
@@ -340,20 +340,20 @@ def dumbbells(
     for x, name, place in ((-0.015, "protects", "left"), (1.015, "broken", "right")):
         axes.annotate(name, (x, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
                       ha=place, va="bottom", fontsize=9.5, style="italic")  # fmt: skip
-    looks = {"static": ("ignores the defense", "white", -0.1), "adaptive": ("knows the defense", "#9b2c12", 0.1)}
+    looks = {"static": ("ignores the defense", "white", -0.1), "adaptive": ("knows the defense", "0.15", 0.1)}
     for line, (_, row) in enumerate(table.iterrows()):
         axes.plot([row.static, row.adaptive], [line, line], color="0.55", linewidth=1.4, zorder=1)
         for who, (_, fill, shift) in looks.items():
             if np.isnan(row[who]):
                 continue
             axes.plot([row[f"{who}_low"], row[f"{who}_high"]], [line + shift] * 2, color="0.3", linewidth=1, zorder=2)
-            axes.plot(row[who], line, "o", color="0.15", markerfacecolor=fill, markersize=8, zorder=3, clip_on=False)
+            axes.plot(row[who], line, "D", color="0.15", markerfacecolor=fill, markersize=7, zorder=3, clip_on=False)
         axes.annotate(row.cost or "not measured", (1.04, line), xycoords=("axes fraction", "data"), va="center",
                       fontsize=SMALL, color="0.1" if row.cost else "0.35", annotation_clip=False)  # fmt: skip
     axes.annotate("accuracy lost\n(points)", (1.04, 1.0), xycoords="axes fraction", xytext=(0, 3), va="bottom",
                   textcoords="offset points", fontsize=SMALL, style="italic", annotation_clip=False)  # fmt: skip
     for label, fill, _ in looks.values():
-        axes.plot([], [], "o", color="0.15", markerfacecolor=fill, markersize=8, label=label)
+        axes.plot([], [], "D", color="0.15", markerfacecolor=fill, markersize=7, label=label)
     axes.set_yticks(range(len(names)), ["\n".join(name) for name in names])
     axes.set(xlim=(-0.02, 1.02), ylim=(len(table) - 0.5, -0.5))
     axes.set_xlabel("share of images identified" + (f" by\n{textwrap.fill(attack, 48)}" if attack else ""))
