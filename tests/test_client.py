@@ -124,7 +124,7 @@ def test_images_that_carry_a_graph_are_shared_as_their_values():
     assert not any(g.requires_grad for g in carried.gradients.values())
 
 
-@pytest.mark.parametrize("local", [None, LocalTraining(1, 2, 0.1)])
+@pytest.mark.parametrize("local", [None, LocalTraining(1, 2, 0.1), LocalTraining(2, 2, 0.1, shuffle=True)])
 def test_chunks_do_not_change_the_result(monkeypatch, local):
     model, threat = Net(norm=True), ThreatModel(mode="train", batch_norm="exact")
     whole = share(model, *private(), threat=threat, local=local, defense=GaussianNoise(0.1), seed=5)
@@ -310,6 +310,14 @@ def test_select_and_to_keep_the_trial_axis_and_every_part():
 def test_select_refuses_what_names_no_trial(index, message):
     with pytest.raises(ValueError, match=message):
         share(Net(), *private()).select(index)
+
+
+def test_joined_updates_keep_the_statistics_of_each():
+    model, threat = Net(norm=True), ThreatModel(batch_norm="exact")
+    whole = share(model, *private(), threat=threat)
+    joined = SharedUpdate.join([whole.select(k) for k in range(3)], Victims.of([model] * 3))
+    for layer, statistics in whole.batch_norm.items():
+        assert all(map(torch.equal, joined.batch_norm[layer], statistics))
 
 
 def test_join_needs_updates():

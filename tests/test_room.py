@@ -233,7 +233,7 @@ def test_clients_of_a_round_may_be_unequal_and_defended():
 def test_running_statistics_move_where_clients_share_theirs():
     (images, labels), model = photos(1, size=4), models.build("resnetbn8", 10, (3, 32, 32), seed=0)
     layer = next(name for name, part in model.named_modules() if isinstance(part, nn.BatchNorm2d))
-    for shared, moved in (("buffers", True), ("none", False)):
+    for shared, moved in (("buffers", True), ("none", False), ("exact", False)):
         told = ThreatModel(mode="train", batch_norm=shared)
         _, second = server.rounds(server.Honest(), model, lambda _: (images, labels), 2, threat=told)
         assert bool(second.model.get_buffer(f"{layer}.running_mean").any()) == moved
