@@ -1383,6 +1383,22 @@ def test_a_few_searches_may_end_elsewhere_on_another_machine_but_not_many_and_no
     assert len(comparison.differences(old, new, False)) > 0, "on the machine that made it, it is a difference"
 
 
+def test_searches_that_were_stopped_are_compared_together_on_another_machine():
+    rows = pd.MultiIndex.from_product([range(10), range(4)], names=["trial", "image"]).to_frame(index=False)
+    old = rows.assign(mse=0.1, identified=False, exact=False, converged=False)
+    better, worse = old.trial.isin([0, 1, 2]), old.trial.isin([3, 4])
+    moved = old.assign(mse=0.1 - 0.095 * better + 0.2 * worse, identified=better & (old.image == 2))
+    back = old.assign(identified=worse & (old.image == 1))
+    assert comparison.differences({"s": back}, {"s": moved}, False) == []
+    assert len(comparison.differences({"s": back}, {"s": moved}, True)) == 2, "on the machine that made it"
+    done = [{"s": table.assign(converged=old.trial == 0)} for table in (back, moved)]
+    assert len(comparison.differences(*done, False)) == 2, "one search of them converged"
+    upward = old.assign(identified=old.trial < 6)
+    assert "s, identified: 24 of 40 rows differ" in comparison.differences({"s": old}, {"s": upward}, False)[0]
+    errors = old.assign(mse=0.1 - 0.095 * (old.trial < 6))
+    assert len(comparison.differences({"s": old}, {"s": errors}, False)) == 1, "all of them better"
+
+
 def counted(*moved, rows=50):
     """Batches of 32 images of which some were read to the last digits, and another run that counts them otherwise."""
     old = pd.DataFrame({"trial": range(rows), "images": 32, "strict": 20, "same": True, "psnr": 80.0})

@@ -86,7 +86,8 @@ def differences(recorded: Any, fresh: Any, exact: bool = True, trials: Sequence[
     in its last digits: a factor of two, and below one a factor of two in decibels, or ROUNDED, or BEYOND. Tensors
     of fractions are not compared there, nor whether one of EXACT_HITS is infinite; and of a search that ended away from
     its image both times (LOST), at other objectives or errors, only whether the image was identified: chaos alone says
-    where it ended.
+    where it ended. Searches that were stopped both times before they converged are compared together: they may not all
+    have ended better, or all worse (a sign test over searches, 5 %).
     trials: those that ran again, where these are not all (`by_trial`): then the tables are compared in their rows, and
     nothing else.
     """
@@ -270,8 +271,28 @@ def _unequal(here: pd.DataFrame, there: pd.DataFrame, exact: bool) -> dict[Any, 
             equal |= (np.abs(a - b) <= AROUND_ZERO[str(column)]).to_numpy()
         if not exact and column in EXACT_HITS:
             equal |= np.isinf(a.to_numpy()) ^ np.isinf(b.to_numpy())
+        if not exact and _either_way(here, there, str(column)):
+            equal |= _stopped(here, there)
         found[column] = ~equal if column == "identified" else ~equal & ~lost
     return found
+
+
+def _stopped(here: pd.DataFrame, there: pd.DataFrame) -> np.ndarray:
+    """Rows of searches that were stopped before they converged, in both tables: where, the last digits decide."""
+    if not all("converged" in table for table in (here, there)):
+        return np.zeros(len(here), dtype=bool)
+    return ~(here.converged.to_numpy(bool) | there.converged.to_numpy(bool))
+
+
+def _either_way(here: pd.DataFrame, there: pd.DataFrame, column: str) -> bool:
+    """Whether the searches that were stopped differ in a column, but not all in one direction (a sign test, 5 %)."""
+    kinds, rows = {table[column].dtype.kind for table in (here, there)}, _stopped(here, there)
+    if not kinds <= {*"bif"} or not rows.any() or column in KEYS:
+        return False
+    gaps = (here[column].astype(float) - there[column].astype(float))[rows]
+    search = [key for key in KEYS if key in here and key != "image"]
+    ways = np.sign(gaps.groupby([here[key][rows] for key in search]).sum() if search else gaps)
+    return not ways.any() or binomtest(int((ways < 0).sum()), int((ways != 0).sum())).pvalue >= 0.05
 
 
 def _lost(here: pd.DataFrame, there: pd.DataFrame) -> np.ndarray:
