@@ -6,7 +6,7 @@ import torch
 from reprolib import data, models
 from reprolib.attacks import LearningToInvert, lti
 from reprolib.defenses import GaussianNoise, SignCompression
-from reprolib.federated.client import share
+from reprolib.federated.client import LocalTraining, share
 from reprolib.federated.threat import ThreatModel
 from reprolib.measure.metrics import mse
 
@@ -56,6 +56,16 @@ def test_a_pair_is_defended_anew_whenever_it_is_made(digits, model):
     (first,), (again,) = (list(inverter._minibatches(torch.tensor([7]))) for _ in range(2))
     assert torch.equal(first[1], again[1])
     assert (first[0] - again[0]).std() == pytest.approx(0.1 * 2**0.5, rel=0.1)
+
+
+def test_it_learns_from_weight_differences_where_clients_share_those(digits, model):
+    auxiliary, victims = digits
+    batch = victims.batches(1, 1, seed=0)
+    shared = [share(model, *batch, local=local) for local in (None, LocalTraining(1, 1, 0.5))]
+    gradient, difference = (
+        next(lti._Inverter(attack(auxiliary), model, update, 0)._minibatches(torch.tensor([7]))) for update in shared
+    )
+    torch.testing.assert_close(difference[0], -0.5 * gradient[0])
 
 
 def test_batches_are_matched_before_the_loss(digits, model):
