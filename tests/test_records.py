@@ -1149,8 +1149,13 @@ def test_on_another_machine_outcomes_are_compared_and_digits_are_not():
     elsewhere = lost.assign(mse=[1e9, 1e-7, 0.2], objective=[5.5, 1e-9, 7.0], label=[8, 4, 5])
     assert comparison.differences(lost, elsewhere, exact=False) == [], "chaos decides where a search ends that got lost"
     assert len(comparison.differences(lost, elsewhere)) == 3
-    for change in ({"label": [8, 4, 6]}, {"mse": [1e-3, 1e-7, 0.2]}, {"identified": [True, True, False]}):
+    for change in ({"label": [8, 4, 6]}, {"mse": [1e-3, 1e-7, 0.2]}, {"identified": [False] * 3}):
         assert comparison.differences(lost, elsewhere.assign(**change), exact=False) != [], change
+    many = pd.DataFrame({"trial": range(8), "mse": 0.2, "objective": 5.0, "identified": [False] * 6 + [True] * 2})
+    astray = many.assign(objective=[5.0 + 0.01 * k for k in range(1, 9)])
+    for identified, lines in (([True] * 2 + [False] * 6, 0), ([True] * 8, 1)):
+        found = comparison.differences({"s": many}, {"s": astray.assign(identified=identified)}, False)
+        assert len(found) == lines, "of lost searches some may name another image, but not all of them a better one"
     pixels = {"shown": torch.rand(2, 1, 4, 4), "index": torch.tensor([1])}
     assert comparison.differences(pixels, {"shown": torch.rand(2, 1, 4, 4), "index": torch.tensor([1])}, False) == []
     assert comparison.differences(pixels, pixels | {"index": torch.tensor([2])}, False) != []

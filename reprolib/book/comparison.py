@@ -85,9 +85,9 @@ def differences(recorded: Any, fresh: Any, exact: bool = True, trials: Sequence[
     be equal, truths, texts and whole numbers other than COSTS, and of fractions the size, because a search is chaotic
     in its last digits: a factor of two, and below one a factor of two in decibels, or ROUNDED, or BEYOND. Tensors
     of fractions are not compared there, nor whether one of EXACT_HITS is infinite; and of a search that ended away from
-    its image both times (LOST), at other objectives or errors, only whether the image was identified: chaos alone says
-    where it ended. Searches that were stopped both times before they converged are compared together: they may not all
-    have ended better, or all worse (a sign test over searches, 5 %).
+    its image both times (LOST), at other objectives or errors, only whether its images were identified: chaos alone
+    says where it ended. That, and all of searches that were stopped both times before they converged, is compared
+    together: not all may have ended better, or all worse (a sign test over searches, 5 %).
     trials: those that ran again, where these are not all (`by_trial`): then the tables are compared in their rows, and
     nothing else.
     """
@@ -262,7 +262,8 @@ def _compared_tables(old: pd.DataFrame, new: pd.DataFrame, name: str, exact: boo
 
 def _unequal(here: pd.DataFrame, there: pd.DataFrame, exact: bool) -> dict[Any, np.ndarray]:
     """Which rows differ, a column at a time, in the columns that both tables have."""
-    lost, found = np.zeros(len(here), dtype=bool) if exact else _lost(here, there), {}
+    lost, stopped = (np.zeros(len(here), dtype=bool) if exact else of(here, there) for of in (_lost, _stopped))
+    found = {}
     theirs = {str(column) for column in there}
     for column in [column for column in here if str(column) in theirs and column not in TIMES]:
         a, b = here[column], there[str(column)]
@@ -271,8 +272,9 @@ def _unequal(here: pd.DataFrame, there: pd.DataFrame, exact: bool) -> dict[Any, 
             equal |= (np.abs(a - b) <= AROUND_ZERO[str(column)]).to_numpy()
         if not exact and column in EXACT_HITS:
             equal |= np.isinf(a.to_numpy()) ^ np.isinf(b.to_numpy())
-        if not exact and _either_way(here, there, str(column)):
-            equal |= _stopped(here, there)
+        chaotic = stopped | lost if column == "identified" else stopped
+        if _either_way(here, there, str(column), chaotic):
+            equal |= chaotic
         found[column] = ~equal if column == "identified" else ~equal & ~lost
     return found
 
@@ -284,9 +286,9 @@ def _stopped(here: pd.DataFrame, there: pd.DataFrame) -> np.ndarray:
     return ~(here.converged.to_numpy(bool) | there.converged.to_numpy(bool))
 
 
-def _either_way(here: pd.DataFrame, there: pd.DataFrame, column: str) -> bool:
-    """Whether the searches that were stopped differ in a column, but not all in one direction (a sign test, 5 %)."""
-    kinds, rows = {table[column].dtype.kind for table in (here, there)}, _stopped(here, there)
+def _either_way(here: pd.DataFrame, there: pd.DataFrame, column: str, rows: np.ndarray) -> bool:
+    """Whether the searches of these rows do not all differ in one direction in a column (a sign test, 5 %)."""
+    kinds = {table[column].dtype.kind for table in (here, there)}
     if not kinds <= {*"bif"} or not rows.any() or column in KEYS:
         return False
     gaps = (here[column].astype(float) - there[column].astype(float))[rows]
