@@ -635,6 +635,18 @@ def test_the_likeliest_images_are_those_in_the_rows_and_the_batch_says_how_many(
     assert (away.amin(0) < 0.9 * mean).all()
 
 
+def test_a_row_is_as_likely_as_the_normal_law_of_its_bin_says():
+    torch.manual_seed(0)
+    images, places = smooth(400, seed=1)
+    law, noise = likely._Law.of(images @ torch.randn(48, 5), places[:, 3], 100, 8), 0.3
+    seen = torch.randn(6, 5)
+    spread = law.basis @ torch.diag(law.variances) @ law.basis.T + noise**2 * torch.eye(5)
+    full = torch.distributions.MultivariateNormal(law.mean, spread)
+    empty = torch.distributions.MultivariateNormal(torch.zeros(5), noise**2 * torch.eye(5)).log_prob(seen)
+    either = torch.stack([full.log_prob(seen), full.log_prob(-seen)]).logsumexp(0)
+    torch.testing.assert_close(law.read(seen, noise)[0], either - empty, rtol=1e-3, atol=1e-3)
+
+
 def test_it_guesses_from_rows_of_noise_alone():
     images, places = smooth(1200, seed=1)
     found = likely.most_likely(rows_of(images[:0], 1.0), 1.0, images, places, count=5)
