@@ -147,12 +147,12 @@ def test_defenses_that_protect_from_other_attacks_are_named_once_each():
         cells = {who: matrix.Cell(who, Found(0.1, 0, 0.2), zone, None) for who in matrix.WHO}
         return matrix.Row(matrix.Level(defense="Noise", level=level), cells, None, None, None)
 
-    others = {"a search": [row("std 1", "protects"), row("std 2", "broken")], "a server": [row("std 1", "protects")]}
+    others = [[row("std 1", "protects"), row("std 2", "broken")], [row("std 1", "protects")]]
     told = matrix.sentence("DLG", [row("std 0.1", "broken")], others)
     assert told == (
         "Against DLG: of 1 defended setting 1 is broken by an attacker who knows them (0 of these stop one "
         "who does not), 0 lie between, and 0 protect. "
-        "Against other attacks these protect: Noise (std 1) against a search and a server."
+        "Against other attacks some settings of Noise protect."
     )
 
 

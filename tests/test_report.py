@@ -853,7 +853,8 @@ def test_the_index_shows_each_paper_with_its_finding_and_what_was_contradicted(r
     add_run(root, "dlg", "gpu", "reference", right=10)
     glance = page(root, "glance")
     assert glance.startswith("Of the ") and "1 not reproduced" in glance and "that are not decided: " in glance
-    assert "Bars:" in glance and '<span class="bar key" aria-hidden="true">' in glance
+    assert "Bars:" in glance and "* measured, not decided." in glance
+    assert '<span class="bar key" aria-hidden="true">' in glance
     assert "&lt;7.81\N{NO-BREAK SPACE}%&gt; of the labels." in glance
     assert 'Contradicted: <a href="scoreboard.html#dlg-label-accuracy">the label of one sample &amp; its' in glance
     assert '<span class="not-reproduced" style="flex:1" title="1 not reproduced"></span>' in glance

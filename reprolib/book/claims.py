@@ -64,6 +64,9 @@ from reprolib.measure.intervals import Interval
 
 _PLACES = re.compile(r"\{([^{}]*)\}")
 
+OPEN_NUMBER = "* measured, not decided."
+"""What a finding's end says of the numbers in it that are marked so."""
+
 
 class Claim(Strict):
     """One statement or number of a paper (or of this book), with the criterion it is judged by."""
@@ -258,7 +261,7 @@ class Paper(Strict):
             return place[0] + ("*" if place[1] in still_open else "")
 
         text = re.sub(_PLACES.pattern + r"(?! \(not decided\))", marked, self.finding)
-        return self.filled(text, measured) + (" * measured, not decided." if text != self.finding else "")
+        return self.filled(text, measured) + (f" {OPEN_NUMBER}" if text != self.finding else "")
 
     def filled(self, text: str, measured: Mapping[str, Interval | float]) -> str:
         """A text with what was measured in the places of its {measures}: "61 % [50, 71]"; a dash where it was not.

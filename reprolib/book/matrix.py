@@ -6,7 +6,7 @@ never laid on one scale: a cell says in a word what its interval says, and only 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -242,10 +242,10 @@ def table(attack_rows: list[Row]) -> pd.DataFrame:
     return every[every[list(WHO)].notna().any(axis=1)].sort_values(["adaptive", "static"], ascending=False)
 
 
-def sentence(against: str, attack_rows: list[Row], others: Mapping[str, list[Row]] | None = None) -> str:
+def sentence(against: str, attack_rows: list[Row], others: Sequence[list[Row]] = ()) -> str:
     """What the rows show, with its numbers, against an attack that is named first.
 
-    others: name of an attack -> its rows; the defenses that protect from it are named.
+    others: the rows of other attacks; the defenses that protect from one are named.
     """
     met = [row for row in attack_rows if row.cells["adaptive"].found]
     by_zone = {word: [row for row in met if row.cells["adaptive"].zone == word] for word in ZONES}
@@ -258,14 +258,9 @@ def sentence(against: str, attack_rows: list[Row], others: Mapping[str, list[Row
     ]
     told += [_protects(row) for row in by_zone["protects"]]
     found = f"{told[0]}{': ' if told[1:] else ''}{'; '.join(told[1:])}."
-    elsewhere: dict[str, list[str]] = {}
-    for name, rows_of_it in (others or {}).items():
-        for row in rows_of_it:
-            if row.cells["adaptive"].zone == "protects":
-                elsewhere.setdefault(f"{row.level.defense} ({row.level.level})", []).append(name)
+    elsewhere = [row.level.defense for of in others for row in of if row.cells["adaptive"].zone == "protects"]
     if elsewhere:
-        holding = "; ".join(f"{defense} against {' and '.join(names)}" for defense, names in elsewhere.items())
-        found += f" Against other attacks these protect: {holding}."
+        found += f" Against other attacks some settings of {', '.join(dict.fromkeys(elsewhere))} protect."
     return found
 
 

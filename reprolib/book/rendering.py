@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from reprolib.book import audit, matrix
+from reprolib.book.claims import OPEN_NUMBER
 from reprolib.book.criteria import ends_words, number_words
 from reprolib.book.judged import Counts, Paper
 from reprolib.book.verdicts import REASONS, SYMBOLS, UNDECIDED, counted
@@ -113,6 +114,7 @@ TEMPLATES.globals |= {
     "WHO": matrix.WHO,
     "ZONES": matrix.ZONES,
     "OPEN": matrix.OPEN,
+    "OPEN_NUMBER": OPEN_NUMBER,
     "number_words": number_words,
     "ends_words": ends_words,
     "WHOSE": WHOSE,

@@ -194,7 +194,7 @@ def dumbbells(root: Path, attacks: list[Met]) -> Drawn | None:
                 pictures = _pair(root, met.attack.pair)
                 chart = figures.dumbbells(table, matrix.BROKEN, matrix.PROTECTED, pictures, met.against)
                 drawn = figures.png(chart)
-            others = {other.against: other.rows for other in attacks if other is not met}
+            others = [other.rows for other in attacks if other is not met]
             sentence = matrix.sentence(met.against, met.rows, others)
             run = "older run" if met.older else "reference run"
             return Drawn(drawn, sentence, met.against, f"{run}, {met.paper.reference.made}")
