@@ -1373,11 +1373,12 @@ def test_a_few_searches_may_end_elsewhere_on_another_machine_but_not_many_and_no
     sample = {"scores": new["scores"].iloc[:6]}
     assert comparison.ended_elsewhere(old, sample, [*range(6)]) == "1 of 6 searches ended elsewhere"
     assert comparison.ended_elsewhere(old, {"scores": new["scores"].iloc[:3]}, [0, 1, 2]) == "", "one of three"
-    way = pd.DataFrame({"trial": np.repeat(range(8), 5), "outer": [*range(5)] * 8, "image": 1.0})
-    turned = way.assign(image=np.where((way.trial == 3) & (way.outer > 2), 50.0, 1.0))
-    assert comparison.ended_elsewhere({"layers": way}, {"layers": turned}) == "1 of 8 searches ended elsewhere"
-    turned.loc[turned.trial == 4, "image"] = 50.0
-    assert comparison.ended_elsewhere({"layers": way}, {"layers": turned}) == ""
+    for step in comparison.WAYS:
+        way = pd.DataFrame({"trial": np.repeat(range(8), 5), step: [*range(5)] * 8, "error": 1.0, "spent": 3})
+        turned = way.assign(error=np.where((way.trial == 3) & (way[step] > 2), 50.0, 1.0), spent=4)
+        assert comparison.ended_elsewhere({"layers": way}, {"layers": turned}) == "1 of 8 searches ended elsewhere"
+        turned.loc[turned.trial == 4, "error"] = 50.0
+        assert comparison.ended_elsewhere({"layers": way}, {"layers": turned}) == ""
     old, new = searches(2)
     assert comparison.ended_elsewhere(old | {"law": "gaussian"}, new | {"law": "laplace"}) == "", (
         "something else differs"

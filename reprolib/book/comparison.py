@@ -27,7 +27,10 @@ KEYS = (
 TIMES = ("seconds", "cpu")
 """Seconds of a clock and of a processor: columns and entries that no two runs share."""
 
-COSTS = ("evaluations", "tried", "starts", "rank", "candidate")
+WAYS = ("outer", "iteration")
+"""Columns of a table that follows searches: a row for each of their steps."""
+
+COSTS = ("evaluations", "spent", "tried", "starts", "rank", "candidate")
 """Whole numbers that depend on the last digits of a search, as which of its pictures is which image."""
 
 EXACT_HITS = ("psnr_dim0",)
@@ -102,7 +105,7 @@ def ended_elsewhere(recorded: Any, fresh: Any, trials: Sequence[int] | None = No
     """In words, how many searches went elsewhere, where that is all in which a part differs from its record.
 
     trials: those that ran again, where these are not all. For two kinds of machine, and tables of searches: with an
-    error "mse" of each, or of their ways with a row for each "outer" step. At most one in ELSEWHERE of a table's
+    error "mse" of each, or of their ways with a row for each step (WAYS). At most one in ELSEWHERE of a table's
     searches, or one of at least five; and from six of them on not all for the worse or all for the better (a sign test
     of their errors, 5 %): what is wrong in the code shows in more of them, or in one direction. "" where a part differs
     in more.
@@ -112,7 +115,7 @@ def ended_elsewhere(recorded: Any, fresh: Any, trials: Sequence[int] | None = No
     old, new = _ran(recorded, fresh, trials)
     kept_old, kept_new, found, searches = dict(old), dict(new), 0, 0
     for name, table in _tables(old).items():
-        if name not in _tables(new) or not {"mse", "outer"} & {*table}:
+        if name not in _tables(new) or not {"mse", *WAYS} & {*table}:
             continue
         keys, left, right, more, fewer = _paired(table, new[name])
         if more or fewer:
@@ -149,7 +152,7 @@ def fell_otherwise(recorded: Any, fresh: Any, trials: Sequence[int] | None = Non
     old, new = _ran(recorded, fresh, trials)
     kept_old, kept_new, found, images = dict(old), dict(new), 0, 0
     for name, table in _tables(old).items():
-        if name not in _tables(new) or {"mse", "outer"} & {*table}:
+        if name not in _tables(new) or {"mse", *WAYS} & {*table}:
             continue
         keys, left, right, more, fewer = _paired(table, new[name])
         if more or fewer:
