@@ -442,7 +442,10 @@ def test_the_least_number_of_clean_trials(bound, each, n):
 
 def test_the_least_number_of_clusters_for_a_mean():
     assert intervals.clusters_needed(1.0, 0.5) == 18
-    assert stats.t.ppf(0.975, 17) / 18**0.5 <= 0.5 < stats.t.ppf(0.975, 16) / 17**0.5
+    for sd in (0.1, 0.3, 1.0, 1.5, 2.0, 7.0):
+        g = intervals.clusters_needed(sd, 1.0)
+        margins = [stats.t.ppf(0.975, n - 1) * sd / n**0.5 for n in (g, g - 1) if n > 1]
+        assert margins[0] <= 1.0 and all(margin > 1.0 for margin in margins[1:]), sd
 
 
 # --- bad input

@@ -35,6 +35,13 @@ def test_a_bad_candidate_does_not_push_exact_ones_away():
     assert order.tolist() == [[0, 1, 2]]
 
 
+def test_candidates_are_paired_as_they_are_shown():
+    white, grey = (torch.full((1, 1, 1, 16, 16), level) for level in (1.0, 0.9))
+    beyond = 3 * white  # shown, it is white to the last pixel
+    assert pairing.pair(torch.cat([grey, beyond], 1), torch.cat([white, grey], 1)).tolist() == [[1, 0]]
+    assert pairing.pair(torch.cat([grey - 0.05, beyond], 1), white).tolist() == [[1]]
+
+
 def test_a_candidate_that_holds_nothing_is_given_to_no_image(images):
     lost = torch.zeros(3, 4, dtype=torch.bool)
     lost[1, 2] = lost[2] = True
