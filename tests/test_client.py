@@ -527,9 +527,6 @@ def test_second_derivatives_in_train_mode_agree_with_finite_differences(trials):
     torch.testing.assert_close((up - down) / 2e-6, slope, rtol=1e-5, atol=1e-7)
 
 
-# The mend is a line in trials_that_fit (`pack` gives nothing back). It changes the code behind every record, and lands
-# with `reprolib verify` of them all, an hour and a half of two cores.
-@pytest.mark.xfail(strict=True, reason="trials_that_fit keeps the graph that it measures")
 def test_nothing_of_a_call_stays_behind():
     # a graph that holds itself is beyond the garbage collector: thousands of calls would fill the memory
     model = models.build("lenet", 10, (3, 32, 32), seed=0)

@@ -101,6 +101,13 @@ class ImageSet:
             raise ValueError(f"count={count}: {self.name!r} ({self.split}) holds {len(self)} images here")
         return self.subset(permuted(len(self), seed)[count:])
 
+    def nearest(self, images: Tensor) -> Tensor:
+        """The set's image nearest to each of `images` [N, C, H, W], by squared error: [N, C, H, W].
+
+        An oracle's guess, which takes the truth to choose: what the best real image would be worth without an attack.
+        """
+        return self.images[torch.cdist(images.flatten(1).float(), self.images.flatten(1)).argmin(1)]
+
     def subset(self, where: slice | Tensor) -> ImageSet:
         """The images at these places, in their order, under the same name. Raises ValueError where there is none."""
         return replace(self, images=self.images[where], labels=self.labels[where])

@@ -207,12 +207,10 @@ def guesses(images: ImageSet, auxiliary: ImageSet, count: int, seed: int) -> pd.
     (among all of `images`).
     """
     truth = images.batches(1, count, seed=seed)[0].flatten(0, 1)
-    known = auxiliary.images
-    nearest = torch.cdist(truth.flatten(1), known.flatten(1)).argmin(1)
     made = {
         "constant grey": torch.full_like(truth, 0.5),
-        "mean image": known.mean(0, keepdim=True).expand_as(truth),
-        "nearest image of the attacker's own (oracle)": known[nearest],
+        "mean image": auxiliary.mean_image.expand_as(truth),
+        "nearest image of the attacker's own (oracle)": auxiliary.nearest(truth),
         "truth: its mean colour": truth.mean((2, 3), keepdim=True).expand_as(truth),
         "truth: means of 4 x 4 pixels": F.interpolate(F.avg_pool2d(truth, 4), scale_factor=4.0),
         "truth: shifted by a pixel": F.pad(truth, (1, 0, 0, 0), mode="replicate")[..., :-1],

@@ -39,12 +39,11 @@ def recognised(
         update = client.share(victim, x.to(device), y.to(device), threat=known, defense=defense, seed=[(seed, trial)])
         found, truth = attack(victim, update), x[0]
         shown = found.images[0].cpu()
-        near = torch.cdist(truth.flatten(1), public.images.flatten(1)).argmin(1)
         guesses = {
             "psnr": shown,
             "grey": torch.full_like(truth, 0.5),
             "mean image": public.mean_image.expand_as(truth),
-            "nearest public image": public.images[near],
+            "nearest public image": public.nearest(truth),
         }
         identified = (metrics.identify(shown, truth, pool)[0] == 1).numpy()
         row = {"trial": trial, "identified": identified, "lost": found.lost[0].cpu().numpy()}  # type: ignore[index]

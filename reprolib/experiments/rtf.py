@@ -185,11 +185,10 @@ def guessed(holdings: Holdings, among: int) -> pd.DataFrame:
     own, rows = holdings.servers_own, []
     for trial, images in enumerate(holdings.batches()[0]):
         pool = holdings.candidates(trial // holdings.each, among)
-        nearest = torch.cdist(images.flatten(1).float(), own.images.flatten(1)).argmin(1)
         guesses = {
             "grey": torch.full_like(images, 0.5),
             "mean": own.mean_image.to(images).expand_as(images),
-            "nearest": own.images[nearest].to(images),
+            "nearest": own.nearest(images).to(images),
         }
         told = {name: _identified(guess[None], images[None], pool).mean() for name, guess in guesses.items()}
         rows.append({"network": trial // holdings.each, "trial": trial, "images": len(images)} | told)

@@ -364,12 +364,11 @@ def trials_that_fit(victim: nn.Module, images: Tensor) -> int:
     """Trials that fit the memory budget together, from what one trial's forward pass keeps for its backward pass."""
     kept = 0
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> None:  # a tensor given back here would hold the graph that holds it, for ever
         nonlocal kept
         kept += tensor.nbytes
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda _: None):  # type: ignore[return-value]  # never unpacked
         functional_call(victim, models.no_noise(victim, len(images)), (images,))
     # the backward pass holds about as much again, and a trial's own weights and gradients beside it
     trial = 2 * kept + 3 * sum(parameter.nbytes for parameter in victim.parameters())
