@@ -22,6 +22,9 @@ ifdef DATA
 export REPROLIB_DATA := $(value DATA)
 endif
 
+# What is imported is compiled once and kept, whatever the shell says: hundreds of processes import it.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: book test serve lab report clean
 
 book: .venv/.done
@@ -29,10 +32,10 @@ book: .venv/.done
 
 # Types are checked with the newest dependencies alone: older ones are annotated otherwise.
 # A process a core, up to four, each with one thread: the tests' tensors are small, and two threads on a busy machine can
-# be many times slower than one. Compiled modules are kept, whatever the shell says: hundreds of processes import them.
+# be many times slower than one.
 test: .venv/.done
 	.venv/bin/ruff check .
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses logical --maxprocesses 4 --dist worksteal \
+	OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses logical --maxprocesses 4 --dist worksteal \
 		$(if $(filter constraints.txt,$(CONSTRAINTS)),,--ignore tests/test_types.py) $(TESTS)
 
 serve: .venv/.done
@@ -56,5 +59,4 @@ clean:
 	@test -f $@ || "$(PYTHON)" -m venv --clear .venv
 	@rm -f $@
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c $(CONSTRAINTS) -e '.[dev]'
-	@.venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true  # on all cores; a file for another Python fails
 	@touch $@
