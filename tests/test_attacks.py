@@ -1,6 +1,7 @@
 """DLG and iDLG: identities of the objective, equality with torch's optimiser, independence of the trials, messages."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from reprolib import attacks, defenses, models
-from reprolib.attacks import priors
+from reprolib.attacks import dlg, priors
 from reprolib.attacks.matching import Matching, distance, dummy_gradients, per_parameter
 from reprolib.federated import client
 from reprolib.federated.client import LocalTraining
@@ -517,3 +518,16 @@ def test_build_makes_what_it_is_told_and_lists_what_it_knows():
         attacks.build("IDLG", "best")
     with pytest.raises(ValueError, match=r"unknown settings \['steps'\] of DLG: known settings are iterations, "):
         attacks.build("DLG", "official", steps=3)
+
+
+def test_a_restarted_trial_shows_how_its_first_start_ended():
+    ended = dlg._Ended.none(torch.zeros(2, 3))
+    for start, value in ((0, 1.0), (1, 0.5)):
+        x, each = torch.full((2, 3), value), torch.full((2,), value)
+        minimum = SimpleNamespace(
+            last=x, best=x, objective=each, best_objective=each, evaluations=torch.tensor([9 + start] * 2),
+            diverged=torch.zeros(2, dtype=torch.bool),
+        )  # fmt: skip
+        ended.settle(torch.tensor([True, True]), minimum, torch.tensor([start, start]), "last")
+    assert (ended.first_end[0] == 1.0).all() and ended.first_end[2].tolist() == [9, 9]
+    assert (ended.x == 0.5).all(), "what is kept is the lower end"

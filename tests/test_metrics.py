@@ -162,6 +162,11 @@ def test_a_tie_identifies_nothing():
     grey, pool = torch.full((1, 1, 8, 8), 0.5), torch.zeros(3, 1, 8, 8)
     ranks, _ = metrics.identify(grey, torch.ones(1, 1, 8, 8), pool)
     assert ranks.item() == 4
+    own = torch.rand(3, 1, 8, 8), torch.zeros(3, dtype=torch.int64)
+    gallery = data.ImageSet("own", "train", *own, ("a", "b"), "tests", "own")
+    same = lambda images: torch.ones(len(images), 2)  # noqa: E731
+    hits, _ = metrics.identify_in_class(grey, torch.ones(1, 1, 8, 8), torch.tensor([0]), gallery, same)
+    assert not hits.any()
 
 
 def test_a_candidate_counts_in_its_nearest_form():
